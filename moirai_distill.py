@@ -1,0 +1,1667 @@
+#!/usr/bin/env python3
+"""Distil MOIRAI, a large frozen time-series forecaster, into a small fast patch Transformer for your own CSVs.
+
+    python moirai_distill.py --demo                              # everything once, offline, minutes on a laptop
+    python moirai_distill.py --data_dir FOLDER --alpha 0.5       # train; `train` itself may be left out
+    python moirai_distill.py label --data_dir FOLDER             # only make the teacher's labels, train later
+    python moirai_distill.py label --list                        # what the label cache holds
+
+The teacher is frozen and the windows are fixed, so its forecast is a function of the window: every training window is
+labelled once, into a cache on disk, and no epoch, alpha, seed or student size after that costs teacher time.
+
+Parts stand above, programs below; a name is used only below the section that defines it:
+
+    1 command line        every flag with its default, and every check of the arguments
+    2 data                CSV -> regular series -> split -> windows
+    3 files               atomic writes, safe reads, the hub, a clean stop
+    4 student             PatchStudent: raw context (B, L) -> raw forecast (B, H)
+    5 teacher             a frozen MOIRAI, and the cache of its labels
+    6 loss and metrics    the blend, naive forecasts, one ruler for every forecaster
+    7 training            the loop
+    8 commands            train, label, demo: the only functions that see `args`
+    9 entry               main
+
+Shapes: B batch, L context length, H horizon (prediction length), N patches, P patch size, D width of the model,
+T rows of a series, W windows.
+"""
+
+import argparse
+import contextlib
+import difflib
+import hashlib
+import itertools
+import json
+import locale
+import math
+import os
+import platform
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, errors, hf_hub_download, try_to_load_from_cache
+from torch import nn
+from tqdm import tqdm
+
+# ======================================================================================================================
+# 1  Command line: one line per knob, the only place where a default stands
+# ======================================================================================================================
+
+COMMANDS = ("train", "label")
+
+DEMO = {  # what --demo changes among the defaults below; a flag given beside --demo still wins
+    "data_dir": "checkpoints/demo/data",
+    "teacher_model": str(Path(__file__).resolve().parent / "checkpoints" / "demo_teacher"),
+    "label_cache": "checkpoints/demo/labels",
+    "save_dir": "checkpoints/demo/run",
+    "max_windows": 100,
+    "num_epochs": 8,
+    "learning_rate": 1e-3,
+}
+
+
+class UserError(Exception):
+    """A problem that the user can mend: what, where, what to do. Shown without a traceback, exit code 2."""
+
+
+class Wrong(str):
+    """What is wrong with an argument. A type returns it instead of raising, so that all problems are told at once."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises a UserError where argparse would print its usage and exit."""
+
+    def error(self, message):
+        raise UserError(f"{message} (python moirai_distill.py --help lists the flags)")
+
+
+def number(kind, low=-math.inf, high=math.inf, above=-math.inf, words=()):
+    """Type of a number of `kind` in [low, high] and greater than `above`, or of one of `words`."""
+    limits = [f"at least {low}"] * (low > -math.inf) + [f"greater than {above}"] * (above > -math.inf)
+    what = " and ".join(limits + [f"at most {high}"] * (high < math.inf))
+    what = f"{'a whole number' if kind is int else 'a number'} {what}".strip()
+
+    def parse(text):
+        try:
+            value = text if text in words else kind(text)
+        except ValueError:
+            value = math.nan
+        good = text in words or math.isfinite(value) and low <= value <= high and value > above
+        return value if good else Wrong(f"{text!r} is not {' or '.join([*words, what])}")
+
+    return parse
+
+
+def one_of(*names):
+    """Type of one of `names`."""
+    return lambda text: text if text in names else Wrong(f"{text!r} is not one of {', '.join(names)}")
+
+
+def ratio(text):
+    """Type of `train:validation:test`, three numbers greater than 0."""
+    parts = tuple(map(number(float, above=0), text.split(":")))
+    good = len(parts) == 3 and not any(isinstance(part, Wrong) for part in parts)
+    return parts if good else Wrong(f"{text!r} is not three numbers greater than 0, such as 8:1:1")
+
+
+def device_name(text):
+    """Type of a device that is there: auto, cpu, mps, cuda or cuda:INDEX."""
+    kind, _, index = text.partition(":")
+    if text not in ("auto", "cpu", "mps") and (kind != "cuda" or index and not index.isdigit()):
+        return Wrong(f"{text!r} is not auto, cpu, cuda, cuda:1 or mps")
+    gpus = torch.cuda.device_count()
+    there = torch.backends.mps.is_available() if kind == "mps" else kind != "cuda" or int(index or 0) < gpus
+    return text if there else Wrong(f"{text!r} is not here (PyTorch finds {gpus} CUDA GPUs); use --device cpu")
+
+
+def system_language():
+    """`zh` where the locale is Chinese, else `en`."""
+    names = [*map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG")), locale.getlocale()[0]]
+    return "zh" if next(filter(None, names), "").lower().startswith(("zh", "chinese")) else "en"
+
+
+def add_shared_flags(parser):
+    """The flags that train and label have in common: data, teacher, machine."""
+    add, auto = parser.add_argument_group("data").add_argument, ("auto",)
+    add("--data_dir", default="data/datasets/Pretrain_Data", help="folder of CSVs, searched recursively, or one CSV")
+    add("--max_files", type=number(int, 0), default=100, help="use at most this many files, the first by name; 0 = all")
+    add("--columns", nargs="+", default=["first"], help="`first` numeric column of each file, `all`, or column names")
+    add("--context_length", type=number(int, 2), default=720, help="points that the student sees, L")
+    add("--prediction_length", type=number(int, 1), default=96, help="points that it forecasts, H")
+    add("--split_by", type=one_of("auto", "files", "time"), default="auto", help="auto = files from 10 usable files on")
+    add("--split_ratio", type=ratio, default="8:1:1", help="train:validation:test")
+    add("--split_seed", type=number(int, 0), default=0, help="shuffle of the files before they are split")
+    add("--max_gap", type=number(int, 0), default=16, help="longest run of missing values that is filled linearly")
+    add(
+        "--season", type=number(int, 1, words=auto), default="auto", help="period of seasonal-naive; auto = by the step"
+    )
+    add("--stride", type=number(int, 1), default=1, help="step between training windows")
+    add("--max_windows", type=number(int, 0), default=1000, help="training windows per series, spread evenly; 0 = all")
+    add = parser.add_argument_group("teacher").add_argument
+    add("--teacher_model", default="Salesforce/moirai-1.1-R-base", help="hub id or local folder of a MOIRAI")
+    add("--teacher_revision", default=None, help="branch, tag or commit of the hub id")
+    add("--teacher_patch_size", type=number(int, 1, words=auto), default="auto", help="auto = best on sampled windows")
+    add(
+        "--teacher_point",
+        type=one_of("median", "mean"),
+        default="median",
+        help="of samples; mean is exact, less robust",
+    )
+    add("--num_samples", type=number(int, 1), default=100, help="samples under the median")
+    add("--teacher_batch_size", type=number(int, 1), default=256, help="windows per teacher call")
+    add("--teacher_precision", type=one_of("32", "bf16"), default="32", help="bf16 saves time on a GPU")
+    add("--label_cache", default="~/.cache/moirai_distill", help="folder of the label files; may be shared and carried")
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", type=device_name, default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, mps")
+    add("--devices", type=number(int, 1), default=1, help="processes, one GPU each (or CPU processes)")
+    add("--num_nodes", type=number(int, 1), default=1, help="machines that run this command together")
+    add("--lang", type=one_of("en", "zh"), default=system_language(), help="language of results; from the locale")
+
+
+def add_train_flags(parser):
+    """The flags of train alone: student, optimisation, run."""
+    add = parser.add_argument_group("student").add_argument
+    add("--d_model", type=number(int, 1), default=128, help="width D")
+    add("--num_layers", type=number(int, 1), default=4, help="Transformer layers")
+    add("--num_heads", type=number(int, 1), default=8, help="attention heads; must divide d_model")
+    add("--patch_size", type=number(int, 1), default=16, help="points per token")
+    add("--dropout", type=number(float, 0, 0.99), default=0.1, help="on the residual branches; more for few series")
+    add = parser.add_argument_group("training").add_argument
+    add("--alpha", type=number(float, 0, 1), default=0.5, help="1 = teacher's labels only, 0 = truth only (no teacher)")
+    add("--batch_size", type=number(int, 1), default=32, help="windows per step, over all devices together")
+    add("--num_epochs", type=number(int, 1), default=10, help="passes over the training windows")
+    add("--learning_rate", type=number(float, above=0), default=1e-4, help="of AdamW; halved when validation stalls")
+    add("--weight_decay", type=number(float, 0), default=1e-5, help="of AdamW")
+    add("--max_grad_norm", type=number(float, above=0), default=1.0, help="gradients are clipped to this norm")
+    add("--patience", type=number(int, 0), default=0, help="stop after this many epochs without a new best; 0 = never")
+    add("--precision", type=one_of("32-true", "bf16-mixed"), default="32-true", help="bf16-mixed is faster on new GPUs")
+    add("--seed", type=number(int, 0), default=0, help="of weights, window order and dropout; never of split or labels")
+    add = parser.add_argument_group("run").add_argument
+    add("--save_dir", default="./checkpoints/moirai_distill", help="checkpoints, metrics and pictures go here")
+    add("--resume", action="store_true", help="go on from save_dir/last.pt, with the same flags")
+    add("--demo", action="store_true", help="write small synthetic CSVs, distil the demo teacher, compare; offline")
+
+
+def build_parser(demo):
+    """The parser of all commands; with `demo`, train has the demo's defaults."""
+    parser = Parser(prog="moirai_distill.py", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    style = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
+    other = "The other command: label (python moirai_distill.py label --help)."
+    train = commands.add_parser("train", help="label, train, test (the default command)", epilog=other, **style)
+    label = commands.add_parser("label", help="only label the training windows, into the cache", **style)
+    label.add_argument("--list", action="store_true", help="list the label files in the cache instead")
+    add_shared_flags(train)
+    add_shared_flags(label)
+    add_train_flags(train)
+    train.set_defaults(**(DEMO if demo else {}))
+    return parser
+
+
+def unwritable(folder):
+    """Why `folder` cannot be written to or made; empty if it can."""
+    path = Path(folder).expanduser().absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return "" if path.is_dir() and os.access(path, os.W_OK | os.X_OK) else f"{path} is not a folder to write to"
+
+
+def contradictions(args):
+    """Problems (list of str) of arguments that are right one by one."""
+    if args.command == "label" and args.list:
+        return []
+    training, gpus, teacher = args.command == "train", torch.cuda.device_count(), args.teacher_model
+    local = teacher.startswith((".", "/", "~")) or teacher.count("/") > 1
+    cpu = args.device == "cpu" or args.device == "auto" and not gpus
+    tests = [
+        (training and args.demo or Path(args.data_dir).expanduser().exists(), f"--data_dir {args.data_dir}: not there"),
+        (not local or Path(teacher).expanduser().is_dir(), f"--teacher_model {teacher}: there is no such folder"),
+        (not unwritable(args.label_cache), f"--label_cache {args.label_cache}: {unwritable(args.label_cache)}"),
+        (not cpu or args.teacher_precision == "32", "--teacher_precision bf16: needs a GPU; use 32"),
+        (args.devices == 1 or ":" not in args.device, f"--devices {args.devices}: not with --device {args.device}"),
+        (cpu or args.devices <= max(1, gpus), f"--devices {args.devices}: PyTorch finds {gpus} GPUs"),
+    ]
+    if training:
+        last, heads, patch = Path(args.save_dir, "last.pt"), args.num_heads, args.patch_size
+        tests += [
+            (not unwritable(args.save_dir), f"--save_dir {args.save_dir}: {unwritable(args.save_dir)}"),
+            (args.d_model % heads == 0, f"--num_heads {heads}: does not divide --d_model {args.d_model}"),
+            (patch <= args.context_length, f"--patch_size {patch}: longer than --context_length {args.context_length}"),
+            (not args.resume or last.is_file(), f"--resume: no {last} to go on from; start without --resume"),
+        ]
+    return [problem for good, problem in tests if not good]
+
+
+def parse_arguments(argv):
+    """Namespace of the checked arguments `argv`. Raises UserError with every problem found."""
+    words = list(argv) if argv and argv[0] in COMMANDS else ["train", *argv]
+    parser = build_parser(demo="--demo" in words)
+    args, unknown = parser.parse_known_args(words)
+    wrong = {name: value for name, value in vars(args).items() if isinstance(value, Wrong)}
+    problems = [f"--{name}: {value}" for name, value in wrong.items()]
+    for word in unknown:
+        close = difflib.get_close_matches(word.partition("=")[0], [f"--{name}" for name in vars(args)], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = "; the command comes first, before all flags" if word in COMMANDS else hint
+        problems.append(f"{word}: not an argument of {args.command}{hint}")
+    defaults = vars(parser.parse_args([args.command]))
+    problems += contradictions(argparse.Namespace(**(vars(args) | {name: defaults[name] for name in wrong})))
+    if problems:
+        raise UserError("\n  ".join([f"{len(problems)} problem(s) with the arguments", *problems]))
+    return args
+
+
+class Say:
+    """Prints results on stdout in English or Chinese, and notes on stderr in English; only where `on`."""
+
+    def __init__(self, lang):
+        self.lang, self.on = lang, True
+
+    def __call__(self, english, chinese, *values):
+        if self.on:
+            print((chinese if self.lang == "zh" else english).format(*values), flush=True)
+
+    def note(self, text):
+        if self.on:
+            print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+# ======================================================================================================================
+# 2  Data: CSV -> clean regular series -> split -> windows
+# ======================================================================================================================
+
+TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
+ID_NAMES = ("unique_id", "item_id", "id", "series", "series_id")
+INDEX_NAMES = ("id", "index", "time_idx")
+PARTS = ("train", "validation", "test")
+DAY = 86_400 * 10**9  # nanoseconds, as all steps here
+ROUND_STEPS = np.array([1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800]) * 10**9
+ROUND_STEPS = np.append(ROUND_STEPS, np.array([1, 2, 3, 4, 6, 8, 12, 24, 168]) * DAY // 24)
+MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+CALENDAR = (  # rules by the typical distance of two stamps: shortest and longest in days, pandas offsets, season
+    (1, 1, ["B"], 5),
+    (27, 32, ["MS", "ME", "BMS", "BME"], 12),
+    (88, 94, [f"{kind}-{month}" for kind in ("QS", "QE", "BQS", "BQE") for month in MONTHS[:3]], 4),
+    (363, 369, [f"{kind}-{month}" for kind in ("YS", "YE", "BYS", "BYE") for month in MONTHS], 1),
+)
+
+
+class Unusable(Exception):
+    """Why a file or a series is skipped."""
+
+
+@dataclass
+class Series:
+    """One univariate series on a regular grid."""
+
+    name: str  # file, and id or column where the file holds several
+    values: np.ndarray  # (T,) float64 in the file's units, NaN where missing; filled by `prepare`
+    freq: str  # pandas frequency of the grid, "" without timestamps
+    scaled: np.ndarray = None  # (T,) float32, in deviations of the train rows
+    observed: np.ndarray = None  # (T,) bool, False where missing or filled
+    scaler: tuple = None  # (mean, deviation) of the train rows
+    starts: dict = None  # part -> starts (w,) int64 of its windows
+
+
+def read_csv(path):
+    """DataFrame of a CSV in UTF-8, UTF-16 with a mark, GB18030 or Latin-1, separated by comma, semicolon or tab."""
+    try:
+        with open(path, "rb") as file:
+            marked = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
+        for encoding in ("utf-16",) if marked else ("utf-8", "gb18030", "latin-1"):
+            with contextlib.suppress(UnicodeDecodeError):  # the next encoding is tried; latin-1 takes any byte
+                frame = pd.read_csv(path, encoding=encoding, low_memory=False)
+                break
+        mark = next((mark for mark in ";\t" if len(frame.columns) == 1 and mark in str(frame.columns[0])), None)
+        if mark:
+            frame = pd.read_csv(path, encoding=encoding, sep=mark, decimal="," if mark == ";" else ".")
+    except (OSError, EOFError, ValueError, UnboundLocalError) as error:  # pandas' own errors are ValueErrors
+        raise Unusable(f"unreadable: {' '.join(str(error).split())}") from error
+    if frame.empty:
+        raise Unusable("no rows")
+    return frame.set_axis([str(name).strip() for name in frame.columns], axis=1)
+
+
+def parse_times(column):
+    """Timestamps (T,) of a column, NaT where unparsable, zones as UTC; None where 1 in 10 or more is no timestamp."""
+    if pd.api.types.is_bool_dtype(column):
+        return None
+    if pd.api.types.is_numeric_dtype(column):
+        low, high = column.min(), column.max()
+        for unit, size in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)):
+            if 3e8 * size <= low and high < 4.2e9 * size:  # 1979 to 2103 as epoch time
+                return pd.DatetimeIndex(pd.to_datetime(column, unit=unit)).as_unit("ns")
+        if not (low >= 19000101 and high <= 21001231):
+            return None
+        column = column.astype("Int64")
+    text = column.astype(str).str.strip()
+    sample = text[column.notna()].iloc[:: max(1, len(text) // 50)]
+    if not sample.str.contains(r"\d\d").mean() > 0.9:
+        return None
+    times = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True)
+    for dayfirst in (False, True):
+        form = pd.tseries.api.guess_datetime_format(sample.iloc[0], dayfirst=dayfirst)
+        if form and times.isna().any():
+            other = pd.to_datetime(text, format=form, errors="coerce", utc=True)
+            times = other if other.isna().sum() < times.isna().sum() else times
+    return None if times.isna().mean() >= 0.1 else pd.DatetimeIndex(times).tz_localize(None).as_unit("ns")
+
+
+def common_step(stamps):
+    """Step in ns of sorted distinct `stamps` (T,) int64: the most common difference, of rounded ones if they jitter."""
+    gaps = np.diff(stamps)
+    steps, counts = np.unique(gaps, return_counts=True)
+    if counts.max() * 2 < len(gaps):
+        near = ROUND_STEPS[np.abs(np.log(gaps[:, None] / ROUND_STEPS)).argmin(1)]
+        steps, counts = np.unique(np.where(np.abs(gaps - near) <= near // 10, near, gaps), return_counts=True)
+    return int(steps[counts.argmax()])
+
+
+def regular_grid(times):
+    """(positions (T,) int64, frequency) of sorted distinct `times` on their regular grid; -1 marks a stamp off it.
+
+    A calendar rule that holds 95 % of the stamps (or would, were their day of the month the first), else `common_step`.
+    """
+    stamps, days = times.asi8, times.normalize()
+    step = common_step(stamps)
+    rules = next((rules for low, high, rules, _ in CALENDAR if low * DAY <= step <= high * DAY), [])
+    firsts = days - pd.Timedelta(int(np.bincount(days.day).argmax()) - 1, "D")
+    for dates, names in ((days, rules), (firsts, [rule for rule in rules if rule[:2] in ("MS", "QS", "YS")])):
+        for rule in names:
+            offset = pd.tseries.frequencies.to_offset(rule)
+            if (dates + 0 * offset == dates).mean() >= 0.95:
+                grid = pd.date_range(dates[0] - 2 * offset, dates[-1] + 2 * offset, freq=rule)
+                return grid.get_indexer(dates, method="nearest", tolerance=pd.Timedelta(step // 2, "ns")), rule
+    turns = np.exp(2j * np.pi * (stamps % step) / step)  # phase of each stamp; their mean is the phase of the grid
+    steps = (stamps - stamps[0]) / step + np.angle(turns[0] / turns.mean()) / (2 * np.pi)
+    return np.rint(steps).astype(np.int64) + 1, pd.tseries.frequencies.to_offset(pd.Timedelta(step)).freqstr
+
+
+def on_grid(times, values, has_ids):
+    """(values (T,) on the regular grid of `times`, frequency). Raises Unusable where the stamps do not fit one."""
+    order = np.argsort(times.asi8, kind="stable")
+    order = order[times.notna()[order]]
+    rows, times, values = len(times), times[order], values[order]
+    last = np.append(times[1:] != times[:-1], True)[: len(times)]  # of exact duplicates the last one stays
+    duplicates = int((~last).sum())
+    if duplicates > 0.01 * rows and not has_ids:
+        raise Unusable(f"{duplicates} of {rows} timestamps are duplicates; is an id column missing?")
+    times, values = times[last], values[last]
+    if len(times) < 3:
+        raise Unusable(f"too short: {len(times)} timestamps")
+    positions, freq = regular_grid(times)
+    positions, values = positions[positions >= 0], values[positions >= 0]
+    placed = len(np.unique(positions))
+    if placed < 0.9 * (rows - duplicates):
+        raise Unusable(f"irregular timestamps: only {placed} of {rows - duplicates} fit one step ({freq})")
+    length = int(positions.max() - positions.min()) + 1
+    if length > 10 * placed + 1000:
+        raise Unusable(f"sparse timestamps: {placed} rows over {length} steps of {freq}")
+    grid = np.full(length, np.nan)
+    grid[positions - positions.min()] = values  # where two snap to one position, the later stays
+    return grid, freq
+
+
+def as_numbers(column):
+    """Values (T,) float64 of a column of which 9 in 10 values are numbers, NaN where not finite; else None."""
+    if pd.api.types.is_bool_dtype(column):
+        return None
+    numbers = pd.to_numeric(column, errors="coerce")
+    values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+    few = numbers.notna().sum() < 0.9 * column.notna().sum()
+    return None if few or not np.isfinite(values).any() else np.where(np.isfinite(values), values, np.nan)
+
+
+def pick_columns(frame, columns):
+    """(times or None, id column or None, column -> values, columns passed over) of a frame. Raises Unusable."""
+    lower = {name: name.lower() for name in frame.columns}
+    time_name, times = None, None
+    for name in sorted(frame.columns, key=lambda name: lower[name] not in TIME_NAMES):  # by name first, then by content
+        if times is None and (lower[name] in TIME_NAMES or not pd.api.types.is_numeric_dtype(frame[name])):
+            time_name, times = name, parse_times(frame[name])
+    time_name = None if times is None else time_name
+    ids = [name for name in frame.columns if lower[name] in ID_NAMES and frame[name].duplicated().any()]
+    id_name = next((name for name in ids if not pd.api.types.is_float_dtype(frame[name])), None)
+    named = [] if columns in (["first"], ["all"]) else columns
+    missing = [name for name in named if name not in frame.columns]
+    if missing:
+        raise Unusable(f"no column {', '.join(missing)}; it has {', '.join(frame.columns[:20])}")
+    values, passed = {}, []
+    for name in [name for name in named or frame.columns if name not in (time_name, id_name)]:
+        numbers = as_numbers(frame[name])
+        counter = pd.api.types.is_integer_dtype(frame[name]) and (np.diff(frame[name].to_numpy()) == 1).all()
+        index = lower[name] in INDEX_NAMES or lower[name].startswith("unnamed:") or counter
+        if numbers is None or index and not named:
+            passed.append(name)
+        elif not values or columns != ["first"]:
+            values[name] = numbers
+    if not values:
+        raise Unusable(f"no numeric column among {', '.join(frame.columns[:20])}")
+    return times, id_name, values, passed
+
+
+def read_series(path, name, columns):
+    """(list of Series, columns passed over) of one CSV. Raises Unusable with the reason where there is none."""
+    frame = read_csv(path)
+    times, id_name, columns_values, passed = pick_columns(frame, columns)
+    groups = frame.groupby(id_name).indices if id_name else {"": np.arange(len(frame))}
+    series, reasons = [], []
+    for (key, rows), (column, values) in itertools.product(groups.items(), columns_values.items()):
+        label = " / ".join([name] + [str(key)] * bool(id_name) + [column] * (len(columns_values) > 1))
+        try:
+            grid, freq = (values[rows], "") if times is None else on_grid(times[rows], values[rows], bool(id_name))
+            series.append(Series(label, grid, freq))
+        except Unusable as reason:
+            reasons.append(reason)
+    if not series:
+        raise reasons[0]
+    return series, passed
+
+
+def fill_gaps(values, max_gap):
+    """Copy of one part's values (T,) with each run of at most `max_gap` missing ones inside it filled linearly."""
+    known, missing, filled = np.flatnonzero(~np.isnan(values)), np.flatnonzero(np.isnan(values)), values.copy()
+    after = np.searchsorted(known, missing)  # the next known value of each missing one
+    inside = (after > 0) & (after < len(known))
+    missing, after = missing[inside], after[inside]
+    short = missing[known[after] - known[after - 1] - 1 <= max_gap]
+    filled[short] = np.interp(short, known, values[known]) if len(short) else []
+    return filled
+
+
+def season_of(freq):
+    """Seasonal period in steps of a pandas frequency; 24 without one, 1 where no cycle is usual."""
+    for _, _, rules, season in CALENDAR:
+        if freq in rules:
+            return season
+    step = pd.Timedelta(pd.tseries.frequencies.to_offset(freq or "h")).value
+    return round(DAY / step) if step < DAY else {1: 7, 7: 52}.get(step // DAY, 1)
+
+
+def window_starts(filled, observed, low, high, length, horizon):
+    """Starts (w,) of the windows with a target inside [low, high), no missing value, and an observed target value."""
+    first = max(0, low - (length - horizon))  # the context may reach back into the part before
+    missing = np.append(0, np.cumsum(np.isnan(filled[first:high])))
+    seen = np.append(0, np.cumsum(observed[first:high]))
+    whole = missing[length:] == missing[:-length]
+    return first + np.flatnonzero(whole & (seen[length:] > seen[length - horizon : len(seen) - horizon]))
+
+
+def prepare(series, bounds, length, horizon, max_gap):
+    """Copy of `series`, filled and standardised, with the window starts of each part's rows bounds[part] = (low, high).
+
+    The scaler sees the train rows alone, or all rows of a file that is one part. Raises Unusable without a window.
+    """
+    from sklearn.preprocessing import StandardScaler  # not at the top: forecasting needs no scikit-learn
+
+    rows = series.values[slice(*bounds.get("train", (0, None)))]
+    if np.isnan(rows).all() or np.nanmin(rows) == np.nanmax(rows):
+        raise Unusable("constant, or nothing but missing values")
+    scaler = StandardScaler().fit(rows[:, None])
+    mean, deviation = float(scaler.mean_[0]), float(scaler.scale_[0])
+    if not math.isfinite(deviation) or scaler.var_[0] == 0:
+        raise Unusable("values too large or too close to each other for float64 arithmetic")
+    filled, observed = series.values.copy(), ~np.isnan(series.values)
+    for low, high in bounds.values():
+        filled[low:high] = fill_gaps(series.values[low:high], max_gap)
+    starts = {part: window_starts(filled, observed, *rows, length, horizon) for part, rows in bounds.items()}
+    if not len(next(iter(starts.values()))):
+        raise Unusable(f"too short: {len(rows)} rows; a window takes {length} without a gap longer than {max_gap}")
+    scaled = scaler.transform(filled[:, None])[:, 0].astype(np.float32)
+    return Series(series.name, filled, series.freq, scaled, observed, (mean, deviation), starts)
+
+
+@dataclass
+class Windows:
+    """The windows of one part: starts in one flat array of all series. Nothing is materialised; a batch is a gather."""
+
+    values: np.ndarray  # (T of all series,) float32, in deviations of each series' train rows; NaN where no window goes
+    observed: np.ndarray  # (T of all series,) bool, False where missing or filled
+    starts: np.ndarray  # (W,) int64, of the context
+    series: np.ndarray  # (W,) int64, index of the series
+    freqs: list  # of each series, pandas frequency or ""
+    seasons: np.ndarray  # of each series, int64
+    length: int  # L + H
+    horizon: int  # H
+    digest: str  # of all that a label depends on, but for the teacher
+
+    def __len__(self):
+        return len(self.starts)
+
+    def batch(self, index):
+        """(context (B, L), target (B, H), observed (B, H) float32) of the windows `index`, on the CPU."""
+        starts, context_length = self.starts[index], self.length - self.horizon
+        rows = torch.from_numpy(np.lib.stride_tricks.sliding_window_view(self.values, self.length)[starts])
+        seen = np.lib.stride_tricks.sliding_window_view(self.observed, self.horizon)[starts + context_length]
+        return rows[:, :context_length], rows[:, context_length:], torch.from_numpy(seen.astype(np.float32))
+
+    def season(self, index):
+        """Seasonal periods (B,) int64 of the windows `index`."""
+        return torch.from_numpy(self.seasons[self.series[index]])
+
+
+def label_digest(series, starts, length):
+    """Bytes that identify what the labels of one series depend on: values under windows, their starts, the scaler."""
+    edges = np.zeros(len(series.values) + 1, np.int64)
+    np.add.at(edges, starts, 1)
+    np.add.at(edges, starts + length, -1)
+    covered = series.values[np.cumsum(edges[:-1]) > 0] + 0.0  # no negative zero
+    covered[np.isnan(covered)] = np.nan  # one bit pattern
+    header = "{} {} {:.6e} {:.6e}".format(series.freq, len(starts), *series.scaler).encode()
+    return hashlib.sha256(header + starts.astype("<i8").tobytes() + covered.astype("<f8").tobytes()).digest()
+
+
+def pack(chosen, season, length, horizon):
+    """Windows of one part, of which `chosen` holds the (series, starts)."""
+    offsets = np.cumsum([0] + [len(series.scaled) for series, _ in chosen])[:-1]
+    freqs = [series.freq for series, _ in chosen]
+    digests = b"".join(label_digest(series, starts, length) for series, starts in chosen)
+    return Windows(
+        values=np.concatenate([series.scaled for series, _ in chosen]),
+        observed=np.concatenate([series.observed for series, _ in chosen]),
+        starts=np.concatenate([starts + offset for (_, starts), offset in zip(chosen, offsets, strict=True)]),
+        series=np.repeat(np.arange(len(chosen)), [len(starts) for _, starts in chosen]),
+        freqs=freqs,
+        seasons=np.array([season_of(freq) if season == "auto" else season for freq in freqs]),
+        length=length,
+        horizon=horizon,
+        digest=hashlib.sha256(digests).hexdigest(),
+    )
+
+
+def split_files(names, split_ratio, seed):
+    """Part of each file: a seeded shuffle of the sorted names; validation and test get max(1, round(n * share))."""
+    shuffled = [sorted(names)[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    held = [max(1, round(len(names) * share / sum(split_ratio))) for share in split_ratio[1:]]
+    parts = np.repeat(PARTS, [len(names) - sum(held), *held])
+    return dict(zip(shuffled, parts.tolist(), strict=True))
+
+
+def time_bounds(rows, split_ratio):
+    """Rows (low, high) of each part of a series of `rows` rows that is split by time."""
+    first, second = (math.floor(rows * share / sum(split_ratio)) for share in itertools.accumulate(split_ratio[:2]))
+    return {"train": (0, first), "validation": (first, second), "test": (second, rows)}
+
+
+def thin(starts, stride, max_windows):
+    """Every `stride`-th of the training windows, and of these at most `max_windows` (0 = all), spread evenly."""
+    kept = starts[::stride]
+    return kept[np.linspace(0, len(kept) - 1, min(len(kept), max_windows or len(kept))).round().astype(np.int64)]
+
+
+def read_files(data_dir, max_files, columns, progress):
+    """(number of CSVs found, file -> list of Series, file -> remark), by path below `data_dir`. Raises UserError."""
+    root = Path(data_dir).expanduser()
+    found = [p for p in root.rglob("*") if p.name.lower().endswith((".csv", ".csv.gz"))] if root.is_dir() else [root]
+    if not found:
+        raise UserError(f"--data_dir {data_dir}: no .csv file in this folder or below")
+    names = {path.relative_to(root).as_posix() if root.is_dir() else path.name: path for path in found}
+    series, remarks = {}, {}
+    for name in tqdm(sorted(names)[: max_files or None], "reading", unit="file", leave=False, disable=not progress):
+        try:
+            series[name], passed = read_series(names[name], name, columns)
+            remarks[name] = f"passed over: {', '.join(passed[:20])}" if passed else ""
+        except Unusable as reason:
+            remarks[name] = f"skipped: {reason}"
+    return len(found), series, remarks
+
+
+def prepare_files(series, remarks, bounds_of, limits):
+    """(file -> list of prepared Series, file -> remark) of the files' series, split as `bounds_of(rows)` says."""
+    ready, remarks = {}, dict(remarks)
+    for name, item in [(name, item) for name, items in series.items() for item in items]:
+        try:
+            ready.setdefault(name, []).append(prepare(item, bounds_of(len(item.values)), **limits))
+        except Unusable as reason:
+            remarks[name] = f"skipped: {item.name}: {reason}"
+    return {name: items for name, items in ready.items() if items}, remarks
+
+
+def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_windows, season, limits):
+    """(part -> Windows, part -> number of files, "files" or "time", file -> remark) of what `read_files` gave.
+
+    `limits` holds length (L + H), horizon and max_gap. Raises UserError where a part would hold no window.
+    """
+    ready, notes = prepare_files(series, remarks, lambda rows: {"whole": (0, rows)}, limits)
+    by_files = split_by == "files" or split_by == "auto" and len(ready) >= 10
+    if by_files and len(ready) < 3:
+        raise UserError(f"--split_by files: {len(ready)} usable files, it takes 3; use --split_by time")
+    if not by_files:
+        ready, notes = prepare_files(series, remarks, lambda rows: time_bounds(rows, split_ratio), limits)
+    part_of = split_files(ready, split_ratio, split_seed) if by_files else {}
+    chosen, files = {part: [] for part in PARTS}, {part: set() for part in PARTS}
+    for name, item in [(name, item) for name, items in sorted(ready.items()) for item in items]:
+        for part in [part_of[name]] if by_files else PARTS:
+            starts = item.starts["whole" if by_files else part]
+            starts = thin(starts, stride, max_windows) if part == "train" else starts
+            if len(starts):
+                chosen[part].append((item, starts))
+                files[part].add(name)
+    empty = [part for part in PARTS if not chosen[part]]
+    if empty:
+        listing = "".join(f"\n  {name}: {remark}" for name, remark in list(notes.items())[:20])
+        remedy = "use more or longer series, or shorter lengths"
+        raise UserError(f"the data gives no {' and no '.join(empty)} window; {remedy}{listing}")
+    parts = {part: pack(chosen[part], season, limits["length"], limits["horizon"]) for part in PARTS}
+    return parts, {part: len(names) for part, names in files.items()}, "files" if by_files else "time", notes
+
+
+# ======================================================================================================================
+# 3  Files: atomic writes, safe reads, the hub, a clean stop
+# ======================================================================================================================
+
+FORMAT = 1  # of checkpoints and label files; a higher one is refused
+HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
+    (errors.GatedRepoError, "access is not granted: ask for it on its hub page, then run `hf auth login`"),
+    (errors.RepositoryNotFoundError, "no such model, or a private one: check the id, or run `hf auth login`"),
+    (errors.RevisionNotFoundError, "no such revision: check --teacher_revision"),
+    (errors.LocalEntryNotFoundError, "not in the local cache, and the hub is out of reach or switched off"),
+    (errors.EntryNotFoundError, "the model has no such file: is it a MOIRAI?"),
+    (Exception, "the download failed"),
+)
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """A file open for writing bytes, which takes the name `path` only when it is whole and on the disk."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path):
+    """Dict of a checkpoint of this program, on the CPU. Nothing in the file is executed. Raises UserError."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
+        raise UserError(f"{path}: refused: damaged, or not plain data ({str(error).splitlines()[0][:99]})") from error
+    if not isinstance(content, dict) or not {"format", "model_state_dict", "student_config"} <= content.keys():
+        raise UserError(f"{path}: not a checkpoint of this program")
+    if content["format"] > FORMAT:
+        raise UserError(f"{path}: of a newer format ({content['format']}); update moirai_distill.py")
+    return content
+
+
+def best_in(folder):
+    """Path of the best checkpoint in a run's folder: the one that last.pt names, or the only one; else None."""
+    last, found = Path(folder, "last.pt"), sorted(Path(folder).glob("best_model_epoch_*.pt"))
+    named = Path(folder, read_checkpoint(last)["loop"]["best_file"]) if last.is_file() else None
+    return named if named in found else found[0] if len(found) == 1 else None
+
+
+def model_file(name, revision, filename):
+    """Local path of one file of a model; `name` is a folder or a hub id. Raises UserError with the remedy."""
+    if Path(name).expanduser().is_dir():
+        path = Path(name).expanduser() / filename
+        if not path.is_file():
+            raise UserError(f"{name}: no {filename} in this folder; a model is config.json and model.safetensors")
+        return path
+    try:
+        return Path(hf_hub_download(name, filename, revision=revision))
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, ValueError, OSError) as error:
+        remedy = next(text for kind, text in HUB_REMEDIES if isinstance(error, kind))
+        advice = "or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror, or give a local folder"
+        raise UserError(f"{name} ({filename}): {remedy}; {advice} [{' '.join(str(error).split())[:160]}]") from error
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM arrived; its number is the argument."""
+
+
+class Stop:
+    """Handler that turns a signal into Interrupted; while `held`, the loop looks at `signum` and stops where it may.
+
+    A second signal is not held.
+    """
+
+    signum, held = 0, False
+
+    def __call__(self, signum, _frame):
+        again, self.signum = self.signum, signum
+        if again or not self.held:
+            raise Interrupted(signum)
+
+    @contextlib.contextmanager
+    def hold(self):
+        self.held = True
+        try:
+            yield
+        finally:
+            self.held = False
+
+
+# ======================================================================================================================
+# 4  Student: raw context (B, L) -> raw forecast (B, H)
+# ======================================================================================================================
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer layer, (B, N, D) -> (B, N, D), with dropout on its two residual branches."""
+
+    def __init__(self, d_model, num_heads, dropout):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
+        self.mlp = nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.dropout(self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+def instance_scale(context):
+    """(centre, deviation), each (B, 1), of contexts (B, L): the last value, and the deviation, 1 where it would be 0.
+
+    Shift- and scale-equivariant to rounding: nothing is added to the deviation.
+    """
+    centre = context[:, -1:]
+    reach = (context - centre).abs().amax(1, keepdim=True)
+    reach = torch.where(reach == 0, 1.0, reach)  # keeps the squares in float32's range whatever the unit
+    deviation = ((context - centre) / reach).std(1, keepdim=True, unbiased=False) * reach
+    return centre, torch.where(deviation == 0, 1.0, deviation)
+
+
+class PatchStudent(nn.Module, PyTorchModelHubMixin):
+    """Univariate patch Transformer: raw context (B, L) float32 -> raw forecast (B, H), both in the series' own units.
+
+    Instance normalisation, patches of P points (where P does not divide L, the first value is repeated to the left),
+    pre-norm Transformer layers of width D over N tokens with learnt positions, one linear head on all tokens.
+    """
+
+    def __init__(self, context_length, prediction_length, d_model, num_layers, num_heads, patch_size, dropout):
+        super().__init__()
+        self.context_length, self.patch_size = context_length, patch_size
+        patches = math.ceil(context_length / patch_size)
+        self.embed = nn.Linear(patch_size, d_model)
+        self.position = nn.Parameter(torch.randn(patches, d_model) * 0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(*[Block(d_model, num_heads, dropout) for _ in range(num_layers)])
+        self.norm = nn.LayerNorm(d_model)
+        self.head = nn.Linear(patches * d_model, prediction_length)
+
+    def forward(self, context):
+        if context.ndim != 2 or context.shape[1] != self.context_length:
+            raise ValueError(f"context has shape {tuple(context.shape)}, expected (B, {self.context_length})")
+        centre, deviation = instance_scale(context)
+        x = F.pad((context - centre) / deviation, (-self.context_length % self.patch_size, 0), mode="replicate")
+        x = self.embed(x.unflatten(1, (-1, self.patch_size))) + self.position  # (B, N, D)
+        x = self.norm(self.blocks(self.dropout(x)))
+        return self.head(x.flatten(1)).float() * deviation + centre  # (B, H)
+
+    @classmethod
+    def from_pretrained(cls, source, revision=None):
+        """The student of a `.pt` file, a run's folder (its best), a `save_pretrained` folder or a hub id, in eval mode.
+
+        Raises UserError where there is none or its weights do not fit.
+        """
+        path = Path(source).expanduser()
+        path = path.is_dir() and best_in(path) or path
+        if path.is_file() or path.suffix == ".pt":
+            content = read_checkpoint(path)
+            config, weights = content["student_config"], content["model_state_dict"]
+        else:
+            from safetensors.torch import load_file  # comes with what the hub mixin needs
+
+            config = json.loads(model_file(source, revision, "config.json").read_text(encoding="utf-8"))
+            weights = load_file(model_file(source, revision, "model.safetensors"))
+        try:
+            student = cls(**config)
+            student.load_state_dict(weights)
+        except (TypeError, RuntimeError) as error:
+            raise UserError(f"{source}: not a student of this program ({str(error).splitlines()[0]})") from error
+        return student.eval()
+
+
+# ======================================================================================================================
+# 5  Teacher: a frozen MOIRAI, and the cache of its labels
+# ======================================================================================================================
+
+SAMPLED = 64  # training windows per sampling frequency on which the teacher is judged before it labels
+MOIRAI_KEYS = {"distr_output", "d_model", "num_layers", "patch_sizes", "max_seq_len", "attn_dropout_p", "dropout_p"}
+
+
+@dataclass
+class Request:
+    """What labels are asked for; but for the names, all of it goes into the label key."""
+
+    teacher: str  # hub id or folder
+    revision: str
+    patch: object  # a size, "auto", or frequency -> size
+    point: str  # median or mean
+    samples: int
+
+
+class Teacher:
+    """A frozen MOIRAI 1.0 or 1.1 (uni2ts's MoiraiModule) that forecasts one variate from exactly its last L points."""
+
+    def __init__(self, module, device, precision, note):
+        self.module = module.requires_grad_(False).eval().to(device)
+        for part in module.modules():  # uni2ts passes this to the attention in eval mode, too
+            if hasattr(part, "attn_dropout_p"):
+                part.attn_dropout_p = 0.0
+        self.device, self.precision, self.note = torch.device(device), precision, note
+
+    def patch_sizes(self, context_length, horizon):
+        """The patch sizes with which context and horizon fit into the module's `max_seq_len` tokens."""
+        sizes = self.module.patch_sizes
+        return [p for p in sizes if -(-context_length // p) - (-horizon // p) <= self.module.max_seq_len]
+
+    def parameters_of(self, context, horizon, patch):
+        """(distribution parameters, loc, scale) of the horizon's tokens for contexts (B, L) on the device.
+
+        The steps of MoiraiModule.forward, but nothing is computed for padding or for the past's own distribution.
+        """
+        from torch.utils._pytree import tree_map
+
+        module, (batch, length), width = self.module, context.shape, max(self.module.patch_sizes)
+        past, future = -(-length // patch), -(-horizon // patch)
+        pad = (past * patch - length, 0)  # on the left, so that the horizon follows the last point
+        values, observed = (F.pad(x, pad).unflatten(1, (past, patch)) for x in (context, torch.ones_like(context)))
+        values, observed = F.pad(values, (0, width - patch)), F.pad(observed, (0, width - patch)).bool()
+        time_id = torch.arange(past + future, device=context.device).expand(batch, -1)
+        one = torch.ones_like(time_id)
+        loc, scale = module.scaler(values, observed, one[:, :past], 0 * one[:, :past])  # (B, N, 1), one per window
+        tokens = module.in_proj((values - loc) / scale, patch * one[:, :past])  # (B, N, D)
+        tokens = torch.cat([tokens, module.mask_encoding.weight.to(tokens.dtype).expand(batch, future, -1)], 1)
+        tokens = module.encoder(tokens, None, time_id=time_id, var_id=0 * one)
+        parameters = module.param_proj(tokens[:, past:], patch * one[:, past:])  # leaves (B, future, width, ...)
+        return tree_map(lambda leaf: leaf[:, :, :patch].float(), parameters), loc[:, :1], scale[:, :1]
+
+    def in_halves(self, context, horizon, patch):
+        """`parameters_of`, in as many calls as the GPU's memory asks for; what is drawn from them does not change."""
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                return self.parameters_of(context.to(self.device), horizon, patch)
+        except torch.OutOfMemoryError:
+            if len(context) == 1:
+                raise
+        torch.cuda.empty_cache()
+        self.note(f"out of GPU memory with {len(context)} windows: the teacher's calls are halved")
+        from torch.utils._pytree import tree_map
+
+        return tree_map(lambda *two: torch.cat(two), *[self.in_halves(x, horizon, patch) for x in context.chunk(2)])
+
+    @torch.inference_mode()
+    def forecast(self, context, horizon, patch, point, samples):
+        """Point forecast (B, H) float32 on the CPU, in the units of the contexts (B, L); of a constant its constant.
+
+        Contexts reach MOIRAI in their own deviations: its scaler adds 1e-5 to the variance, which changes small values.
+        """
+        context = context.double()
+        constant = context.amin(1, keepdim=True) == context.amax(1, keepdim=True)
+        mean = torch.where(constant, context[:, -1:], context.mean(1, keepdim=True))
+        deviation = torch.where(constant, 1.0, context.std(1, keepdim=True, unbiased=False))
+        parameters, loc, scale = self.in_halves(((context - mean) / deviation).float(), horizon, patch)
+        mixture = self.module.distr_output.distribution(parameters, loc=loc, scale=scale)
+        values = mixture.mean if point == "mean" else mixture.sample((samples,)).median(0).values  # (B, future, P)
+        assert values.shape == (len(context), -(-horizon // patch), patch), values.shape
+        values = values.flatten(1)[:, :horizon].cpu() * deviation + mean
+        return torch.where(constant, mean, values).float()
+
+
+def fingerprint(name, revision):
+    """sha256 of a teacher's config.json and model.safetensors where they are at hand without the network, else None."""
+    folder, digest = Path(name).expanduser(), hashlib.sha256()
+    for filename in ("config.json", "model.safetensors"):
+        path = folder / filename if folder.is_dir() else try_to_load_from_cache(name, filename, revision=revision)
+        if not isinstance(path, str | Path) or not Path(path).is_file():
+            return None
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_teacher(name, revision, device, precision, note):
+    """Teacher of a hub id or a local folder, its weights loaded strictly. Raises UserError."""
+    config, weights = (model_file(name, revision, filename) for filename in ("config.json", "model.safetensors"))
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
+    keys = set(settings) if isinstance(settings, dict) else set()
+    kind = "a MOIRAI-MoE" if {"d_ff", "distr_output"} <= keys else "a MOIRAI 2.0" if "quantile_levels" in keys else None
+    if kind or not keys >= MOIRAI_KEYS:
+        kind = kind or "another kind of model"
+        raise UserError(f"{name}: {kind}, not a MOIRAI 1.0 or 1.1 such as Salesforce/moirai-1.1-R-base")
+    if '"_target_": "' in json.dumps(settings).replace('"_target_": "uni2ts.distribution.', ""):
+        raise UserError(f"{name}: config.json names a class outside uni2ts.distribution; refused")
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+        from uni2ts.model.moirai.module import MoiraiModule, decode_distr_output
+    except ImportError as error:
+        raise UserError(f"uni2ts cannot be imported ({error}); pip install -r requirements.txt") from error
+    try:
+        module = MoiraiModule(distr_output=decode_distr_output(settings.pop("distr_output")), **settings)
+        module.load_state_dict(load_file(weights), strict=True)
+    except (SafetensorError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{name}: model.safetensors is damaged or of another model ({reason})") from error
+    return Teacher(module, device, precision, note)
+
+
+class LabelFile:
+    """Labels of W windows, (W, H) float32 in the windows' units: one folder of the label cache.
+
+    manifest.json says what they are and how they were made. labels.bin holds all blocks of `block` windows and then a
+    sha256 of each; until it is whole, blocks/NUMBER.bin hold a block and its sha256 each. Every file is renamed when
+    whole, and two runs on one block write the same bytes, so no lock is needed. A damaged block is never used.
+    """
+
+    def __init__(self, folder, manifest):
+        self.folder, self.path, self.manifest = Path(folder), Path(folder, "labels.bin"), manifest
+        self.windows, self.horizon, self.block = (manifest[name] for name in ("windows", "horizon", "block"))
+        self.count = math.ceil(self.windows / self.block)
+        self.array, self.damaged = None, 0
+
+    def index(self, number):
+        """The windows of a block."""
+        return np.arange(number * self.block, min(self.windows, (number + 1) * self.block))
+
+    def read(self, number):
+        """Bytes of a block from its own file or from labels.bin, if they fit their sha256; else None."""
+        size, end = 4 * self.horizon * len(self.index(number)), 4 * self.horizon * self.windows
+        for path, start, sha in (
+            (self.folder / "blocks" / f"{number:08d}.bin", 0, size),
+            (self.path, 4 * self.horizon * self.block * number, end + 32 * number),
+        ):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    file.seek(start)
+                    content = file.read(size)
+                    file.seek(sha)
+                    if len(content) == size and hashlib.sha256(content).digest() == file.read(32):
+                        return content
+        return None
+
+    def write(self, number, labels):
+        """Keep the labels (b, H) of a block."""
+        content = np.ascontiguousarray(labels, "<f4").tobytes()
+        with atomic(self.folder / "blocks" / f"{number:08d}.bin") as file:
+            file.write(content + hashlib.sha256(content).digest())
+
+    def missing(self):
+        """Numbers of the blocks that are yet to be made."""
+        return [number for number in range(self.count) if self.read(number) is None]
+
+    def join(self):
+        """Make labels.bin of the blocks, where there are any."""
+        if (self.folder / "blocks").is_dir():
+            with atomic(self.path) as file:
+                contents = map(self.read, range(self.count))
+                file.write(b"".join([hashlib.sha256(c).digest() for c in contents if file.write(c)]))
+            shutil.rmtree(self.folder / "blocks", ignore_errors=True)
+
+    def open(self):
+        """Map labels.bin into memory and count the windows with a non-finite label. Returns self."""
+        self.array = np.memmap(self.path, "<f4", "r", shape=(self.windows, self.horizon))
+        parts = (self.array[start : start + 65536] for start in range(0, self.windows, 65536))
+        self.damaged = sum(int((~np.isfinite(part)).any(1).sum()) for part in parts)
+        return self
+
+    def batch(self, index):
+        """(labels (B, H) float32, finite (B, 1) float32) of the windows `index`; 0 where a label is not finite."""
+        labels = torch.from_numpy(np.array(self.array[index]))
+        finite = labels.isfinite().all(1, keepdim=True)
+        return torch.where(finite, labels, 0.0), finite.float()
+
+
+def read_manifest(folder):
+    """The manifest (dict) of a label folder, or None where there is none that can be used."""
+    try:
+        manifest = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
+        whole = all(manifest[name] > 0 for name in ("windows", "horizon", "block")) and manifest["format"] <= FORMAT
+        named = isinstance(manifest["key"], dict) and isinstance(manifest["teacher"], str)
+        return manifest if whole and named and isinstance(manifest["patch_sizes"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def key_folder(cache, key):
+    """Folder of the labels with this key."""
+    return cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def label_windows(teacher, windows, index, patches, request, seed):
+    """Labels (b, H) float32 of the windows `index`, a function of the arguments: the generator is forked and seeded."""
+    context = windows.batch(index)[0]
+    sizes = torch.tensor([patches[windows.freqs[series]] for series in windows.series[index]])
+    labels = torch.empty(len(index), windows.horizon)
+    with torch.random.fork_rng(devices=[teacher.device] if teacher.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for patch in sizes.unique().tolist():
+            rows = sizes == patch
+            labels[rows] = teacher.forecast(context[rows], windows.horizon, patch, request.point, request.samples)
+    return labels.numpy()
+
+
+def judge(teacher, windows, request, baselines, say):
+    """(frequency -> patch size, seconds per window): the teacher's error on sampled windows, beside naive forecasts."""
+    sizes = teacher.patch_sizes(windows.length - windows.horizon, windows.horizon)
+    wanted = request.patch.values() if isinstance(request.patch, dict) else [request.patch]
+    if not sizes or not {*wanted} <= {"auto", *sizes}:
+        raise UserError(f"--teacher_patch_size {request.patch}: with these lengths the teacher takes {sizes or 'none'}")
+    patches, seconds = {}, 0.0
+    for freq in sorted(set(windows.freqs)):
+        member = np.flatnonzero(np.array(windows.freqs, object)[windows.series] == freq)
+        index = member[np.linspace(0, len(member) - 1, min(SAMPLED, len(member))).astype(np.int64)]
+        context, target, observed = windows.batch(index)
+        forecasts, took = {n: f(context, windows.season(index), windows.horizon) for n, f in baselines.items()}, {}
+        fixed = request.patch.get(freq, sizes[0]) if isinstance(request.patch, dict) else request.patch
+        for size in sizes if fixed == "auto" else [fixed]:
+            begin = time.perf_counter()
+            forecasts[size] = torch.from_numpy(label_windows(teacher, windows, index, {freq: size}, request, 0))
+            took[size] = (time.perf_counter() - begin) / len(index)
+        mse = {name: float(((f - target) ** 2 * observed).sum() / observed.sum()) for name, f in forecasts.items()}
+        patches[freq] = min(took, key=lambda size: mse[size] if math.isfinite(mse[size]) else math.inf)  # noqa: B023
+        seconds += took[patches[freq]] * len(member) / len(windows)
+        listing = ", ".join(f"{f'patch {n}' if n in took else n} {value:.4f}" for n, value in mse.items())
+        say("MSE on {} windows of step {}: {}", "{} 个步长为 {} 的窗口上的 MSE: {}", len(index), freq or "?", listing)
+        if not mse[patches[freq]] <= min(mse[name] for name in baselines):
+            say.note(
+                f"WARNING: the teacher is worse than a naive forecast at step {freq or '?'}; its labels may do harm"
+            )
+    return patches, seconds
+
+
+def find_labels(cache, key, request, weights):
+    """A whole LabelFile for `key`, or None. Without the teacher's weights its name decides. Raises UserError."""
+    found = []
+    for folder in [key_folder(cache, key | {"weights": weights})] if weights else sorted(cache.glob("*")):
+        manifest = read_manifest(folder) or {"key": {}}
+        if manifest["key"] | {"weights": weights} != key | {"weights": weights}:
+            continue
+        same = Path(manifest["teacher"]).name == Path(request.teacher).name
+        same = same and request.revision in (None, manifest["revision"], manifest["commit"])
+        if (weights or same) and not LabelFile(folder, manifest).missing():
+            found.append(LabelFile(folder, manifest))
+    if len({file.manifest["key"]["weights"] for file in found}) > 1:
+        raise UserError(f"{cache} holds labels of several teachers named {request.teacher}; put its weights at hand")
+    return found[0] if found else None
+
+
+def begin_labels(folder, key, teacher, windows, request, block, baselines, say):
+    """Write the manifest of a new label file; an unfinished one keeps its own."""
+    manifest = read_manifest(folder)
+    if manifest and manifest["key"] == key:
+        say.note(f"going on with unfinished labels in {folder}, in blocks of {manifest['block']} windows")
+        return
+    patches, seconds = judge(teacher, windows, request, baselines, say)
+    commit = model_file(request.teacher, request.revision, "config.json").parent
+    licence = "CC-BY-NC-4.0, for non-commercial use" if request.teacher.lower().startswith("salesforce/") else None
+    manifest = {"format": FORMAT, "key": key, "windows": len(windows), "horizon": windows.horizon, "block": block}
+    manifest |= {"patch_sizes": patches, "teacher": request.teacher, "revision": request.revision}
+    manifest |= {"commit": commit.name if commit.parent.name == "snapshots" else None}
+    manifest |= {"licence": licence or f"see the licence of {request.teacher}", "device": str(teacher.device)}
+    manifest |= {"precision": teacher.precision, "torch": str(torch.__version__), "made": time.strftime("%F %T")}
+    shutil.rmtree(folder, ignore_errors=True)  # what a damaged manifest left
+    with atomic(folder / "manifest.json") as file:
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    size, minutes = 4e-6 * len(windows) * windows.horizon, seconds * len(windows) / 60
+    text = ", ".join(f"{freq or '?'}: {patch}" for freq, patch in patches.items())
+    say("Patch size: {}", "教师 patch 大小: {}", text)
+    say(
+        "Labelling {:,} windows, {:.1f} MB, about {:.1f} min",
+        "标注 {:,} 个窗口，{:.1f} MB，约 {:.1f} 分钟",
+        len(windows),
+        size,
+        minutes,
+    )
+
+
+def get_labels(windows, request, load, cache, block, baselines, fabric, say, stop):
+    """LabelFile of `windows`: from the cache, or made by the Teacher that `load()` gives, shared by all processes.
+
+    Raises UserError, or Interrupted between two blocks; the blocks made so far are kept.
+    """
+    cache = Path(cache).expanduser()
+    key = {"data": windows.digest, "context": windows.length - windows.horizon, "horizon": windows.horizon}
+    key |= {"patch": request.patch, "point": request.point}
+    key |= {"samples": request.samples if request.point == "median" else None}
+    weights = fingerprint(request.teacher, request.revision)
+    found = find_labels(cache, key, request, weights) if fabric.is_global_zero else None
+    found = fabric.broadcast((found.folder, found.manifest) if found else None)
+    if found:
+        file = LabelFile(*found)
+        say("Label cache hit, no teacher call: {}", "标签缓存命中，无需调用教师: {}", file.folder)
+    else:
+        with fabric.rank_zero_first():
+            teacher = load()
+        key["weights"] = fingerprint(request.teacher, request.revision)
+        folder = key_folder(cache, key)
+        if fabric.is_global_zero:
+            begin_labels(folder, key, teacher, windows, request, block, baselines, say)
+        fabric.barrier()
+        file = LabelFile(folder, read_manifest(folder))
+        mine = fabric.broadcast(file.missing())[fabric.global_rank :: fabric.world_size]
+        with (
+            stop.hold(),
+            tqdm(
+                total=sum(len(file.index(n)) for n in mine), desc="labelling", unit="window", disable=not say.on
+            ) as bar,
+        ):
+            for number in mine:
+                index = file.index(number)
+                file.write(
+                    number, label_windows(teacher, windows, index, file.manifest["patch_sizes"], request, number)
+                )
+                bar.update(len(index))
+                if stop.signum:
+                    say.note(f"the labels made so far are kept in {folder}")
+                    raise Interrupted(stop.signum)
+        fabric.barrier()
+    if fabric.is_global_zero:
+        file.join()
+    fabric.barrier()
+    return file.open()
+
+
+# ======================================================================================================================
+# 6  Loss and metrics: the blend, naive forecasts, one ruler for every forecaster
+# ======================================================================================================================
+
+
+def blend(forecast, truth, observed, label, weight):
+    """Sums (4,) over the observed points: blended error, squared error to truth, the same to labels, points labelled.
+
+    All arguments are (B, H), but weight (B, 1): alpha, or 0 where a window has no label. Over the number of observed
+    points, the blended error is alpha * MSE(student, teacher) + (1 - alpha) * MSE(student, truth).
+    """
+    labelled = observed * (weight > 0)
+    to_truth, to_label = (forecast - truth) ** 2, (forecast - label) ** 2
+    blended = ((weight * to_label + (1 - weight) * to_truth) * observed).sum()
+    return torch.stack([blended, (to_truth * observed).sum(), (to_label * labelled).sum(), labelled.sum()])
+
+
+def last_value(context, _season, horizon):
+    """Forecast (B, H): the last point of each context (B, L), repeated."""
+    return context[:, -1:].expand(-1, horizon)
+
+
+def seasonal_naive(context, season, horizon):
+    """Forecast (B, H): the last `season` (B,) points of each context (B, L), repeated; the last one if L is less."""
+    length = context.shape[1]
+    period = torch.where(season <= length, season, 1)[:, None]
+    return context.gather(1, length - period + torch.arange(horizon) % period)
+
+
+def seasonal_scale(context, season):
+    """MASE's unit (B, 1) float64: mean absolute seasonal difference in each context (B, L); 0 where there is none."""
+    scale = torch.zeros(len(context), 1, dtype=torch.float64)
+    for period in [period for period in season.unique().tolist() if period < context.shape[1]]:
+        rows = context[season == period].double()
+        scale[season == period] = (rows[:, period:] - rows[:, :-period]).abs().mean(1, keepdim=True)
+    return scale
+
+
+def reduced(fabric, values, operation="sum"):
+    """`values` reduced over all processes, on the CPU."""
+    return values if fabric.world_size == 1 else fabric.all_reduce(values, reduce_op=operation).cpu()
+
+
+def score(forecast, windows, batch_size, fabric, progress):
+    """{"mse", "mae", "mase"} of `forecast(index, context (B, L)) -> (B, H)` over all windows and observed points.
+
+    MSE and MAE are in deviations of each series' train rows. The sums are float64: the batch size does not matter.
+    """
+    sums, mine = torch.zeros(5, dtype=torch.float64), np.arange(fabric.global_rank, len(windows), fabric.world_size)
+    for start in tqdm(range(0, len(mine), batch_size), "scoring", leave=False, disable=not progress):
+        index = mine[start : start + batch_size]
+        context, target, observed = windows.batch(index)
+        error = (forecast(index, context) - target).double().abs() * observed
+        scale = seasonal_scale(context, windows.season(index))
+        scaled, known = torch.where(scale > 0, error / scale, 0.0), observed * (scale > 0)
+        sums += torch.stack([part.sum() for part in (error**2, error, scaled, observed, known)])
+    squared, absolute, scaled, count, known = reduced(fabric, sums).tolist()
+    return {"mse": squared / count, "mae": absolute / count, "mase": scaled / known if known else math.nan}
+
+
+# ======================================================================================================================
+# 7  Training: the loop
+# ======================================================================================================================
+
+EVAL_BATCH = 512
+MAX_FAILED = 10  # steps in a row with a non-finite loss or gradient that end the run
+RUN_FILES = ("last.pt", "best_model_epoch_*.pt", "metrics.jsonl", "*.png", "tensorboard")
+
+
+def stream(*numbers):
+    """A seed that is a function of `numbers`. No random state is kept, so a run goes on as if it had never stopped."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7])
+
+
+def forecaster(model, fabric):
+    """`forecast(index, context)` of a student, for `score`."""
+
+    @torch.inference_mode()
+    def forecast(_index, context):
+        return model.eval()(fabric.to_device(context)).cpu()
+
+    return forecast
+
+
+def train_epoch(fabric, model, optimizer, windows, labels, run, loop, stop, progress):
+    """The steps of one epoch from loop["step"] on; adds to loop["sums"]. Returns early when a signal came.
+
+    Each process takes its share of every batch; the weight of a window is the same whatever their number.
+    """
+    rank, world, epoch = fabric.global_rank, fabric.world_size, loop["epoch"]
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(stream(run["seed"], epoch))).numpy()
+    steps = math.ceil(len(windows) / run["batch_size"])
+    bar = tqdm(total=steps, initial=loop["step"], desc=f"epoch {epoch + 1}", leave=False, disable=not progress)
+    model.train()
+    while loop["step"] < steps and not loop["stopping"]:
+        index = order[loop["step"] * run["batch_size"] :][: run["batch_size"]]
+        mine = index[rank::world] if len(index) > rank else index[:1]
+        context, truth, observed = windows.batch(mine)
+        points = float(observed.sum() if world == 1 else windows.batch(index)[2].sum())
+        observed = observed if len(index) > rank else 0 * observed  # a process without a window still joins the step
+        label, finite = labels.batch(mine) if labels else (truth, torch.zeros(len(mine), 1))
+        batch = [fabric.to_device(part) for part in (context, truth, observed, label, run["alpha"] * finite)]
+        torch.manual_seed(stream(run["seed"], epoch, loop["step"], rank))  # dropout
+        sums = blend(model(batch[0]), *batch[1:])
+        optimizer.zero_grad()
+        fabric.backward(sums[0] * (world / points))  # gradients are averaged over the processes
+        norm = fabric.clip_gradients(model, optimizer, max_norm=run["max_grad_norm"], error_if_nonfinite=False)
+        seen = torch.cat([sums.detach(), norm[None]]).cpu().double()  # the only sync point of a step
+        failed = bool(reduced(fabric, (~seen.isfinite()).any().double(), "max"))
+        loop["stopping"] = int(reduced(fabric, torch.tensor(float(stop.signum)), "max"))
+        loop["step"] += 1
+        if failed:
+            loop["failed"], loop["skipped"] = loop["failed"] + 1, loop["skipped"] + 1
+        else:
+            optimizer.step()
+            loop["failed"] = 0
+            added = [*reduced(fabric, seen[:4]).tolist(), points]
+            loop["sums"] = [a + b for a, b in zip(loop["sums"], added, strict=True)]
+        if loop["failed"] >= MAX_FAILED:
+            what = f"{MAX_FAILED} steps in a row with a non-finite loss or gradient in epoch {epoch + 1}"
+            raise UserError(f"{what}; try a lower --learning_rate; the best checkpoint so far is kept")
+        bar.update()
+    bar.close()
+
+
+def end_epoch(loop, validation, rate):
+    """Close an epoch: add its metrics to the history, and whether it is the best so far to the state."""
+    blended, truth, label, labelled, points = loop["sums"]
+    line = {"epoch": loop["epoch"] + 1, "train_loss": blended / (points or math.nan)}
+    line |= {"train_mse": truth / (points or math.nan), "train_distill": label / labelled if labelled else None}
+    line |= {f"validation_{name}": value for name, value in validation.items()}
+    loop["history"].append(line | {"learning_rate": rate, "skipped_steps": loop["skipped"]})
+    loop.update(epoch=line["epoch"], step=0, sums=[0.0] * 5, skipped=0, since_best=loop["since_best"] + 1)
+    if validation["mse"] < loop["best_loss"]:
+        name = f"best_model_epoch_{line['epoch']}.pt"
+        loop.update(best_epoch=line["epoch"], best_loss=validation["mse"], best_file=name, since_best=0)
+
+
+def tell_epoch(line, seconds, epochs, say):
+    """Print the lines of an epoch's end."""
+    distill = "-" if line["train_distill"] is None else f"{line['train_distill']:.4f}"
+    numbers = f"{line['train_loss']:.4f} (MSE: {line['train_mse']:.4f}, Distill: {distill})"
+    say("Training loss: {}", "训练损失: {}", numbers)
+    say("Validation loss: {:.4f}", "验证损失: {:.4f}", line["validation_mse"])
+    numbers = (line["learning_rate"], seconds, seconds * (epochs - line["epoch"]) / 60)
+    say(
+        "Learning rate: {:.1e}, {:.0f} s, {:.1f} min to go",
+        "学习率: {:.1e}，用时 {:.0f} 秒，约剩 {:.1f} 分钟",
+        *numbers,
+    )
+    if line["skipped_steps"]:
+        say.note(f"{line['skipped_steps']} steps with a non-finite loss or gradient were skipped")
+
+
+def write_metrics(folder, history):
+    """metrics.jsonl, a line per epoch, and the same numbers as TensorBoard events, both from the whole history."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with atomic(folder / "metrics.jsonl") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in history).encode())
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    with SummaryWriter(folder / "tensorboard") as writer:
+        for line, name in itertools.product(history, history[0]):
+            if line[name] is not None:
+                writer.add_scalar(name, line[name], line["epoch"])
+
+
+def fit(fabric, student, train, validation, labels, run, content, facts, folder, stop, say):
+    """Train `student` in place; leave the best checkpoint, last.pt and metrics in `folder`. Returns the loop's state.
+
+    `run` holds the flags as plain values, `content` the last.pt to go on from or None, `facts` what every checkpoint
+    tells of its making. Best, scheduler and patience follow the MSE against truth on validation, whatever alpha is.
+    """
+    fused = fabric.device.type in ("cpu", "cuda")
+    settings = {"lr": run["learning_rate"], "weight_decay": run["weight_decay"], "fused": fused}
+    optimizer = torch.optim.AdamW(student.parameters(), **settings)
+    model, wrapped = fabric.setup(student, optimizer)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
+    loop = {"epoch": 0, "step": 0, "sums": [0.0] * 5, "failed": 0, "skipped": 0, "history": []}
+    loop |= {"best_epoch": 0, "best_loss": math.inf, "best_file": "", "since_best": 0}
+    parts = {"model_state_dict": student, "optimizer_state_dict": optimizer, "scheduler_state_dict": scheduler}
+    if content:
+        loop = content["loop"]
+        for name, part in parts.items():
+            part.load_state_dict(content[name])
+    loop["stopping"] = 0
+
+    def save(name):
+        line = loop["history"][-1] if loop["history"] else {}
+        metrics = {f"{p}_metrics": {k: v for k, v in line.items() if k.startswith(p)} for p in ("train", "validation")}
+        states = {name: part.state_dict() for name, part in parts.items()}
+        if fabric.is_global_zero:
+            with atomic(folder / name) as file:
+                torch.save(facts | states | metrics | {"epoch": loop["epoch"], "loop": loop}, file)
+
+    with stop.hold():
+        save("last.pt")
+        while loop["epoch"] < run["num_epochs"] and not 0 < run["patience"] <= loop["since_best"]:
+            begin = time.perf_counter()
+            say("\nEpoch {}/{}", "\nEpoch {}/{}", loop["epoch"] + 1, run["num_epochs"])
+            train_epoch(fabric, model, wrapped, train, labels, run, loop, stop, say.on)
+            if not loop["stopping"]:
+                result = score(forecaster(model, fabric), validation, EVAL_BATCH, fabric, say.on)
+                end_epoch(loop, result, optimizer.param_groups[0]["lr"])
+                scheduler.step(result["mse"])
+                tell_epoch(loop["history"][-1], time.perf_counter() - begin, run["num_epochs"], say)
+                if loop["since_best"] == 0:
+                    save(loop["best_file"])
+                    say("Saved best model: {}", "保存最佳模型: {}", f"{run['save_dir']}/{loop['best_file']}")
+            save("last.pt")
+            if fabric.is_global_zero and loop["history"]:
+                write_metrics(folder, loop["history"])
+                for path in folder.glob("best_model_epoch_*.pt"):
+                    path.unlink() if path.name != loop["best_file"] else None
+            if stop.signum or loop["stopping"]:
+                say.note(f"saved {folder / 'last.pt'}; the same command with --resume goes on from here")
+                raise Interrupted(stop.signum or loop["stopping"])
+    return loop
+
+
+# ======================================================================================================================
+# 8  Commands: the only functions that see `args`
+# ======================================================================================================================
+
+MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}  # on --resume
+BASELINES = {"seasonal-naive": seasonal_naive, "last value": last_value}
+
+
+def write_demo_csvs(folder, files=20, rows=1500):
+    """Write synthetic hourly CSVs: daily and weekly cycles of random shape, a slow drift, autoregressive noise."""
+    for number in range(files):
+        rng = np.random.default_rng(1000 + number)
+        value, noise = rng.normal(0, 0.015, rows).cumsum() + rng.uniform(-5, 5), rng.normal(0, 0.25, rows)
+        for t in range(1, rows):
+            noise[t] += 0.7 * noise[t - 1]
+        for period, harmonic in itertools.product((24, 168), range(1, 5)):
+            angle = 2 * np.pi * (harmonic * np.arange(rows) / period + rng.random())
+            value += rng.normal(0, (1.0 if period == 24 else 0.6) / harmonic) * np.sin(angle)
+        values = (10 ** rng.uniform(-1, 3) * (value + noise)).round(6)
+        frame = pd.DataFrame({"date": pd.date_range("2024-01-01", periods=rows, freq="h"), "value": values})
+        with atomic(Path(folder, f"series_{number:02d}.csv")) as file:
+            file.write(frame.to_csv(index=False).encode())
+
+
+def start_fabric(args, precision):
+    """Launched Fabric of the arguments. With several processes this starts the others, so it comes first."""
+    from lightning.fabric import Fabric  # not at the top: it takes seconds, and forecasting does not need it
+
+    kind, _, index = args.device.partition(":")
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if kind == "auto" else kind
+    settings = {"devices": [int(index)] if index else args.devices, "num_nodes": args.num_nodes, "precision": precision}
+    fabric = Fabric(accelerator=kind, strategy="ddp" if args.devices * args.num_nodes > 1 else "auto", **settings)
+    fabric.launch()
+    return fabric
+
+
+def load_data(args, say):
+    """part -> Windows of the arguments; prints what was found, used and skipped."""
+    say("Data directory: {}", "数据目录: {}", args.data_dir)
+    say("Context length: {}", "上下文长度: {}", args.context_length)
+    say("Prediction length: {}", "预测长度: {}", args.prediction_length)
+    say("\nCreating datasets...", "\n创建数据集...")
+    found, series, remarks = read_files(args.data_dir, args.max_files, args.columns, say.on)
+    say("Found {} CSV files", "找到 {} 个 CSV 文件", found)
+    if len(remarks) < found:
+        say.note(f"only the first {len(remarks)} by name are read (--max_files {args.max_files}; 0 = all)")
+    length = args.context_length + args.prediction_length
+    limits = {"length": length, "horizon": args.prediction_length, "max_gap": args.max_gap}
+    split = (args.split_by, args.split_ratio, args.split_seed, args.stride, args.max_windows, args.season)
+    parts, files, by, remarks = split_data(series, remarks, *split, limits)
+    for part, count in files.items():
+        say("Using {} files for the {} set", "使用 {} 个文件用于 {} 集", count, part)
+    say("Split by {}", "划分方式: {}", by)
+    for name in [name for name, remark in remarks.items() if remark]:
+        say("  {}: {}", "  {}: {}", name, remarks[name])
+    counts = [len(windows) for windows in parts.values()]
+    say("Datasets loaded: {:,} samples", "数据集加载完成: {:,} 个样本", counts[0])
+    say("  validation {:,}, test {:,}", "  验证 {:,}，测试 {:,}", *counts[1:])
+    if args.season == "auto" and "" in parts["train"].freqs:
+        say.note("files without timestamps are taken as hourly: season 24 (--season changes it)")
+    if parts["train"].seasons.max() > args.context_length:
+        say.note(f"season {parts['train'].seasons.max()} is longer than the context: seasonal-naive is the last value")
+    return parts
+
+
+def labels_of(windows, args, patch, fabric, say, stop):
+    """LabelFile of `windows` by the teacher of the arguments, with `patch` as its patch size or sizes."""
+    device = torch.device("cpu") if fabric.device.type == "mps" else fabric.device  # the scaler needs float64
+    names = (args.teacher_model, args.teacher_revision)
+    request = Request(*names, patch, args.teacher_point, args.num_samples)
+    say("\nLoading teacher...", "\n加载教师模型...")
+
+    def load():
+        say("Loading teacher: {}", "加载教师模型: {}", args.teacher_model)
+        teacher = load_teacher(*names, device, args.teacher_precision, say.note)
+        say("Teacher loaded", "教师模型加载成功")
+        return teacher
+
+    block = args.teacher_batch_size
+    labels = get_labels(windows, request, load, args.label_cache, block, BASELINES, fabric, say, stop)
+    if labels.damaged:
+        say.note(f"{labels.damaged} windows have a non-finite label and train on truth alone")
+    return labels
+
+
+def resumed(args, facts):
+    """The last.pt to go on from, or None without --resume. Raises UserError with all that does not fit."""
+    if not args.resume:
+        return None
+    path = Path(args.save_dir, "last.pt")
+    content, now = read_checkpoint(path), facts["run_config"]
+    before, names = content["run_config"], sorted(now.keys() - MAY_CHANGE)
+    differ = [f"--{name} was {before.get(name)}, is {now[name]}" for name in names if before.get(name) != now[name]]
+    differ += ["the data is not the same"] * (content["data"] != facts["data"])
+    if differ:
+        raise UserError("\n  ".join([f"--resume: {path} does not fit this command", *differ]))
+    return content
+
+
+def move_old_run(folder, say):
+    """Move an earlier run's files in `folder` to folder/old-TIME: a run never destroys another."""
+    old = [path for pattern in RUN_FILES for path in Path(folder).glob(pattern)]
+    if old:
+        stamp = time.strftime("old-%Y%m%d-%H%M%S")
+        names = (Path(folder, stamp + f"-{i}" * (i > 0)) for i in itertools.count())
+        target = next(name for name in names if not name.exists())
+        target.mkdir()
+        for path in old:
+            path.rename(target / path.name)
+        say.note(f"an earlier run lay in {folder}; its files are now in {target}")
+
+
+def draw(path, rows, paint):
+    """Write a picture of `rows` axes, one above the other, that `paint` fills."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.5 + 2.2 * rows), layout="constrained")
+    paint(figure.subplots(rows, 1, squeeze=False)[:, 0])
+    with atomic(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def draw_training(path, history):
+    """Picture of the losses over the epochs."""
+
+    def paint(axes):
+        for name in ("train_loss", "train_mse", "train_distill", "validation_mse"):
+            axes[0].plot([line["epoch"] for line in history], [line[name] for line in history], "o-", label=name)
+        axes[0].set(xlabel="epoch", ylabel="squared deviations of each series")
+        axes[0].legend()
+
+    draw(path, 1, paint)
+
+
+def draw_forecasts(path, windows, forecasts, count=3):
+    """Picture of `count` windows, spread over all: the end of the context, the truth, and each forecast."""
+    index = np.linspace(0, len(windows) - 1, count + 2).astype(np.int64)[1:-1]
+    context, truth, _ = windows.batch(index)
+    horizon, shown = windows.horizon, min(context.shape[1], 2 * windows.horizon)
+
+    def paint(axes):
+        for row, axis in enumerate(axes):
+            axis.plot(
+                range(-shown, horizon), torch.cat([context[row, -shown:], truth[row]]), color="0.6", label="truth"
+            )
+            for name, forecast in forecasts.items():
+                axis.plot(range(horizon), forecast(index, context)[row], label=name, linewidth=1.2)
+            axis.axvline(-0.5, color="0.8", zorder=0)
+        axes[0].legend(ncols=4, loc="upper left", fontsize="small")
+        axes[-1].set_xlabel("steps after the end of the context")
+
+    draw(path, count, paint)
+
+
+def report(args, test, student, loop, teacher, fabric, say, stop):
+    """Score student and naive forecasts on the test windows, with --demo the teacher too; draw the pictures."""
+    folder, forecasts = Path(args.save_dir), {"student": forecaster(student, fabric)}
+    if args.demo and teacher:
+        labels = labels_of(test, args, teacher["patch_sizes"], fabric, say, stop)  # chosen on training windows
+        forecasts["teacher"] = lambda index, _context: labels.batch(index)[0]
+    for name, naive in BASELINES.items():
+        forecasts[name] = lambda index, context, naive=naive: naive(context, test.season(index), test.horizon)
+    say("\nBest epoch: {}, {}", "\n最佳 epoch: {}，{}", loop["best_epoch"], folder / loop["best_file"])
+    say("Test error on {:,} windows:", "{:,} 个测试窗口上的误差:", len(test))
+    for name, forecast in forecasts.items():
+        result = score(forecast, test, EVAL_BATCH, fabric, say.on)
+        line = f"  {name:<15} MSE {result['mse']:.4f}  MAE {result['mae']:.4f}  MASE {result['mase']:.4f}"
+        say(line, line)
+    if fabric.is_global_zero:
+        draw_training(folder / "training.png", loop["history"])
+        forecasts.pop("last value")
+        draw_forecasts(folder / "forecast.png", test, forecasts)
+        say("Pictures: {}, {}", "图片: {}，{}", folder / "training.png", folder / "forecast.png")
+
+
+def train(args, say, stop):
+    """Label the training windows (unless alpha is 0), train the student, score it on the test windows."""
+    fabric = start_fabric(args, args.precision)
+    say.on = fabric.is_global_zero
+    if args.device == "auto" and fabric.device.type == "cpu":
+        say.note("no CUDA GPU found: this runs on the CPU")
+    if args.demo and fabric.is_global_zero:
+        write_demo_csvs(args.data_dir)
+    fabric.barrier()
+    parts = load_data(args, say)
+    sizes = ("context_length", "prediction_length", "d_model", "num_layers", "num_heads", "patch_size", "dropout")
+    facts = {"format": FORMAT, "student_config": {n: vars(args)[n] for n in sizes}, "run_config": dict(vars(args))}
+    facts["versions"] = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+    facts |= {"data": {part: windows.digest for part, windows in parts.items()}, "freqs": parts["train"].freqs}
+    content = resumed(args, facts)
+    labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if args.alpha > 0 else None
+    facts["teacher"] = labels.manifest if labels else None
+    say("\nCreating student...", "\n创建学生模型...")
+    torch.manual_seed(args.seed)
+    student = PatchStudent(**facts["student_config"])
+    say(
+        "Student parameters: {:,}", "学生模型参数量: {:,}", sum(parameter.numel() for parameter in student.parameters())
+    )
+    if fabric.is_global_zero and not content:
+        move_old_run(args.save_dir, say)
+    say("\nTraining for {} epochs", "\n开始训练，共 {} 个 epoch", args.num_epochs)
+    say("Checkpoints: {}", "模型保存目录: {}", args.save_dir)
+    validation, folder = parts["validation"], Path(args.save_dir)
+    naive = lambda index, context: seasonal_naive(context, validation.season(index), validation.horizon)  # noqa: E731
+    floor = score(naive, validation, EVAL_BATCH, fabric, say.on)["mse"]
+    say("Validation loss of seasonal-naive: {:.4f}", "季节性朴素预测的验证损失: {:.4f}", floor)
+    loop = fit(fabric, student, parts["train"], validation, labels, vars(args), content, facts, folder, stop, say)
+    if not loop["best_file"]:
+        raise UserError("no epoch gave a finite validation loss; try a lower --learning_rate")
+    student.load_state_dict(read_checkpoint(folder / loop["best_file"])["model_state_dict"])
+    report(args, parts["test"], student, loop, facts["teacher"], fabric, say, stop)
+
+
+def label(args, say, stop):
+    """Label the training windows into the cache, or list what it holds."""
+    cache = Path(args.label_cache).expanduser()
+    if not args.list:
+        fabric = start_fabric(args, "32-true")
+        say.on = fabric.is_global_zero
+        labels = labels_of(load_data(args, say)["train"], args, args.teacher_patch_size, fabric, say, stop)
+        say("Labels of {:,} windows: {}", "{:,} 个窗口的标签: {}", labels.windows, labels.folder)
+        return
+    for folder in sorted(path for path in cache.glob("*") if path.is_dir()):
+        file = (manifest := read_manifest(folder)) and LabelFile(folder, manifest)
+        what = "manifest damaged or of a newer format"
+        if file:
+            made = 100 - 100 * len(file.missing()) / file.count
+            key, size = manifest["key"], 4e-6 * file.windows * file.horizon
+            what = (
+                f"{manifest['teacher']}, {file.windows:,} windows, {key['context']} -> {file.horizon}, {key['point']}"
+            )
+            what += f", patch {manifest['patch_sizes']}, {size:.1f} MB, {made:.0f} % made, {manifest['made']}"
+        say("{}: {}", "{}: {}", folder.name, what)
+
+
+# ======================================================================================================================
+# 9  Entry
+# ======================================================================================================================
+
+
+def main(argv=None):
+    """Run the command line `argv` (default: sys.argv[1:]). Returns the exit code: 0, 2 on bad input, 128 + signal."""
+    for output in (sys.stdout, sys.stderr):
+        if hasattr(output, "reconfigure"):  # a console that cannot print Chinese shows escapes
+            output.reconfigure(errors="backslashreplace")
+    stop = Stop()
+    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        args = parse_arguments(sys.argv[1:] if argv is None else argv)
+        {"train": train, "label": label}[args.command](args, Say(args.lang), stop)
+        return 0
+    except Interrupted as interruption:
+        print(f"stopped by {signal.Signals(interruption.args[0]).name}", file=sys.stderr)
+        return 128 + interruption.args[0]
+    except torch.OutOfMemoryError as error:
+        problem = f"out of GPU memory ({str(error).splitlines()[0][:99]}); use a smaller --batch_size"
+    except OSError as error:
+        problem = f"{error.filename or 'input or output'}: {error.strerror or error}"
+    except UserError as error:
+        problem = str(error)
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    print(f"error: {problem}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""What the tests share: small synthetic CSVs, and real MoiraiModules with few random weights."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: several processes with spinning threads are ten times slower
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+SCRIPT = Path(__file__).resolve().parent.parent / "moirai_distill.py"
+DEMO_TEACHER = SCRIPT.parent / "checkpoints" / "demo_teacher"
+# A run of seconds: context 64, horizon 16, a student of a few thousand weights.
+SMALL = "--context_length 64 --prediction_length 16 --d_model 16 --num_layers 1 --num_heads 2 --patch_size 8 --device cpu"
+
+
+def hourly(rows, seed=0, start="2024-01-01"):
+    """A frame (date, value) of a noisy daily cycle."""
+    rng = np.random.default_rng(seed)
+    value = np.sin(2 * np.pi * np.arange(rows) / 24 + seed) + 0.1 * rng.standard_normal(rows) + 5
+    return pd.DataFrame({"date": pd.date_range(start, periods=rows, freq="h"), "value": value})
+
+
+def save_module(folder, seed=0, **changes):
+    """Save a MoiraiModule with random weights, all four mixture components and five patch sizes; returns the folder."""
+    from uni2ts.distribution import (
+        LogNormalOutput,
+        MixtureOutput,
+        NegativeBinomialOutput,
+        NormalFixedScaleOutput,
+        StudentTOutput,
+    )
+    from uni2ts.model.moirai.module import MoiraiModule
+
+    components = [StudentTOutput(), NormalFixedScaleOutput(), NegativeBinomialOutput(), LogNormalOutput()]
+    settings = {"d_model": 64, "num_layers": 1, "patch_sizes": (8, 16, 32, 64, 128), "max_seq_len": 512}
+    settings |= {"distr_output": MixtureOutput(components), "attn_dropout_p": 0.0, "dropout_p": 0.0} | changes
+    torch.manual_seed(seed)
+    MoiraiModule(**settings).save_pretrained(folder)
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory):
+    """Folder of a random MOIRAI of 0.2M weights."""
+    return save_module(tmp_path_factory.mktemp("teacher") / "tiny")
+
+
+@pytest.fixture
+def csv_folder(tmp_path):
+    """Folder of 12 hourly CSVs of 300 rows."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(12):
+        hourly(300, seed=number).to_csv(folder / f"s{number:02d}.csv", index=False)
+    return folder
