@@ -50,9 +50,7 @@ from huggingface_hub import PyTorchModelHubMixin, errors, hf_hub_download, try_t
 from torch import nn
 from tqdm import tqdm
 
-# ======================================================================================================================
-# 1  Command line: one line per knob, the only place where a default stands
-# ======================================================================================================================
+# == 1  Command line: one line per knob, the only place where a default stands =========================================
 
 COMMANDS = ("train", "label")
 
@@ -273,9 +271,7 @@ class Say:
             print(f"note: {text}", file=sys.stderr, flush=True)
 
 
-# ======================================================================================================================
-# 2  Data: CSV -> clean regular series -> split -> windows
-# ======================================================================================================================
+# == 2  Data: CSV -> clean regular series -> split -> windows ==========================================================
 
 TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
 ID_NAMES = ("unique_id", "item_id", "id", "series", "series_id")
@@ -590,12 +586,6 @@ def time_bounds(rows, split_ratio):
     return {"train": (0, first), "validation": (first, second), "test": (second, rows)}
 
 
-def thin(starts, stride, max_windows):
-    """Every `stride`-th of the training windows, and of these at most `max_windows` (0 = all), spread evenly."""
-    kept = starts[::stride]
-    return kept[np.linspace(0, len(kept) - 1, min(len(kept), max_windows or len(kept))).round().astype(np.int64)]
-
-
 def read_files(data_dir, max_files, columns, progress):
     """(number of CSVs found, file -> list of Series, file -> remark), by path below `data_dir`. Raises UserError."""
     root = Path(data_dir).expanduser()
@@ -640,7 +630,10 @@ def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_w
     for name, item in [(name, item) for name, items in sorted(ready.items()) for item in items]:
         for part in [part_of[name]] if by_files else PARTS:
             starts = item.starts["whole" if by_files else part]
-            starts = thin(starts, stride, max_windows) if part == "train" else starts
+            if part == "train":
+                starts = starts[::stride]
+                count = min(len(starts), max_windows or len(starts))
+                starts = starts[np.linspace(0, len(starts) - 1, count).round().astype(np.int64)]  # spread evenly
             if len(starts):
                 chosen[part].append((item, starts))
                 files[part].add(name)
@@ -653,9 +646,7 @@ def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_w
     return parts, {part: len(names) for part, names in files.items()}, "files" if by_files else "time", notes
 
 
-# ======================================================================================================================
-# 3  Files: atomic writes, safe reads, the hub, a clean stop
-# ======================================================================================================================
+# == 3  Files: atomic writes, safe reads, the hub, a clean stop ========================================================
 
 FORMAT = 1  # of checkpoints and label files; a higher one is refused
 HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
@@ -669,8 +660,11 @@ HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
 
 
 @contextlib.contextmanager
-def atomic(path):
-    """A file open for writing bytes, which takes the name `path` only when it is whole and on the disk."""
+def atomic(path, replace=True):
+    """A file open for writing bytes, which takes the name `path` only when it is whole and on the disk.
+
+    Without `replace`, the first of several writers wins.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -679,7 +673,14 @@ def atomic(path):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path) if replace else os.link(temporary, path)
+        except FileExistsError:
+            pass  # the first writer has won
+        except OSError:
+            if replace:
+                raise
+            os.replace(temporary, path)  # a file system without links
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -747,9 +748,7 @@ class Stop:
             self.held = False
 
 
-# ======================================================================================================================
-# 4  Student: raw context (B, L) -> raw forecast (B, H)
-# ======================================================================================================================
+# == 4  Student: raw context (B, L) -> raw forecast (B, H) =============================================================
 
 
 class Block(nn.Module):
@@ -832,9 +831,7 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         return student.eval()
 
 
-# ======================================================================================================================
-# 5  Teacher: a frozen MOIRAI, and the cache of its labels
-# ======================================================================================================================
+# == 5  Teacher: a frozen MOIRAI, and the cache of its labels ==========================================================
 
 SAMPLED = 64  # training windows per sampling frequency on which the teacher is judged before it labels
 MOIRAI_KEYS = {"distr_output", "d_model", "num_layers", "patch_sizes", "max_seq_len", "attn_dropout_p", "dropout_p"}
@@ -970,7 +967,11 @@ class LabelFile:
 
     def __init__(self, folder, manifest):
         self.folder, self.path, self.manifest = Path(folder), Path(folder, "labels.bin"), manifest
-        self.windows, self.horizon, self.block = (manifest[name] for name in ("windows", "horizon", "block"))
+        self.windows, self.horizon, self.block = (
+            manifest["key"]["windows"],
+            manifest["key"]["horizon"],
+            manifest["block"],
+        )
         self.count = math.ceil(self.windows / self.block)
         self.array, self.damaged = None, 0
 
@@ -1026,20 +1027,19 @@ class LabelFile:
         return torch.where(finite, labels, 0.0), finite.float()
 
 
+def key_folder(cache, key):
+    """Folder of the labels with this key."""
+    return Path(cache, hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32])
+
+
 def read_manifest(folder):
     """The manifest (dict) of a label folder, or None where there is none that can be used."""
     try:
         manifest = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
-        whole = all(manifest[name] > 0 for name in ("windows", "horizon", "block")) and manifest["format"] <= FORMAT
-        named = isinstance(manifest["key"], dict) and isinstance(manifest["teacher"], str)
-        return manifest if whole and named and isinstance(manifest["patch_sizes"], dict) else None
+        true = key_folder(folder.parent, manifest["key"]) == folder and manifest["format"] <= FORMAT
+        return manifest if true and manifest["block"] > 0 and isinstance(manifest["patch_sizes"], dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def key_folder(cache, key):
-    """Folder of the labels with this key."""
-    return cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def label_windows(teacher, windows, index, patches, request, seed):
@@ -1078,68 +1078,72 @@ def judge(teacher, windows, request, baselines, say):
         listing = ", ".join(f"{f'patch {n}' if n in took else n} {value:.4f}" for n, value in mse.items())
         say("MSE on {} windows of step {}: {}", "{} 个步长为 {} 的窗口上的 MSE: {}", len(index), freq or "?", listing)
         if not mse[patches[freq]] <= min(mse[name] for name in baselines):
-            say.note(
-                f"WARNING: the teacher is worse than a naive forecast at step {freq or '?'}; its labels may do harm"
-            )
+            say.note(f"WARNING: at step {freq or '?'} the teacher is worse than a naive forecast; labels may do harm")
     return patches, seconds
 
 
-def find_labels(cache, key, request, weights):
-    """A whole LabelFile for `key`, or None. Without the teacher's weights its name decides. Raises UserError."""
+def find_labels(cache, key, request):
+    """A whole LabelFile for `key`, or None. Where the weights are not at hand, the teacher's name decides."""
+    weights = fingerprint(request.teacher, request.revision)
+    folders = [key_folder(cache, key | {"weights": weights})] if weights else sorted(cache.glob("*"))
+    manifests = {folder: read_manifest(folder) for folder in folders}
     found = []
-    for folder in [key_folder(cache, key | {"weights": weights})] if weights else sorted(cache.glob("*")):
-        manifest = read_manifest(folder) or {"key": {}}
-        if manifest["key"] | {"weights": weights} != key | {"weights": weights}:
-            continue
-        same = Path(manifest["teacher"]).name == Path(request.teacher).name
-        same = same and request.revision in (None, manifest["revision"], manifest["commit"])
-        if (weights or same) and not LabelFile(folder, manifest).missing():
-            found.append(LabelFile(folder, manifest))
+    for folder, manifest in manifests.items():
+        if manifest and manifest["key"] | {"weights": None} == key | {"weights": None}:
+            same = Path(manifest["teacher"]).name == Path(request.teacher).name
+            same = same and request.revision in (None, manifest["revision"], manifest["commit"])
+            if (weights or same) and not LabelFile(folder, manifest).missing():
+                found.append(LabelFile(folder, manifest))
     if len({file.manifest["key"]["weights"] for file in found}) > 1:
         raise UserError(f"{cache} holds labels of several teachers named {request.teacher}; put its weights at hand")
     return found[0] if found else None
 
 
 def begin_labels(folder, key, teacher, windows, request, block, baselines, say):
-    """Write the manifest of a new label file; an unfinished one keeps its own."""
-    manifest = read_manifest(folder)
-    if manifest and manifest["key"] == key:
-        say.note(f"going on with unfinished labels in {folder}, in blocks of {manifest['block']} windows")
+    """Write the manifest of a new label file, unless there is one: then its blocks go on as they were begun."""
+    if read_manifest(folder):
+        say.note(f"going on with the unfinished labels in {folder}")
         return
+    shutil.rmtree(folder, ignore_errors=True)  # what a damaged manifest left
     patches, seconds = judge(teacher, windows, request, baselines, say)
     commit = model_file(request.teacher, request.revision, "config.json").parent
-    licence = "CC-BY-NC-4.0, for non-commercial use" if request.teacher.lower().startswith("salesforce/") else None
-    manifest = {"format": FORMAT, "key": key, "windows": len(windows), "horizon": windows.horizon, "block": block}
-    manifest |= {"patch_sizes": patches, "teacher": request.teacher, "revision": request.revision}
-    manifest |= {"commit": commit.name if commit.parent.name == "snapshots" else None}
-    manifest |= {"licence": licence or f"see the licence of {request.teacher}", "device": str(teacher.device)}
-    manifest |= {"precision": teacher.precision, "torch": str(torch.__version__), "made": time.strftime("%F %T")}
-    shutil.rmtree(folder, ignore_errors=True)  # what a damaged manifest left
-    with atomic(folder / "manifest.json") as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    free = not request.teacher.lower().startswith("salesforce/")
+    manifest = {"format": FORMAT, "key": key, "block": block, "patch_sizes": patches, "teacher": request.teacher}
+    manifest |= {"revision": request.revision, "commit": commit.name if commit.parent.name == "snapshots" else None}
+    manifest |= {"licence": f"see {request.teacher}" if free else "CC-BY-NC-4.0, for non-commercial use only"}
+    manifest |= {"device": str(teacher.device), "precision": teacher.precision, "torch": str(torch.__version__)}
+    with atomic(folder / "manifest.json", replace=False) as file:  # where two runs begin at once, the first decides
+        file.write(json.dumps(manifest | {"made": time.strftime("%F %T")}, indent=1, ensure_ascii=False).encode())
     size, minutes = 4e-6 * len(windows) * windows.horizon, seconds * len(windows) / 60
     text = ", ".join(f"{freq or '?'}: {patch}" for freq, patch in patches.items())
     say("Patch size: {}", "教师 patch 大小: {}", text)
-    say(
+    english, chinese = (
         "Labelling {:,} windows, {:.1f} MB, about {:.1f} min",
         "标注 {:,} 个窗口，{:.1f} MB，约 {:.1f} 分钟",
-        len(windows),
-        size,
-        minutes,
     )
+    say(english, chinese, len(windows), size, minutes)
+
+
+def make_labels(file, teacher, windows, request, fabric, say, stop):
+    """Label the missing blocks, each process its share. Raises Interrupted between two blocks, which stay."""
+    mine = fabric.broadcast(file.missing())[fabric.global_rank :: fabric.world_size]
+    total, patches = sum(len(file.index(number)) for number in mine), file.manifest["patch_sizes"]
+    with stop.hold(), tqdm(total=total, desc="labelling", unit="window", disable=not say.on) as bar:
+        for number in mine:
+            index = file.index(number)
+            file.write(number, label_windows(teacher, windows, index, patches, request, seed=number))
+            bar.update(len(index))
+            if stop.signum:
+                say.note(f"the labels made so far are kept in {file.folder}")
+                raise Interrupted(stop.signum)
 
 
 def get_labels(windows, request, load, cache, block, baselines, fabric, say, stop):
-    """LabelFile of `windows`: from the cache, or made by the Teacher that `load()` gives, shared by all processes.
-
-    Raises UserError, or Interrupted between two blocks; the blocks made so far are kept.
-    """
-    cache = Path(cache).expanduser()
-    key = {"data": windows.digest, "context": windows.length - windows.horizon, "horizon": windows.horizon}
-    key |= {"patch": request.patch, "point": request.point}
-    key |= {"samples": request.samples if request.point == "median" else None}
-    weights = fingerprint(request.teacher, request.revision)
-    found = find_labels(cache, key, request, weights) if fabric.is_global_zero else None
+    """LabelFile of `windows`: from the cache, or made by the Teacher that `load()` gives, shared by all processes."""
+    cache, samples = Path(cache).expanduser(), request.samples if request.point == "median" else None
+    key = {"data": windows.digest, "windows": len(windows), "horizon": windows.horizon, "patch": request.patch}
+    key |= {"context": windows.length - windows.horizon, "point": request.point, "samples": samples}
+    found = find_labels(cache, key, request) if fabric.is_global_zero else None
     found = fabric.broadcast((found.folder, found.manifest) if found else None)
     if found:
         file = LabelFile(*found)
@@ -1148,27 +1152,11 @@ def get_labels(windows, request, load, cache, block, baselines, fabric, say, sto
         with fabric.rank_zero_first():
             teacher = load()
         key["weights"] = fingerprint(request.teacher, request.revision)
-        folder = key_folder(cache, key)
         if fabric.is_global_zero:
-            begin_labels(folder, key, teacher, windows, request, block, baselines, say)
+            begin_labels(key_folder(cache, key), key, teacher, windows, request, block, baselines, say)
         fabric.barrier()
-        file = LabelFile(folder, read_manifest(folder))
-        mine = fabric.broadcast(file.missing())[fabric.global_rank :: fabric.world_size]
-        with (
-            stop.hold(),
-            tqdm(
-                total=sum(len(file.index(n)) for n in mine), desc="labelling", unit="window", disable=not say.on
-            ) as bar,
-        ):
-            for number in mine:
-                index = file.index(number)
-                file.write(
-                    number, label_windows(teacher, windows, index, file.manifest["patch_sizes"], request, number)
-                )
-                bar.update(len(index))
-                if stop.signum:
-                    say.note(f"the labels made so far are kept in {folder}")
-                    raise Interrupted(stop.signum)
+        file = LabelFile(key_folder(cache, key), read_manifest(key_folder(cache, key)))
+        make_labels(file, teacher, windows, request, fabric, say, stop)
         fabric.barrier()
     if fabric.is_global_zero:
         file.join()
@@ -1176,9 +1164,7 @@ def get_labels(windows, request, load, cache, block, baselines, fabric, say, sto
     return file.open()
 
 
-# ======================================================================================================================
-# 6  Loss and metrics: the blend, naive forecasts, one ruler for every forecaster
-# ======================================================================================================================
+# == 6  Loss and metrics: the blend, naive forecasts, one ruler for every forecaster ===================================
 
 
 def blend(forecast, truth, observed, label, weight):
@@ -1236,9 +1222,7 @@ def score(forecast, windows, batch_size, fabric, progress):
     return {"mse": squared / count, "mae": absolute / count, "mase": scaled / known if known else math.nan}
 
 
-# ======================================================================================================================
-# 7  Training: the loop
-# ======================================================================================================================
+# == 7  Training: the loop =============================================================================================
 
 EVAL_BATCH = 512
 MAX_FAILED = 10  # steps in a row with a non-finite loss or gradient that end the run
@@ -1396,9 +1380,7 @@ def fit(fabric, student, train, validation, labels, run, content, facts, folder,
     return loop
 
 
-# ======================================================================================================================
-# 8  Commands: the only functions that see `args`
-# ======================================================================================================================
+# == 8  Commands: the only functions that see `args` ===================================================================
 
 MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}  # on --resume
 BASELINES = {"seasonal-naive": seasonal_naive, "last value": last_value}
@@ -1611,29 +1593,26 @@ def train(args, say, stop):
 
 def label(args, say, stop):
     """Label the training windows into the cache, or list what it holds."""
-    cache = Path(args.label_cache).expanduser()
     if not args.list:
         fabric = start_fabric(args, "32-true")
         say.on = fabric.is_global_zero
-        labels = labels_of(load_data(args, say)["train"], args, args.teacher_patch_size, fabric, say, stop)
+        windows = load_data(args, say)["train"]
+        labels = labels_of(windows, args, args.teacher_patch_size, fabric, say, stop)
         say("Labels of {:,} windows: {}", "{:,} 个窗口的标签: {}", labels.windows, labels.folder)
         return
-    for folder in sorted(path for path in cache.glob("*") if path.is_dir()):
-        file = (manifest := read_manifest(folder)) and LabelFile(folder, manifest)
-        what = "manifest damaged or of a newer format"
-        if file:
-            made = 100 - 100 * len(file.missing()) / file.count
-            key, size = manifest["key"], 4e-6 * file.windows * file.horizon
-            what = (
+    for folder in sorted(Path(args.label_cache).expanduser().glob("*/")):
+        manifest, line = read_manifest(folder), "manifest damaged, or of a newer format"
+        if manifest:
+            file, key = LabelFile(folder, manifest), manifest["key"]
+            made, size = 100 - 100 * len(file.missing()) / file.count, 4e-6 * file.windows * file.horizon
+            line = (
                 f"{manifest['teacher']}, {file.windows:,} windows, {key['context']} -> {file.horizon}, {key['point']}"
             )
-            what += f", patch {manifest['patch_sizes']}, {size:.1f} MB, {made:.0f} % made, {manifest['made']}"
-        say("{}: {}", "{}: {}", folder.name, what)
+            line += f", patch {manifest['patch_sizes']}, {size:.1f} MB, {made:.0f} % made, {manifest['made']}"
+        say("{}: {}", "{}: {}", folder.name, line)
 
 
-# ======================================================================================================================
-# 9  Entry
-# ======================================================================================================================
+# == 9  Entry ==========================================================================================================
 
 
 def main(argv=None):
