@@ -1374,9 +1374,10 @@ def fit(fabric, student, train, validation, labels, run, content, facts, folder,
                 write_metrics(folder, loop["history"])
                 for path in folder.glob("best_model_epoch_*.pt"):
                     path.unlink() if path.name != loop["best_file"] else None
-            if stop.signum or loop["stopping"]:
+            signum = int(reduced(fabric, torch.tensor(float(stop.signum)), "max"))
+            if signum:
                 say.note(f"saved {folder / 'last.pt'}; the same command with --resume goes on from here")
-                raise Interrupted(stop.signum or loop["stopping"])
+                raise Interrupted(signum)
     return loop
 
 
@@ -1566,7 +1567,10 @@ def train(args, say, stop):
     sizes = ("context_length", "prediction_length", "d_model", "num_layers", "num_heads", "patch_size", "dropout")
     facts = {"format": FORMAT, "student_config": {n: vars(args)[n] for n in sizes}, "run_config": dict(vars(args))}
     facts["versions"] = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-    facts |= {"data": {part: windows.digest for part, windows in parts.items()}, "freqs": parts["train"].freqs}
+    facts |= {
+        "data": {part: windows.digest for part, windows in parts.items()},
+        "freqs": sorted({*parts["train"].freqs}),
+    }
     content = resumed(args, facts)
     labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if args.alpha > 0 else None
     facts["teacher"] = labels.manifest if labels else None
