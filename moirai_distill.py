@@ -312,17 +312,21 @@ def read_csv(path):
         with open(path, "rb") as file:
             marked = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
         for encoding in ("utf-16",) if marked else ("utf-8", "gb18030", "latin-1"):
-            with contextlib.suppress(UnicodeDecodeError):  # the next encoding is tried; latin-1 takes any byte
+            try:
                 frame = pd.read_csv(path, encoding=encoding, low_memory=False)
                 break
+            except UnicodeDecodeError:
+                if encoding in ("utf-16", "latin-1"):
+                    raise
         mark = next((mark for mark in ";\t" if len(frame.columns) == 1 and mark in str(frame.columns[0])), None)
         if mark:
             frame = pd.read_csv(path, encoding=encoding, sep=mark, decimal="," if mark == ";" else ".")
-    except (OSError, EOFError, ValueError, UnboundLocalError) as error:  # pandas' own errors are ValueErrors
+    except (OSError, EOFError, ValueError) as error:  # pandas' own errors and UnicodeError are ValueErrors
         raise Unusable(f"unreadable: {' '.join(str(error).split())}") from error
     if frame.empty:
         raise Unusable("no rows")
-    return frame.set_axis([str(name).strip() for name in frame.columns], axis=1)
+    names = [str(name).strip() for name in frame.columns]
+    return frame.set_axis(names, axis=1) if len({*names}) == len(names) else frame
 
 
 def parse_times(column):
@@ -1226,7 +1230,7 @@ def score(forecast, windows, batch_size, fabric, progress):
 
 EVAL_BATCH = 512
 MAX_FAILED = 10  # steps in a row with a non-finite loss or gradient that end the run
-RUN_FILES = ("last.pt", "best_model_epoch_*.pt", "metrics.jsonl", "*.png", "tensorboard")
+RUN_FILES = ("last.pt", "best_model_epoch_*.pt", "metrics.jsonl", "training.png", "forecast.png", "tensorboard")
 
 
 def stream(*numbers):
