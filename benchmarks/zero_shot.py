@@ -9,52 +9,26 @@ L context, H horizon, N tokens, P points of a patch.
 """
 
 import argparse
-import contextlib
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-# --------------------------------------------------------------------------- the teacher: to load it and to ask it
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import moirai_distill as md
+
+# ------------------------------------------------------------------------- the teacher, asked as the script asks it
 
 
-def load_teacher(name: str):
-    from uni2ts.model.moirai.module import MoiraiModule
-
-    with contextlib.redirect_stdout(sys.stderr):  # the hub's mixin announces itself
-        module = MoiraiModule.from_pretrained(name).eval()
-    for part in module.modules():
-        if hasattr(part, "attn_dropout_p"):
-            part.attn_dropout_p = 0.0  # uni2ts passes it on in eval mode too
-    return module
-
-
-@torch.inference_mode()
-def forecast(module, context: Tensor, horizon: int, patch: int, samples: int = 100) -> dict[str, Tensor]:
-    """(B, L) -> {"mean", "median"} of the predictive mixture, (B, H); only the horizon's positions are sampled."""
-    from pretrain_demo_teacher import predict_tokens, tokenise
-
-    mean, deviation = context.mean(1, keepdim=True), context.std(1, keepdim=True).clamp_min(1e-6)
-    last = -(-horizon // patch)
-    value = F.pad((context - mean) / deviation, (0, last * patch))  # (B, L + n P)
-    future = torch.arange(value.shape[1], device=value.device) >= context.shape[1]
-    everywhere = torch.ones_like(value, dtype=torch.bool)
-    window = {"value": value, "seen": everywhere, "inside": everywhere, "future": future.expand_as(value)}
-    tokens = tokenise(module, window, patch)
-    parameters = predict_tokens(module, tokens, patch, last)
-    mixture = module.distr_output.distribution(parameters, validate_args=False)
-
-    def in_units(x: Tensor) -> Tensor:  # (..., B, n, P) in the module's scale
-        return (x * tokens["scale"] + tokens["loc"]).flatten(-2)[..., :horizon] * deviation + mean
-
-    guess = {"mean": in_units(mixture.mean)}
+def forecast(teacher, context: Tensor, horizon: int, patch: int, samples: int = 100) -> dict[str, Tensor]:
+    """(B, L) -> {"mean", "median"} of the predictive mixture, (B, H), through the code that makes the labels."""
+    guess = {"mean": teacher.forecast(context, horizon, patch, "mean", 1)}
     if samples:
-        guess["median"] = in_units(mixture.sample((samples,)).median(0).values)
+        guess["median"] = teacher.forecast(context, horizon, patch, "median", samples)
     return guess
 
 
@@ -124,18 +98,18 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     length, horizon = args.context_length, args.prediction_length
     columns, rows = read_windows(args.data, tuple(args.borders), length)
-    module = load_teacher(args.teacher).to(args.device)
+    teacher = md.load_teacher(args.teacher, None, args.device, "32", md.Say("en").note)
     torch.manual_seed(args.seed)
     windows = len(range(0, rows.shape[1] - length - horizon + 1, args.stride))
     shape = f"{length} -> {horizon}, {windows:,} windows of {len(columns)} columns"
     print(f"{args.teacher} on {Path(args.data).name}, {shape}")
-    sizes = args.patch_sizes or list(module.patch_sizes)
+    sizes = args.patch_sizes or teacher.patch_sizes(length, horizon)
     results = {}
     with tqdm(total=windows * len(columns) * len(sizes), unit="window", file=sys.stderr) as bar:
         for patch in sizes:
 
             def ask(context: Tensor, patch: int = patch) -> dict[str, Tensor]:
-                guess = forecast(module, context.to(args.device), horizon, patch, args.num_samples)
+                guess = forecast(teacher, context, horizon, patch, args.num_samples)
                 return {f"patch {patch}, {point}": value for point, value in guess.items()}
 
             results |= score(ask, rows, length, horizon, args.stride, args.batch_size, bar)
