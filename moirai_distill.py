@@ -35,6 +35,7 @@ import locale
 import math
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
@@ -112,7 +113,7 @@ def ratio(text):
 def device_name(text):
     """Type of a device that is there: auto, cpu, mps, cuda or cuda:INDEX."""
     kind, _, index = text.partition(":")
-    if text not in ("auto", "cpu", "mps") and (kind != "cuda" or index and not index.isdigit()):
+    if text not in ("auto", "cpu", "mps") and (kind != "cuda" or index and not index.isdecimal()):
         return Wrong(f"{text!r} is not auto, cpu, cuda, cuda:1 or mps")
     gpus = torch.cuda.device_count()
     there = torch.backends.mps.is_available() if kind == "mps" else kind != "cuda" or int(index or 0) < gpus
@@ -180,7 +181,7 @@ def add_train_flags(parser):
     add("--max_grad_norm", type=number(float, above=0), default=1.0, help="gradients are clipped to this norm")
     add("--patience", type=number(int, 0), default=0, help="stop after this many epochs without a new best; 0 = never")
     add("--precision", type=one_of("32-true", "bf16-mixed"), default="32-true", help="bf16-mixed is faster on new GPUs")
-    add("--seed", type=number(int, 0), default=0, help="of weights, window order and dropout; never of split or labels")
+    add("--seed", type=number(int, 0, 2**64 - 1), default=0, help="of weights, order, dropout; not of split and labels")
     add = parser.add_argument_group("run").add_argument
     add("--save_dir", default="./checkpoints/moirai_distill", help="checkpoints, metrics and pictures go here")
     add("--resume", action="store_true", help="go on from save_dir/last.pt, with the same flags")
@@ -216,18 +217,20 @@ def contradictions(args):
     if args.command == "label" and args.list:
         return []
     training, gpus, teacher = args.command == "train", torch.cuda.device_count(), args.teacher_model
-    local = teacher.startswith((".", "/", "~")) or teacher.count("/") > 1
+    local = teacher.startswith((".", "/", "~")) and not Path(teacher).expanduser().is_dir()
+    needed = not (training and args.alpha == 0) and not Path(args.label_cache).expanduser().is_dir()
+    made = training and args.demo and args.data_dir == DEMO["data_dir"]
     cpu = args.device == "cpu" or args.device == "auto" and not gpus
     tests = [
-        (training and args.demo or Path(args.data_dir).expanduser().exists(), f"--data_dir {args.data_dir}: not there"),
-        (not local or Path(teacher).expanduser().is_dir(), f"--teacher_model {teacher}: there is no such folder"),
+        (made or Path(args.data_dir).expanduser().exists(), f"--data_dir {args.data_dir}: no such folder or file"),
+        (not (local and needed), f"--teacher_model {teacher}: no such folder"),
         (not unwritable(args.label_cache), f"--label_cache {args.label_cache}: {unwritable(args.label_cache)}"),
         (not cpu or args.teacher_precision == "32", "--teacher_precision bf16: needs a GPU; use 32"),
         (args.devices == 1 or ":" not in args.device, f"--devices {args.devices}: not with --device {args.device}"),
         (cpu or args.devices <= max(1, gpus), f"--devices {args.devices}: PyTorch finds {gpus} GPUs"),
     ]
     if training:
-        last, heads, patch = Path(args.save_dir, "last.pt"), args.num_heads, args.patch_size
+        last, heads, patch = Path(args.save_dir).expanduser() / "last.pt", args.num_heads, args.patch_size
         tests += [
             (not unwritable(args.save_dir), f"--save_dir {args.save_dir}: {unwritable(args.save_dir)}"),
             (args.d_model % heads == 0, f"--num_heads {heads}: does not divide --d_model {args.d_model}"),
@@ -276,6 +279,9 @@ class Say:
 TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
 ID_NAMES = ("unique_id", "item_id", "id", "series", "series_id")
 INDEX_NAMES = ("id", "index", "time_idx")
+DATES = ("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y/%m/%d", "%Y年%m月%d日", "%d-%b-%Y", "%d-%b-%y", "%b %Y")
+CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
+DATE_FORMATS = ["ISO8601", *(date + clock for date in DATES for clock in CLOCKS)]
 PARTS = ("train", "validation", "test")
 DAY = 86_400 * 10**9  # nanoseconds, as all steps here
 ROUND_STEPS = np.array([1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800]) * 10**9
@@ -329,8 +335,8 @@ def read_csv(path):
     return frame.set_axis(names, axis=1) if len({*names}) == len(names) else frame
 
 
-def parse_times(column):
-    """Timestamps (T,) of a column, NaT where unparsable, zones as UTC; None where 1 in 10 or more is no timestamp."""
+def parse_times(column, most_unread):
+    """Timestamps (T,) of a column, NaT where unread, zones as UTC; None where more than that share is no timestamp."""
     if pd.api.types.is_bool_dtype(column):
         return None
     if pd.api.types.is_numeric_dtype(column):
@@ -342,16 +348,17 @@ def parse_times(column):
             return None
         column = column.astype("Int64")
     text = column.astype(str).str.strip()
-    sample = text[column.notna()].iloc[:: max(1, len(text) // 50)]
-    if not sample.str.contains(r"\d\d").mean() > 0.9:
+    sample = text[column.notna()].iloc[:: max(1, len(text) // 200)]
+    if not sample.str.contains(r"\d\d").mean() > 1 - most_unread:
         return None
-    times = pd.to_datetime(text, format="ISO8601", errors="coerce", utc=True)
-    for dayfirst in (False, True):
-        form = pd.tseries.api.guess_datetime_format(sample.iloc[0], dayfirst=dayfirst)
-        if form and times.isna().any():
-            other = pd.to_datetime(text, format=form, errors="coerce", utc=True)
-            times = other if other.isna().sum() < times.isna().sum() else times
-    return None if times.isna().mean() >= 0.1 else pd.DatetimeIndex(times).tz_localize(None).as_unit("ns")
+    best, fewest = None, 2.0
+    for form in DATE_FORMATS:
+        unread = pd.to_datetime(sample, format=form, errors="coerce", utc=True).isna().mean()
+        best, fewest = (form, unread) if unread < fewest else (best, fewest)
+        if fewest == 0:
+            break
+    times = pd.to_datetime(text, format=best, errors="coerce", utc=True)
+    return None if times.isna().mean() > most_unread else pd.DatetimeIndex(times).tz_localize(None).as_unit("ns")
 
 
 def common_step(stamps):
@@ -367,16 +374,16 @@ def common_step(stamps):
 def regular_grid(times):
     """(positions (T,) int64, frequency) of sorted distinct `times` on their regular grid; -1 marks a stamp off it.
 
-    A calendar rule that holds 95 % of the stamps (or would, were their day of the month the first), else `common_step`.
+    A calendar rule that holds 95 % of the stamps (or of their months' first days), else `common_step`.
     """
     stamps, days = times.asi8, times.normalize()
     step = common_step(stamps)
     rules = next((rules for low, high, rules, _ in CALENDAR if low * DAY <= step <= high * DAY), [])
-    firsts = days - pd.Timedelta(int(np.bincount(days.day).argmax()) - 1, "D")
-    for dates, names in ((days, rules), (firsts, [rule for rule in rules if rule[:2] in ("MS", "QS", "YS")])):
+    months = days.to_period("M").to_timestamp()  # once a month on any day, as the 30th
+    for dates, names in ((days, rules), (months, [rule for rule in rules if rule[:2] in ("MS", "QS", "YS")])):
         for rule in names:
             offset = pd.tseries.frequencies.to_offset(rule)
-            if (dates + 0 * offset == dates).mean() >= 0.95:
+            if (dates + 0 * offset == dates).mean() >= 0.95 and len(dates.unique()) >= 0.95 * len(dates):
                 grid = pd.date_range(dates[0] - 2 * offset, dates[-1] + 2 * offset, freq=rule)
                 return grid.get_indexer(dates, method="nearest", tolerance=pd.Timedelta(step // 2, "ns")), rule
     turns = np.exp(2j * np.pi * (stamps % step) / step)  # phase of each stamp; their mean is the phase of the grid
@@ -425,7 +432,7 @@ def pick_columns(frame, columns):
     time_name, times = None, None
     for name in sorted(frame.columns, key=lambda name: lower[name] not in TIME_NAMES):  # by name first, then by content
         if times is None and (lower[name] in TIME_NAMES or not pd.api.types.is_numeric_dtype(frame[name])):
-            time_name, times = name, parse_times(frame[name])
+            time_name, times = name, parse_times(frame[name], 0.5 if lower[name] in TIME_NAMES else 0.1)
     time_name = None if times is None else time_name
     ids = [name for name in frame.columns if lower[name] in ID_NAMES and frame[name].duplicated().any()]
     id_name = next((name for name in ids if not pd.api.types.is_float_dtype(frame[name])), None)
@@ -435,9 +442,10 @@ def pick_columns(frame, columns):
         raise Unusable(f"no column {', '.join(missing)}; it has {', '.join(frame.columns[:20])}")
     values, passed = {}, []
     for name in [name for name in named or frame.columns if name not in (time_name, id_name)]:
-        numbers = as_numbers(frame[name])
-        counter = pd.api.types.is_integer_dtype(frame[name]) and (np.diff(frame[name].to_numpy()) == 1).all()
-        index = lower[name] in INDEX_NAMES or lower[name].startswith("unnamed:") or counter
+        numbers, counter = as_numbers(frame[name]), False
+        if pd.api.types.is_integer_dtype(frame[name]):
+            counter = (frame.groupby(id_name)[name] if id_name else frame[name]).diff().dropna().eq(1).all()
+        index = lower[name] in TIME_NAMES + INDEX_NAMES or lower[name].startswith("unnamed:") or counter
         if numbers is None or index and not named:
             passed.append(name)
         elif not values or columns != ["first"]:
@@ -448,21 +456,21 @@ def pick_columns(frame, columns):
 
 
 def read_series(path, name, columns):
-    """(list of Series, columns passed over) of one CSV. Raises Unusable with the reason where there is none."""
+    """(list of Series, remarks) of one CSV. Raises Unusable with the reason where there is no series."""
     frame = read_csv(path)
     times, id_name, columns_values, passed = pick_columns(frame, columns)
     groups = frame.groupby(id_name).indices if id_name else {"": np.arange(len(frame))}
-    series, reasons = [], []
+    series, remarks = [], [f"passed over: {', '.join(passed[:20])}"] * bool(passed)
     for (key, rows), (column, values) in itertools.product(groups.items(), columns_values.items()):
         label = " / ".join([name] + [str(key)] * bool(id_name) + [column] * (len(columns_values) > 1))
         try:
             grid, freq = (values[rows], "") if times is None else on_grid(times[rows], values[rows], bool(id_name))
             series.append(Series(label, grid, freq))
         except Unusable as reason:
-            reasons.append(reason)
-    if not series:
-        raise reasons[0]
-    return series, passed
+            remarks.append(f"skipped: {label}: {reason}")
+            if len(groups) * len(columns_values) == 1:
+                raise
+    return series, remarks
 
 
 def fill_gaps(values, max_gap):
@@ -580,18 +588,22 @@ def split_files(names, split_ratio, seed):
     """Part of each file: a seeded shuffle of the sorted names; validation and test get max(1, round(n * share))."""
     shuffled = [sorted(names)[i] for i in np.random.default_rng(seed).permutation(len(names))]
     held = [max(1, round(len(names) * share / sum(split_ratio))) for share in split_ratio[1:]]
+    if sum(held) >= len(names):
+        raise UserError(f"--split_ratio leaves none of {len(names)} usable files for training; use --split_by time")
     parts = np.repeat(PARTS, [len(names) - sum(held), *held])
     return dict(zip(shuffled, parts.tolist(), strict=True))
 
 
 def time_bounds(rows, split_ratio):
     """Rows (low, high) of each part of a series of `rows` rows that is split by time."""
-    first, second = (math.floor(rows * share / sum(split_ratio)) for share in itertools.accumulate(split_ratio[:2]))
+    first, second = (
+        math.floor(rows * share / sum(split_ratio) + 1e-9) for share in itertools.accumulate(split_ratio[:2])
+    )
     return {"train": (0, first), "validation": (first, second), "test": (second, rows)}
 
 
 def read_files(data_dir, max_files, columns, progress):
-    """(number of CSVs found, file -> list of Series, file -> remark), by path below `data_dir`. Raises UserError."""
+    """(number of CSVs found, file -> list of Series, file -> remarks), by path below `data_dir`. Raises UserError."""
     root = Path(data_dir).expanduser()
     found = [p for p in root.rglob("*") if p.name.lower().endswith((".csv", ".csv.gz"))] if root.is_dir() else [root]
     if not found:
@@ -600,22 +612,22 @@ def read_files(data_dir, max_files, columns, progress):
     series, remarks = {}, {}
     for name in tqdm(sorted(names)[: max_files or None], "reading", unit="file", leave=False, disable=not progress):
         try:
-            series[name], passed = read_series(names[name], name, columns)
-            remarks[name] = f"passed over: {', '.join(passed[:20])}" if passed else ""
+            series[name], remarks[name] = read_series(names[name], name, columns)
         except Unusable as reason:
-            remarks[name] = f"skipped: {reason}"
+            remarks[name] = [f"skipped: {reason}"]
     return len(found), series, remarks
 
 
 def prepare_files(series, remarks, bounds_of, limits):
-    """(file -> list of prepared Series, file -> remark) of the files' series, split as `bounds_of(rows)` says."""
-    ready, remarks = {}, dict(remarks)
+    """(file -> list of prepared Series, file -> remarks) of the files' series, split as `bounds_of(rows)` says."""
+    ready, told = {}, {name: list(notes) for name, notes in remarks.items()}
     for name, item in [(name, item) for name, items in series.items() for item in items]:
         try:
-            ready.setdefault(name, []).append(prepare(item, bounds_of(len(item.values)), **limits))
+            prepared = prepare(item, bounds_of(len(item.values)), **limits)
+            ready.setdefault(name, []).append(prepared)
         except Unusable as reason:
-            remarks[name] = f"skipped: {item.name}: {reason}"
-    return {name: items for name, items in ready.items() if items}, remarks
+            told[name].append(f"skipped: {item.name + ': ' if item.name != name else ''}{reason}")
+    return ready, {name: "; ".join(notes[:4] + ["…"] * (len(notes) > 4)) for name, notes in told.items()}
 
 
 def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_windows, season, limits):
@@ -654,6 +666,7 @@ def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_w
 
 FORMAT = 1  # of checkpoints and label files; a higher one is refused
 HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
+    (errors.HFValidationError, "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base"),
     (errors.GatedRepoError, "access is not granted: ask for it on its hub page, then run `hf auth login`"),
     (errors.RepositoryNotFoundError, "no such model, or a private one: check the id, or run `hf auth login`"),
     (errors.RevisionNotFoundError, "no such revision: check --teacher_revision"),
@@ -696,8 +709,9 @@ def read_checkpoint(path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
-        raise UserError(f"{path}: refused: damaged, or not plain data ({str(error).splitlines()[0][:99]})") from error
-    if not isinstance(content, dict) or not {"format", "model_state_dict", "student_config"} <= content.keys():
+        raise UserError(f"{path}: refused: damaged, or not plain data ({repr(error)[:99]})") from error
+    keys = {"format", "model_state_dict", "student_config"}
+    if not isinstance(content, dict) or not keys <= content.keys() or not isinstance(content["format"], int):
         raise UserError(f"{path}: not a checkpoint of this program")
     if content["format"] > FORMAT:
         raise UserError(f"{path}: of a newer format ({content['format']}); update moirai_distill.py")
@@ -720,13 +734,13 @@ def model_file(name, revision, filename):
         return path
     try:
         return Path(hf_hub_download(name, filename, revision=revision))
-    except (errors.HfHubHTTPError, errors.EntryNotFoundError, ValueError, OSError) as error:
+    except Exception as error:  # of the hub, of HTTP, of the disk: all of them end here, with the remedy that fits
         remedy = next(text for kind, text in HUB_REMEDIES if isinstance(error, kind))
         advice = "or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror, or give a local folder"
         raise UserError(f"{name} ({filename}): {remedy}; {advice} [{' '.join(str(error).split())[:160]}]") from error
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):
     """SIGINT or SIGTERM arrived; its number is the argument."""
 
 
@@ -750,6 +764,22 @@ class Stop:
             yield
         finally:
             self.held = False
+        if self.signum:  # it came after the loop's last look
+            raise Interrupted(self.signum)
+
+
+def on_first(fabric, act):
+    """What `act()` gives on the first process, on all of them; its UserError is raised on all of them, too."""
+    result = problem = None
+    if fabric.is_global_zero:
+        try:
+            result = act()
+        except UserError as error:
+            problem = str(error)
+    result, problem = fabric.broadcast((result, problem))
+    if problem:
+        raise UserError(problem)
+    return result
 
 
 # == 4  Student: raw context (B, L) -> raw forecast (B, H) =============================================================
@@ -823,15 +853,17 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
             content = read_checkpoint(path)
             config, weights = content["student_config"], content["model_state_dict"]
         else:
-            from safetensors.torch import load_file  # comes with what the hub mixin needs
-
-            config = json.loads(model_file(source, revision, "config.json").read_text(encoding="utf-8"))
-            weights = load_file(model_file(source, revision, "model.safetensors"))
+            config = weights = None
+            files = [model_file(source, revision, name) for name in ("config.json", "model.safetensors")]
         try:
+            if weights is None:
+                from safetensors.torch import load_file  # comes with what the hub mixin needs
+
+                config, weights = json.loads(files[0].read_text(encoding="utf-8")), load_file(files[1])
             student = cls(**config)
             student.load_state_dict(weights)
-        except (TypeError, RuntimeError) as error:
-            raise UserError(f"{source}: not a student of this program ({str(error).splitlines()[0]})") from error
+        except Exception as error:  # damaged files, or another model's
+            raise UserError(f"{source}: not a student of this program, or damaged ({repr(error)[:199]})") from error
         return student.eval()
 
 
@@ -861,6 +893,7 @@ class Teacher:
             if hasattr(part, "attn_dropout_p"):
                 part.attn_dropout_p = 0.0
         self.device, self.precision, self.note = torch.device(device), precision, note
+        self.most = 2**31  # windows a call
 
     def patch_sizes(self, context_length, horizon):
         """The patch sizes with which context and horizon fit into the module's `max_seq_len` tokens."""
@@ -888,19 +921,21 @@ class Teacher:
         parameters = module.param_proj(tokens[:, past:], patch * one[:, past:])  # leaves (B, future, width, ...)
         return tree_map(lambda leaf: leaf[:, :, :patch].float(), parameters), loc[:, :1], scale[:, :1]
 
-    def in_halves(self, context, horizon, patch):
-        """`parameters_of`, in as many calls as the GPU's memory asks for; what is drawn from them does not change."""
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                return self.parameters_of(context.to(self.device), horizon, patch)
-        except torch.OutOfMemoryError:
-            if len(context) == 1:
-                raise
-        torch.cuda.empty_cache()
-        self.note(f"out of GPU memory with {len(context)} windows: the teacher's calls are halved")
+    def in_parts(self, context, horizon, patch):
+        """`parameters_of` in calls of at most `most` windows, which is halved where GPU memory runs out."""
         from torch.utils._pytree import tree_map
 
-        return tree_map(lambda *two: torch.cat(two), *[self.in_halves(x, horizon, patch) for x in context.chunk(2)])
+        while True:
+            try:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    parts = [self.parameters_of(x.to(self.device), horizon, patch) for x in context.split(self.most)]
+                return tree_map(lambda *leaves: torch.cat(leaves), *parts)
+            except torch.OutOfMemoryError:
+                if self.most == 1:
+                    raise
+            self.most = max(1, min(self.most, len(context)) // 2)
+            torch.cuda.empty_cache()
+            self.note(f"out of GPU memory: the teacher goes on with {self.most} windows a call")
 
     @torch.inference_mode()
     def forecast(self, context, horizon, patch, point, samples):
@@ -912,7 +947,7 @@ class Teacher:
         constant = context.amin(1, keepdim=True) == context.amax(1, keepdim=True)
         mean = torch.where(constant, context[:, -1:], context.mean(1, keepdim=True))
         deviation = torch.where(constant, 1.0, context.std(1, keepdim=True, unbiased=False))
-        parameters, loc, scale = self.in_halves(((context - mean) / deviation).float(), horizon, patch)
+        parameters, loc, scale = self.in_parts(((context - mean) / deviation).float(), horizon, patch)
         mixture = self.module.distr_output.distribution(parameters, loc=loc, scale=scale)
         values = mixture.mean if point == "mean" else mixture.sample((samples,)).median(0).values  # (B, future, P)
         assert values.shape == (len(context), -(-horizon // patch), patch), values.shape
@@ -924,7 +959,9 @@ def fingerprint(name, revision):
     """sha256 of a teacher's config.json and model.safetensors where they are at hand without the network, else None."""
     folder, digest = Path(name).expanduser(), hashlib.sha256()
     for filename in ("config.json", "model.safetensors"):
-        path = folder / filename if folder.is_dir() else try_to_load_from_cache(name, filename, revision=revision)
+        path = folder / filename
+        with contextlib.suppress(errors.HFValidationError):  # not a hub id: the folder that is not there
+            path = path if folder.is_dir() else try_to_load_from_cache(name, filename, revision=revision)
         if not isinstance(path, str | Path) or not Path(path).is_file():
             return None
         with open(path, "rb") as file:
@@ -944,10 +981,9 @@ def load_teacher(name, revision, device, precision, note):
     if kind or not keys >= MOIRAI_KEYS:
         kind = kind or "another kind of model"
         raise UserError(f"{name}: {kind}, not a MOIRAI 1.0 or 1.1 such as Salesforce/moirai-1.1-R-base")
-    if '"_target_": "' in json.dumps(settings).replace('"_target_": "uni2ts.distribution.', ""):
+    if "_target_" in re.sub(r'"_target_": "uni2ts\.distribution\.(\w+\.)?\w+Output"', "", json.dumps(settings)):
         raise UserError(f"{name}: config.json names a class outside uni2ts.distribution; refused")
     try:
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
         from uni2ts.model.moirai.module import MoiraiModule, decode_distr_output
     except ImportError as error:
@@ -955,9 +991,11 @@ def load_teacher(name, revision, device, precision, note):
     try:
         module = MoiraiModule(distr_output=decode_distr_output(settings.pop("distr_output")), **settings)
         module.load_state_dict(load_file(weights), strict=True)
-    except (SafetensorError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name}: model.safetensors is damaged or of another model ({reason})") from error
+    except Exception as error:  # damaged weights, or a config that uni2ts, hydra or torch refuses in their own ways
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(
+            f"{name}: config.json or model.safetensors is damaged or of another model ({reason})"
+        ) from error
     return Teacher(module, device, precision, note)
 
 
@@ -1040,7 +1078,7 @@ def read_manifest(folder):
     """The manifest (dict) of a label folder, or None where there is none that can be used."""
     try:
         manifest = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
-        true = key_folder(folder.parent, manifest["key"]) == folder and manifest["format"] <= FORMAT
+        true = key_folder(folder.parent, manifest["key"]) == folder
         return manifest if true and manifest["block"] > 0 and isinstance(manifest["patch_sizes"], dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -1105,14 +1143,15 @@ def find_labels(cache, key, request):
 
 def begin_labels(folder, key, teacher, windows, request, block, baselines, say):
     """Write the manifest of a new label file, unless there is one: then its blocks go on as they were begun."""
-    if read_manifest(folder):
+    old = read_manifest(folder)
+    if old and set(windows.freqs) <= old["patch_sizes"].keys():
         say.note(f"going on with the unfinished labels in {folder}")
         return
     shutil.rmtree(folder, ignore_errors=True)  # what a damaged manifest left
     patches, seconds = judge(teacher, windows, request, baselines, say)
     commit = model_file(request.teacher, request.revision, "config.json").parent
     free = not request.teacher.lower().startswith("salesforce/")
-    manifest = {"format": FORMAT, "key": key, "block": block, "patch_sizes": patches, "teacher": request.teacher}
+    manifest = {"key": key, "block": block, "patch_sizes": patches, "teacher": request.teacher}
     manifest |= {"revision": request.revision, "commit": commit.name if commit.parent.name == "snapshots" else None}
     manifest |= {"licence": f"see {request.teacher}" if free else "CC-BY-NC-4.0, for non-commercial use only"}
     manifest |= {"device": str(teacher.device), "precision": teacher.precision, "torch": str(torch.__version__)}
@@ -1130,41 +1169,44 @@ def begin_labels(folder, key, teacher, windows, request, block, baselines, say):
 
 def make_labels(file, teacher, windows, request, fabric, say, stop):
     """Label the missing blocks, each process its share. Raises Interrupted between two blocks, which stay."""
-    mine = fabric.broadcast(file.missing())[fabric.global_rank :: fabric.world_size]
-    total, patches = sum(len(file.index(number)) for number in mine), file.manifest["patch_sizes"]
+    missing, patches = fabric.broadcast(file.missing()), file.manifest["patch_sizes"]
+    total = sum(len(file.index(number)) for number in missing)
     with stop.hold(), tqdm(total=total, desc="labelling", unit="window", disable=not say.on) as bar:
-        for number in mine:
-            index = file.index(number)
-            file.write(number, label_windows(teacher, windows, index, patches, request, seed=number))
-            bar.update(len(index))
-            if stop.signum:
+        for first in range(0, len(missing), fabric.world_size):
+            round_ = missing[first : first + fabric.world_size]
+            for number in round_[fabric.global_rank : fabric.global_rank + 1]:
+                file.write(number, label_windows(teacher, windows, file.index(number), patches, request, seed=number))
+            bar.update(sum(len(file.index(number)) for number in round_))
+            signum = int(fabric.all_reduce(torch.tensor(float(stop.signum)), reduce_op="max"))
+            if signum:
                 say.note(f"the labels made so far are kept in {file.folder}")
-                raise Interrupted(stop.signum)
+                raise Interrupted(signum)
 
 
 def get_labels(windows, request, load, cache, block, baselines, fabric, say, stop):
     """LabelFile of `windows`: from the cache, or made by the Teacher that `load()` gives, shared by all processes."""
     cache, samples = Path(cache).expanduser(), request.samples if request.point == "median" else None
-    key = {"data": windows.digest, "windows": len(windows), "horizon": windows.horizon, "patch": request.patch}
+    key = {
+        "data": windows.digest,
+        "windows": len(windows),
+        "horizon": windows.horizon,
+        "patch": request.patch,
+        "format": FORMAT,
+    }
     key |= {"context": windows.length - windows.horizon, "point": request.point, "samples": samples}
-    found = find_labels(cache, key, request) if fabric.is_global_zero else None
-    found = fabric.broadcast((found.folder, found.manifest) if found else None)
-    if found:
-        file = LabelFile(*found)
+    file = on_first(fabric, lambda: find_labels(cache, key, request))
+    if file:
         say("Label cache hit, no teacher call: {}", "标签缓存命中，无需调用教师: {}", file.folder)
     else:
         with fabric.rank_zero_first():
             teacher = load()
         key["weights"] = fingerprint(request.teacher, request.revision)
-        if fabric.is_global_zero:
-            begin_labels(key_folder(cache, key), key, teacher, windows, request, block, baselines, say)
-        fabric.barrier()
-        file = LabelFile(key_folder(cache, key), read_manifest(key_folder(cache, key)))
+        folder = key_folder(cache, key)
+        on_first(fabric, lambda: begin_labels(folder, key, teacher, windows, request, block, baselines, say))
+        file = LabelFile(folder, read_manifest(folder))
         make_labels(file, teacher, windows, request, fabric, say, stop)
         fabric.barrier()
-    if fabric.is_global_zero:
-        file.join()
-    fabric.barrier()
+    on_first(fabric, file.join)
     return file.open()
 
 
@@ -1407,7 +1449,7 @@ def write_demo_csvs(folder, files=20, rows=1500):
             file.write(frame.to_csv(index=False).encode())
 
 
-def start_fabric(args, precision):
+def start_fabric(args, precision, say):
     """Launched Fabric of the arguments. With several processes this starts the others, so it comes first."""
     from lightning.fabric import Fabric  # not at the top: it takes seconds, and forecasting does not need it
 
@@ -1416,6 +1458,9 @@ def start_fabric(args, precision):
     settings = {"devices": [int(index)] if index else args.devices, "num_nodes": args.num_nodes, "precision": precision}
     fabric = Fabric(accelerator=kind, strategy="ddp" if args.devices * args.num_nodes > 1 else "auto", **settings)
     fabric.launch()
+    say.on = fabric.is_global_zero
+    if args.device == "auto" and kind == "cpu":
+        say.note("no CUDA GPU found: this runs on the CPU")
     return fabric
 
 
@@ -1472,7 +1517,7 @@ def resumed(args, facts):
     """The last.pt to go on from, or None without --resume. Raises UserError with all that does not fit."""
     if not args.resume:
         return None
-    path = Path(args.save_dir, "last.pt")
+    path = Path(args.save_dir).expanduser() / "last.pt"
     content, now = read_checkpoint(path), facts["run_config"]
     before, names = content["run_config"], sorted(now.keys() - MAY_CHANGE)
     differ = [f"--{name} was {before.get(name)}, is {now[name]}" for name in names if before.get(name) != now[name]]
@@ -1484,10 +1529,10 @@ def resumed(args, facts):
 
 def move_old_run(folder, say):
     """Move an earlier run's files in `folder` to folder/old-TIME: a run never destroys another."""
-    old = [path for pattern in RUN_FILES for path in Path(folder).glob(pattern)]
+    old = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
     if old:
         stamp = time.strftime("old-%Y%m%d-%H%M%S")
-        names = (Path(folder, stamp + f"-{i}" * (i > 0)) for i in itertools.count())
+        names = (folder / (stamp + f"-{i}" * (i > 0)) for i in itertools.count())
         target = next(name for name in names if not name.exists())
         target.mkdir()
         for path in old:
@@ -1539,7 +1584,7 @@ def draw_forecasts(path, windows, forecasts, count=3):
 
 def report(args, test, student, loop, teacher, fabric, say, stop):
     """Score student and naive forecasts on the test windows, with --demo the teacher too; draw the pictures."""
-    folder, forecasts = Path(args.save_dir), {"student": forecaster(student, fabric)}
+    folder, forecasts = Path(args.save_dir).expanduser(), {"student": forecaster(student, fabric)}
     if args.demo and teacher:
         labels = labels_of(test, args, teacher["patch_sizes"], fabric, say, stop)  # chosen on training windows
         forecasts["teacher"] = lambda index, _context: labels.batch(index)[0]
@@ -1560,11 +1605,8 @@ def report(args, test, student, loop, teacher, fabric, say, stop):
 
 def train(args, say, stop):
     """Label the training windows (unless alpha is 0), train the student, score it on the test windows."""
-    fabric = start_fabric(args, args.precision)
-    say.on = fabric.is_global_zero
-    if args.device == "auto" and fabric.device.type == "cpu":
-        say.note("no CUDA GPU found: this runs on the CPU")
-    if args.demo and fabric.is_global_zero:
+    fabric = start_fabric(args, args.precision, say)
+    if args.demo and args.data_dir == DEMO["data_dir"] and fabric.is_global_zero:
         write_demo_csvs(args.data_dir)
     fabric.barrier()
     parts = load_data(args, say)
@@ -1585,10 +1627,10 @@ def train(args, say, stop):
         "Student parameters: {:,}", "学生模型参数量: {:,}", sum(parameter.numel() for parameter in student.parameters())
     )
     if fabric.is_global_zero and not content:
-        move_old_run(args.save_dir, say)
+        move_old_run(Path(args.save_dir).expanduser(), say)
     say("\nTraining for {} epochs", "\n开始训练，共 {} 个 epoch", args.num_epochs)
     say("Checkpoints: {}", "模型保存目录: {}", args.save_dir)
-    validation, folder = parts["validation"], Path(args.save_dir)
+    validation, folder = parts["validation"], Path(args.save_dir).expanduser()
     naive = lambda index, context: seasonal_naive(context, validation.season(index), validation.horizon)  # noqa: E731
     floor = score(naive, validation, EVAL_BATCH, fabric, say.on)["mse"]
     say("Validation loss of seasonal-naive: {:.4f}", "季节性朴素预测的验证损失: {:.4f}", floor)
@@ -1602,14 +1644,13 @@ def train(args, say, stop):
 def label(args, say, stop):
     """Label the training windows into the cache, or list what it holds."""
     if not args.list:
-        fabric = start_fabric(args, "32-true")
-        say.on = fabric.is_global_zero
+        fabric = start_fabric(args, "32-true", say)
         windows = load_data(args, say)["train"]
         labels = labels_of(windows, args, args.teacher_patch_size, fabric, say, stop)
         say("Labels of {:,} windows: {}", "{:,} 个窗口的标签: {}", labels.windows, labels.folder)
         return
     for folder in sorted(Path(args.label_cache).expanduser().glob("*/")):
-        manifest, line = read_manifest(folder), "manifest damaged, or of a newer format"
+        manifest, line = read_manifest(folder), "its manifest is damaged"
         if manifest:
             file, key = LabelFile(folder, manifest), manifest["key"]
             made, size = 100 - 100 * len(file.missing()) / file.count, 4e-6 * file.windows * file.horizon
@@ -1638,7 +1679,7 @@ def main(argv=None):
         print(f"stopped by {signal.Signals(interruption.args[0]).name}", file=sys.stderr)
         return 128 + interruption.args[0]
     except torch.OutOfMemoryError as error:
-        problem = f"out of GPU memory ({str(error).splitlines()[0][:99]}); use a smaller --batch_size"
+        problem = f"out of GPU memory ({str(error).splitlines()[0][:99]}); use a smaller --batch_size, or --device cpu"
     except OSError as error:
         problem = f"{error.filename or 'input or output'}: {error.strerror or error}"
     except UserError as error:
@@ -1646,7 +1687,8 @@ def main(argv=None):
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-    print(f"error: {problem}", file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks for all
+        print(f"error: {problem}", file=sys.stderr)
     return 2
 
 

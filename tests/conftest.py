@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: several processes with spinning threads are ten times slower
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: spinning threads of several processes slow each other
 
 from pathlib import Path
 
@@ -16,7 +16,8 @@ torch.set_num_threads(1)
 SCRIPT = Path(__file__).resolve().parent.parent / "moirai_distill.py"
 DEMO_TEACHER = SCRIPT.parent / "checkpoints" / "demo_teacher"
 # A run of seconds: context 64, horizon 16, a student of a few thousand weights.
-SMALL = "--context_length 64 --prediction_length 16 --d_model 16 --num_layers 1 --num_heads 2 --patch_size 8 --device cpu"
+SMALL = "--context_length 64 --prediction_length 16 --d_model 16 --num_layers 1 --num_heads 2 --patch_size 8"
+SMALL += " --device cpu"
 
 
 def hourly(rows, seed=0, start="2024-01-01"):

@@ -1,0 +1,167 @@
+"""Files: a write is whole or absent, a foreign checkpoint is one line and never runs, a signal waits where it must."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from moirai_distill import FORMAT, Interrupted, Stop, UserError, atomic, best_in, read_checkpoint
+
+CONTENT = {"format": FORMAT, "model_state_dict": {"w": torch.arange(3.0)}, "student_config": {"d_model": 16}}
+
+
+def refusal(path):
+    """The message with which `read_checkpoint` refuses `path`: one line that names it."""
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_write_replaces_the_old_file_and_makes_its_folder(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    for content in (b"old", b"new"):
+        with atomic(path) as file:
+            file.write(content)
+            assert path.exists() == (content == b"new")  # the name is taken at the end only
+        assert path.read_bytes() == content
+    assert os.listdir(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_writer_that_raises_leaves_the_old_file_and_no_temporary(tmp_path, error):
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(error), atomic(tmp_path / "file") as file:
+        file.write(b"half of the ne")
+        file.flush()
+        raise error
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_write_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (events.append(os.fstat(number).st_size), fsync(number)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (events.append(Path(new).name), replace(old, new)))
+    with atomic(tmp_path / "file") as file:
+        file.write(b"12345")
+    assert events == [5, "file"]
+
+
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
+    torch.save(CONTENT, tmp_path / "a.pt")
+    content = read_checkpoint(tmp_path / "a.pt")
+    assert content["student_config"] == {"d_model": 16}
+    assert content["model_state_dict"]["w"].tolist() == [0, 1, 2]
+
+
+class Payload:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path, zipped):
+    torch.save(
+        CONTENT | {"x": Payload(str(tmp_path / "made"))}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped
+    )
+    assert "refused" in refusal(tmp_path / "a.pt")
+    assert os.listdir(tmp_path) == ["a.pt"]
+    torch.load(tmp_path / "a.pt", weights_only=False)
+    assert (tmp_path / "made").is_dir()  # the payload works
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_a_cut_checkpoint_is_refused(tmp_path, share):
+    torch.save(CONTENT, tmp_path / "a.pt")
+    whole = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "a.pt").write_bytes(whole[: int(share * len(whole))])
+    assert "damaged" in refusal(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_is_refused(tmp_path, seed):
+    (tmp_path / "a.pt").write_bytes(np.random.default_rng(seed).bytes(500))
+    assert "damaged" in refusal(tmp_path / "a.pt")
+
+
+FOREIGN = {
+    "a tensor": torch.zeros(2),
+    "bare weights": {"w": torch.zeros(2)},
+    "no format": {"model_state_dict": {}, "student_config": {}},
+    "no weights": {"format": FORMAT, "student_config": {}},
+    "no config": {"format": FORMAT, "model_state_dict": {}},
+    "another program's format": CONTENT | {"format": "safetensors"},
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_checkpoint_of_another_program_is_refused(tmp_path, what):
+    torch.save(FOREIGN[what], tmp_path / "a.pt")
+    assert "not a checkpoint of this program" in refusal(tmp_path / "a.pt")
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_with_what_to_do(tmp_path):
+    torch.save(CONTENT | {"format": FORMAT + 1}, tmp_path / "a.pt")
+    message = refusal(tmp_path / "a.pt")
+    assert "newer format" in message and "update" in message
+
+
+def test_a_missing_checkpoint_is_one_line(tmp_path):
+    assert "no such checkpoint" in refusal(tmp_path / "none.pt")
+    assert "no such checkpoint" in refusal(tmp_path)  # a folder is none either
+
+
+def test_the_best_of_a_folder_is_what_last_names(tmp_path):
+    assert best_in(tmp_path) is None
+    for epoch in (2, 7):
+        torch.save(CONTENT, tmp_path / f"best_model_epoch_{epoch}.pt")
+    assert best_in(tmp_path) is None  # two, and nothing says which
+    for epoch in (7, 2):
+        torch.save(CONTENT | {"loop": {"best_file": f"best_model_epoch_{epoch}.pt"}}, tmp_path / "last.pt")
+        assert best_in(tmp_path) == tmp_path / f"best_model_epoch_{epoch}.pt"
+
+
+def test_the_only_best_file_is_the_best_where_last_is_lost(tmp_path):
+    torch.save(CONTENT, tmp_path / "best_model_epoch_3.pt")
+    assert best_in(tmp_path) == tmp_path / "best_model_epoch_3.pt"
+
+
+def test_a_signal_interrupts_at_once_where_nothing_is_held():
+    with pytest.raises(Interrupted) as caught:
+        Stop()(signal.SIGTERM, None)
+    assert caught.value.args == (signal.SIGTERM,)
+
+
+def test_a_held_signal_waits_for_the_end_of_the_hold():
+    stop, reached = Stop(), False
+    with pytest.raises(Interrupted) as caught, stop.hold():
+        stop(signal.SIGINT, None)
+        reached = stop.signum == signal.SIGINT
+    assert reached and caught.value.args == (signal.SIGINT,)
+
+
+def test_a_second_signal_is_not_held():
+    stop, reached = Stop(), False
+    with pytest.raises(Interrupted) as caught, stop.hold():
+        stop(signal.SIGINT, None)
+        stop(signal.SIGTERM, None)
+        reached = True
+    assert not reached and caught.value.args == (signal.SIGTERM,)
+
+
+def test_the_hold_ends_with_its_block_even_by_an_error():
+    stop = Stop()
+    with pytest.raises(ZeroDivisionError), stop.hold():
+        raise ZeroDivisionError
+    with pytest.raises(Interrupted):
+        stop(signal.SIGTERM, None)

@@ -1,0 +1,614 @@
+"""The label cache: when it hits and misses, what survives interruption and damage, and where it can be carried."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SCRIPT, SMALL, hourly, save_module
+from lightning.fabric import Fabric
+
+import moirai_distill as md
+
+LENGTHS = "--context_length 64 --prediction_length 16 --device cpu"
+TEACHER = "--teacher_patch_size 16 --num_samples 5 --max_windows 4 --teacher_batch_size 8"
+LABEL = f"label {LENGTHS} --lang en {TEACHER}".split()
+TRAIN = f"train {SMALL} --lang en {TEACHER} --num_epochs 1".split()
+WINDOWS, BLOCKS = 40, 5  # csv_folder's ten training files, 4 windows each; a block is 8 windows
+
+
+class Lab:
+    """A folder with data, teacher and cache, the program run in it, and a count of the windows the teacher forecast."""
+
+    def __init__(self, root, data, teacher, monkeypatch):
+        self.root, self.data, self.teacher, self.cache = root, data, teacher, root / "cache"
+        self.forecasts, self.loads, original, load = [], 0, md.Teacher.forecast, md.load_teacher
+
+        def forecast(teacher, context, *more):
+            self.forecasts.append(len(context))
+            return original(teacher, context, *more)
+
+        def counted(*more):
+            self.loads += 1
+            return load(*more)
+
+        monkeypatch.setattr(md.Teacher, "forecast", forecast)
+        monkeypatch.setattr(md, "load_teacher", counted)
+
+    def words(self, command, *more):
+        """The command line `command` with the flags of this lab; `more` may repeat a flag, and wins."""
+        places = ["--data_dir", self.data, "--teacher_model", self.teacher, "--label_cache", self.cache]
+        places += ["--save_dir", self.root / "run"] if command[0] == "train" else []
+        return [*command, *map(str, places), *map(str, more)]
+
+    def run(self, command, *more):
+        """(exit code, windows that the teacher forecast) of `command`."""
+        self.forecasts.clear()
+        return md.main(self.words(command, *more)), sum(self.forecasts)
+
+    def child(self, words, code):
+        """Started child process of `code`, or of the program, with the outer environment."""
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *sys.path])}
+        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+        start = ["-c", code] if code else [str(SCRIPT)]
+        return subprocess.Popen([sys.executable, *start, *words], **settings)
+
+    def folders(self):
+        return sorted(self.cache.iterdir()) if self.cache.is_dir() else []
+
+    def folder(self):
+        """The only label folder."""
+        (folder,) = self.folders()
+        return folder
+
+    def bytes(self):
+        return (self.folder() / "labels.bin").read_bytes()
+
+
+@pytest.fixture
+def lab(tmp_path, csv_folder, teacher_folder, monkeypatch):
+    return Lab(tmp_path, csv_folder, teacher_folder, monkeypatch)
+
+
+def edit(csv, row, value):
+    """Set one value of a CSV."""
+    frame = pd.read_csv(csv)
+    frame.loc[row, "value"] = value
+    frame.to_csv(csv, index=False)
+
+
+def files_of(data, part):
+    """Paths of the CSVs that the default split puts into a part."""
+    names = [path.name for path in data.iterdir()]
+    return [data / name for name, its_part in md.split_files(names, (8, 1, 1), 0).items() if its_part == part]
+
+
+def windows_of(data, **changes):
+    """Training Windows of a folder of CSVs as the flags of LABEL make them."""
+    _, series, remarks = md.read_files(data, 0, ["first"], False)
+    limits = {"length": 80, "horizon": 16, "max_gap": 16}
+    split = {"split_by": "auto", "split_ratio": (8, 1, 1), "split_seed": 0, "stride": 1, "max_windows": 4} | changes
+    return md.split_data(series, remarks, *split.values(), "auto", limits)[0]["train"]
+
+
+def labels_in(folder):
+    """Opened LabelFile of a folder."""
+    return md.LabelFile(folder, md.read_manifest(folder)).open()
+
+
+# --- hits and misses ---
+
+
+def test_second_runs_with_other_alpha_seed_and_student_make_no_teacher_call(lab, capsys):
+    assert lab.run(TRAIN)[0] == 0 and lab.loads == 1 and sum(lab.forecasts) >= WINDOWS
+    assert "cache hit" not in capsys.readouterr().out
+    for change in (["--alpha", 0.9], ["--seed", 7], ["--d_model", 8, "--num_layers", 2, "--batch_size", 16]):
+        assert lab.run(TRAIN, *change) == (0, 0)
+        assert "Label cache hit, no teacher call" in capsys.readouterr().out
+    assert lab.loads == 1
+
+
+def test_labels_of_the_label_command_are_those_that_train_uses(lab, capsys):
+    assert lab.run(LABEL)[0] == 0
+    assert f"Labels of {WINDOWS} windows: {lab.folder()}" in capsys.readouterr().out
+    assert lab.run(TRAIN) == (0, 0) and lab.loads == 1
+
+
+def test_how_labels_are_made_does_not_change_the_key(lab, capsys):
+    assert lab.run(LABEL)[0] == 0
+    before, other = lab.bytes(), lab.root / "elsewhere"
+    shutil.copytree(lab.data, other)
+    shutil.copytree(lab.teacher, lab.root / "renamed")
+    changes = ["--teacher_batch_size 3", "--device auto", "--devices 1", "--max_files 0"]
+    changes += [f"--data_dir {other}", f"--teacher_model {lab.root / 'renamed'}", "--lang zh"]
+    for change in changes:
+        assert lab.run(LABEL, *change.split()) == (0, 0), change
+    assert lab.bytes() == before and lab.loads == 1
+
+
+def test_values_that_label_no_window_do_not_change_the_key(lab):
+    assert lab.run(LABEL)[0] == 0
+    for path in files_of(lab.data, "test") + files_of(lab.data, "validation"):
+        edit(path, 150, 99.0)
+    assert lab.run(LABEL) == (0, 0)
+
+
+MISSES = {
+    "horizon": ["--prediction_length", 15],
+    "context": ["--context_length", 63],
+    "patch size": ["--teacher_patch_size", 32],
+    "automatic patch size": ["--teacher_patch_size", "auto"],
+    "point": ["--teacher_point", "mean"],
+    "samples": ["--num_samples", 6],
+    "windows": ["--max_windows", 5],
+    "stride": ["--stride", 2],
+    "split": ["--split_seed", 1],
+}
+
+
+@pytest.mark.parametrize("case", MISSES)
+def test_another_request_misses_the_cache(lab, case):
+    assert lab.run(LABEL)[0] == 0
+    code, calls = lab.run(LABEL, *MISSES[case])
+    assert code == 0 and calls >= WINDOWS and len(lab.folders()) == 2 and lab.loads == 2
+
+
+def test_samples_do_not_matter_to_the_mean(lab):
+    assert lab.run(LABEL, "--teacher_point", "mean")[0] == 0
+    assert lab.run(LABEL, "--teacher_point", "mean", "--num_samples", 7) == (0, 0)
+
+
+@pytest.mark.parametrize("change", [1e-6, None])
+def test_one_changed_value_in_a_training_file_misses_the_cache(lab, change):
+    assert lab.run(LABEL)[0] == 0
+    path = files_of(lab.data, "train")[3]
+    edit(path, 100, pd.read_csv(path).value[100] + change if change else np.nan)
+    code, calls = lab.run(LABEL)
+    assert code == 0 and calls >= WINDOWS and len(lab.folders()) == 2
+
+
+def test_one_changed_weight_of_the_teacher_misses_the_cache(lab):
+    assert lab.run(LABEL)[0] == 0
+    lab.teacher = shutil.copytree(lab.teacher, lab.root / "tiny")
+    path = lab.teacher / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    code, calls = lab.run(LABEL)
+    assert code == 0 and calls >= WINDOWS and len(lab.folders()) == 2
+
+
+# --- what is said ---
+
+
+def test_error_and_estimate_are_said_before_the_first_block(lab, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(md.LabelFile, "write", full)
+    assert lab.run(LABEL, "--teacher_patch_size", "auto")[0] == 2
+    out, err = capsys.readouterr()
+    assert "MSE on 40 windows of step h: seasonal-naive " in out and ", last value " in out and ", patch 8 " in out
+    assert out.index("MSE on") < out.index("Patch size: h: ") < out.index("Labelling 40 windows, 0.0 MB, about 0.0 min")
+    assert err.splitlines()[-1] == "error: input or output: No space left on device"
+
+
+def test_manifest_says_what_the_labels_are_and_how_they_were_made(lab):
+    assert lab.run(LABEL)[0] == 0
+    manifest = json.loads((lab.folder() / "manifest.json").read_text())
+    expected = {"block": 8, "teacher": str(lab.teacher), "torch": str(torch.__version__)}
+    expected |= {"patch_sizes": {"h": 16}, "device": "cpu", "precision": "32", "commit": None, "revision": None}
+    assert {name: manifest[name] for name in expected} == expected
+    assert manifest["licence"].startswith("see ") and manifest["made"].startswith("20")
+    key = {
+        "format": md.FORMAT,
+        "windows": WINDOWS,
+        "context": 64,
+        "horizon": 16,
+        "patch": 16,
+        "point": "median",
+        "samples": 5,
+    }
+    assert {name: manifest["key"][name] for name in key} == key
+    assert manifest["key"]["weights"] == md.fingerprint(str(lab.teacher), None)
+
+
+def test_list_shows_what_the_cache_holds(lab, capsys):
+    assert lab.run(LABEL)[0] == 0
+    (lab.cache / "broken").mkdir()
+    (lab.cache / "broken" / "manifest.json").write_text("{")
+    capsys.readouterr()
+    assert md.main(["label", "--list", "--lang", "en", "--label_cache", str(lab.cache)]) == 0
+    good, broken = sorted(capsys.readouterr().out.splitlines(), key=lambda line: "broken" in line)
+    assert good.partition(": ")[0] in os.listdir(lab.cache) and broken.startswith("broken: ") and "damaged" in broken
+    parts = (str(lab.teacher), "40 windows", "64 -> 16", "median", "{'h': 16}", "0.0 MB", "100 % made")
+    assert [part for part in parts if part not in good] == []
+
+
+def repeat(context, period, horizon):
+    """The last `period` points of contexts (B, L), repeated."""
+    return context[:, -period:].repeat(1, -(-horizon // period))[:, :horizon].float()
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_teacher_worse_than_naive_is_a_loud_warning(lab, monkeypatch, capsys, good):
+    if good:
+        monkeypatch.setattr(md.Teacher, "forecast", lambda _, context, horizon, *more: repeat(context, 24, horizon))
+    assert lab.run(LABEL)[0] == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
+    assert len(warnings) == (0 if good else 1)
+    assert good or "the teacher is worse than a naive forecast" in warnings[0] and "step h" in warnings[0]
+
+
+def test_auto_takes_the_best_patch_size_of_each_frequency(lab, monkeypatch):
+    for number in range(4):
+        time = pd.date_range("2020-01-01", periods=300, freq="D")
+        values = np.tile(np.random.default_rng(number).standard_normal(7), 43)[:300]
+        pd.DataFrame({"date": time, "value": values}).to_csv(lab.data / f"daily{number}.csv", index=False)
+
+    def forecast(_teacher, context, horizon, patch, *_more):
+        return repeat(context, {8: 7, 32: 24}.get(patch, 5), horizon)
+
+    monkeypatch.setattr(md.Teacher, "forecast", forecast)
+    assert lab.run(LABEL, "--teacher_patch_size", "auto")[0] == 0
+    assert md.read_manifest(lab.folder())["patch_sizes"] == {"D": 8, "h": 32}
+    windows = windows_of(lab.data)
+    context, label = (
+        windows.batch(np.arange(len(windows)))[0],
+        labels_in(lab.folder()).batch(np.arange(len(windows)))[0],
+    )
+    hour = torch.tensor([windows.freqs[i] == "h" for i in windows.series])
+    assert torch.equal(label[hour], repeat(context[hour], 24, 16)) and torch.equal(
+        label[~hour], repeat(context[~hour], 7, 16)
+    )
+    assert 0 < hour.sum() < len(hour)
+
+
+# --- values ---
+
+
+def test_label_of_a_constant_window_is_its_constant(lab):
+    for number in range(3):
+        frame = hourly(300, seed=number)
+        frame.loc[:80, "value"] = 7.0 + number
+        frame.to_csv(lab.data / f"s{number:02d}.csv", index=False)
+    assert lab.run(LABEL)[0] == 0
+    windows = windows_of(lab.data)
+    context, truth, _ = windows.batch(np.arange(WINDOWS))
+    constant = (context == context[:, :1]).all(1)
+    label = labels_in(lab.folder()).batch(np.arange(WINDOWS))[0]
+    assert constant.sum() >= 1
+    assert torch.equal(label[constant], truth[constant])
+    assert not torch.isclose(label[~constant], truth[~constant]).all(1).any()
+
+
+def break_labels(monkeypatch, rows, value):
+    """From now on the teacher's forecast is `value` at one step of these rows of each block."""
+    original = md.Teacher.forecast
+
+    def broken(*arguments):
+        forecast = original(*arguments).clone()
+        forecast[rows, 3] = value
+        return forecast
+
+    monkeypatch.setattr(md.Teacher, "forecast", broken)
+
+
+def best_weights(lab):
+    """The student's weights of the lab's run."""
+    (best,) = (lab.root / "run").glob("best_model_epoch_*.pt")
+    return md.read_checkpoint(best)["model_state_dict"]
+
+
+def test_windows_without_a_finite_label_train_on_truth_alone(lab, monkeypatch, capsys):
+    assert lab.run(TRAIN, "--alpha", 0)[0] == 0
+    truth_alone = best_weights(lab)
+    assert lab.run(TRAIN, "--alpha", 1)[0] == 0
+    assert not torch.equal(best_weights(lab)["head.weight"], truth_alone["head.weight"])
+    break_labels(monkeypatch, slice(None), np.inf)
+    assert lab.run(TRAIN, "--alpha", 1, "--teacher_patch_size", 32)[0] == 0
+    assert "40 windows have a non-finite label and train on truth alone" in capsys.readouterr().err
+    weights = best_weights(lab)
+    assert all(torch.equal(weights[name], truth_alone[name]) for name in truth_alone) and len(weights) > 5
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_only_the_windows_that_are_not_finite_are_counted_and_lose_their_label(lab, monkeypatch, capsys, value):
+    break_labels(monkeypatch, 5, value)
+    assert lab.run(LABEL)[0] == 0
+    assert "note: 5 windows have a non-finite label" in capsys.readouterr().err
+    label, finite = labels_in(lab.folder()).batch(np.arange(WINDOWS))
+    assert torch.equal(finite[:, 0], (torch.arange(WINDOWS) % 8 != 5).float())
+    assert label.isfinite().all() and label[finite[:, 0] == 1].std() > 0.1
+
+
+# --- the same bytes ---
+
+
+@pytest.fixture(scope="module")
+def made_once():
+    return []
+
+
+@pytest.fixture
+def whole(lab, made_once):
+    """Bytes of labels that were made in one go, in another cache than the lab's."""
+    if not made_once:
+        assert lab.run(LABEL, "--label_cache", lab.root / "once")[0] == 0
+        made_once.append(next((lab.root / "once").glob("*/labels.bin")).read_bytes())
+    assert len(made_once[0]) == 4 * 16 * WINDOWS + 32 * BLOCKS
+    assert len(np.unique(np.frombuffer(made_once[0][: 4 * 16 * WINDOWS], "<f4"))) > 500
+    return made_once[0]
+
+
+def interrupt_after(lab, blocks, monkeypatch, signum):
+    """Exit code of a labelling that a signal meets while block number `blocks` is being made."""
+    write = md.LabelFile.write
+
+    def watched(file, number, labels):
+        write(file, number, labels)
+        if number == blocks - 1:
+            os.kill(os.getpid(), signum)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(md.LabelFile, "write", watched)
+        return lab.run(LABEL)[0]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_labelling_goes_on_to_the_same_bytes(lab, whole, monkeypatch, capsys, signum, code):
+    assert interrupt_after(lab, 2, monkeypatch, signum) == code
+    assert "the labels made so far are kept in" in capsys.readouterr().err
+    assert sorted(path.name for path in (lab.folder() / "blocks").iterdir()) == ["00000000.bin", "00000001.bin"]
+    assert not (lab.folder() / "labels.bin").exists()
+    assert lab.run(LABEL, "--teacher_batch_size", 5) == (0, WINDOWS - 16)  # its own block size stays
+    err = capsys.readouterr().err
+    assert "going on with" in err and "unfinished" in err
+    assert lab.bytes() == whole
+    assert lab.run(LABEL) == (0, 0)
+
+
+SLOW = """
+import sys, time, moirai_distill
+forecast = moirai_distill.Teacher.forecast
+def slow(teacher, context, *more):
+    time.sleep(0.3 if len(context) == 8 else 0)
+    return forecast(teacher, context, *more)
+moirai_distill.Teacher.forecast = slow
+sys.exit(moirai_distill.main(sys.argv[1:]))
+"""
+
+
+def test_sigterm_to_a_process_that_labels_keeps_its_blocks(lab, whole):
+    child = lab.child(lab.words(LABEL), SLOW)
+    limit = time.monotonic() + 60
+    while not list(lab.cache.glob("*/blocks/00000001.bin")) and child.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 143 and "stopped by SIGTERM" in err and "Traceback" not in err
+    made = len(list(lab.folder().glob("blocks/*.bin")))
+    assert 2 <= made < BLOCKS
+    assert lab.run(LABEL) == (0, WINDOWS - 8 * made) and lab.bytes() == whole
+
+
+def test_two_processes_make_the_bytes_of_one(lab, whole):
+    child = lab.child(lab.words(LABEL, "--devices", 2), code=None)
+    out, err = child.communicate(timeout=300)
+    assert child.returncode == 0, err
+    assert out.count("Labelling 40 windows") == 1 and out.count("Labels of 40 windows") == 1
+    assert lab.bytes() == whole and not (lab.folder() / "blocks").exists()
+
+
+def test_another_run_that_finishes_the_same_labels_meanwhile_does_no_harm(lab, whole, monkeypatch):
+    write, inner = md.LabelFile.write, []
+
+    def watched(file, number, labels):
+        if number == 2 and not inner:
+            inner.append(None)
+            inner[0] = md.main(lab.words(LABEL, "--teacher_batch_size", 3))
+        write(file, number, labels)
+
+    monkeypatch.setattr(md.LabelFile, "write", watched)
+    assert lab.run(LABEL)[0] == 0 and inner == [0]
+    assert lab.bytes() == whole and sorted(path.name for path in lab.folder().iterdir()) == [
+        "labels.bin",
+        "manifest.json",
+    ]
+
+
+# --- damage ---
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0x40
+    path.write_bytes(content)
+
+
+def cut(path, size):
+    os.truncate(path, size)
+
+
+SIZE = 4 * 16 * 8  # bytes of a block
+JOINED = {
+    "flipped first byte": (lambda path: flip(path, 0), 8),
+    "flipped in block 3": (lambda path: flip(path, 3 * SIZE + 17), 8),
+    "flipped in two blocks": (lambda path: (flip(path, SIZE), flip(path, 5 * SIZE - 1)), 16),
+    "flipped checksum": (lambda path: flip(path, BLOCKS * SIZE + 32), 8),
+    "last byte lost": (lambda path: cut(path, BLOCKS * SIZE + 32 * BLOCKS - 1), 8),
+    "half lost": (lambda path: cut(path, BLOCKS * SIZE // 2), WINDOWS),
+    "empty": (lambda path: cut(path, 0), WINDOWS),
+    "gone": (lambda path: path.unlink(), WINDOWS),
+}
+
+
+@pytest.mark.parametrize("case", JOINED)
+def test_damaged_labels_are_detected_and_only_these_are_redone(lab, whole, case):
+    damage, redone = JOINED[case]
+    assert lab.run(LABEL)[0] == 0
+    damage(lab.folder() / "labels.bin")
+    assert lab.run(LABEL) == (0, redone)
+    assert lab.bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: flip(path, 9), lambda path: cut(path, SIZE), lambda path: cut(path, 7)]
+)
+def test_a_damaged_block_of_unfinished_labels_is_redone(lab, whole, monkeypatch, damage):
+    assert interrupt_after(lab, 3, monkeypatch, signal.SIGTERM) == 143
+    damage(lab.folder() / "blocks" / "00000001.bin")
+    assert lab.run(LABEL) == (0, WINDOWS - 16)
+    assert lab.bytes() == whole
+
+
+def change_manifest(**changes):
+    """A damage: some values of the manifest changed."""
+
+    def damage(path):
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+def change_key(**changes):
+    """A damage: some values of the manifest's key changed."""
+
+    def damage(path):
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps(manifest | {"key": manifest["key"] | changes}))
+
+    return damage
+
+
+MANIFESTS = {
+    "no JSON": lambda path: path.write_text("{" + path.read_text()[:40]),
+    "empty": lambda path: path.write_bytes(b""),
+    "a list": lambda path: path.write_text("[]"),
+    "gone": lambda path: path.unlink(),
+    "another key": change_manifest(key={}),
+    "fewer windows": change_key(windows=WINDOWS // 2),
+    "more windows": change_key(windows=2 * WINDOWS),
+    "another horizon": change_key(horizon=8),
+    "other weights": change_key(weights="0" * 64),
+    "another block": change_manifest(block=16),
+    "no patch sizes": change_manifest(patch_sizes={}, block=16),
+    "newer format": change_manifest(format=99),
+}
+
+
+@pytest.mark.parametrize("case", MANIFESTS)
+def test_a_wrong_manifest_never_gives_wrong_labels(lab, case):
+    mean = ["--teacher_point", "mean"]  # no matter how windows are grouped into blocks
+    assert lab.run(LABEL, *mean)[0] == 0
+    expected = labels_in(lab.folder()).batch(np.arange(WINDOWS))[0]
+    MANIFESTS[case](lab.folder() / "manifest.json")
+    assert lab.run(LABEL, *mean)[0] == 0
+    assert torch.allclose(labels_in(lab.folder()).batch(np.arange(WINDOWS))[0], expected, rtol=1e-4, atol=1e-5)
+    assert lab.run(LABEL, *mean) == (0, 0)
+
+
+# --- carried to another machine ---
+
+BARE = """
+import sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("uni2ts", "gluonts", "jax", "jaxlib", "jaxtyping", "hydra"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+import json, moirai_distill
+print([moirai_distill.main(words) for words in json.loads(sys.argv[1])])
+"""
+
+
+def carried(lab, seed=0):
+    """Label with a teacher of its own folder, then take the folder away; returns its path."""
+    teacher = save_module(lab.root / f"models{seed}" / "mine", seed=seed)
+    assert lab.run(LABEL, "--teacher_model", teacher)[0] == 0
+    shutil.rmtree(teacher.parent)
+    return teacher
+
+
+def test_a_carried_cache_trains_without_uni2ts_and_weights(lab):
+    carried(lab)
+    lab.cache = lab.cache.rename(lab.root / "carried")
+    train = lab.words(TRAIN, "--teacher_model", "owner/mine", "--alpha", 1)
+    child = lab.child([json.dumps([train, lab.words(LABEL, "--num_samples", 9)])], BARE)
+    out, err = child.communicate(timeout=300)
+    assert out.splitlines()[-1] == "[0, 2]" and "Traceback" not in err, err
+    assert "Label cache hit, no teacher call" in out and len(best_weights(lab)) > 5
+    last = err.splitlines()[-1]  # of the second command, which would have to label
+    assert last.startswith("error: uni2ts cannot be imported") and "pip install -r requirements.txt" in last
+
+
+def test_the_same_command_goes_on_working_when_the_weights_folder_is_gone(lab, capsys):
+    teacher = carried(lab)
+    assert lab.run(TRAIN, "--teacher_model", teacher) == (0, 0), capsys.readouterr().err
+    assert "Label cache hit, no teacher call" in capsys.readouterr().out
+
+
+def test_labels_of_two_teachers_of_one_name_are_refused(lab, capsys):
+    carried(lab, seed=1), carried(lab, seed=2)
+    assert len(lab.folders()) == 2
+    assert lab.run(LABEL, "--teacher_model", "owner/mine") == (2, 0)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and "holds labels of several teachers named owner/mine" in last
+
+
+def test_unfinished_labels_are_no_hit_where_the_weights_are_gone(lab, monkeypatch, capsys):
+    teacher = save_module(lab.root / "models" / "mine")
+    lab.teacher = teacher
+    assert interrupt_after(lab, 2, monkeypatch, signal.SIGTERM) == 143
+    shutil.rmtree(teacher)
+    assert lab.run(LABEL) == (2, 0)
+    assert "error: " in (err := capsys.readouterr().err) and str(teacher) in err.splitlines()[-1]
+
+
+# --- get_labels itself ---
+
+
+def test_get_labels_stops_between_blocks_where_the_stop_object_says_so(lab, tmp_path, teacher_folder):
+    windows, stop, calls = windows_of(lab.data), md.Stop(), []
+    request = md.Request(str(teacher_folder), None, 16, "median", 5)
+    fabric, baselines = Fabric(accelerator="cpu", devices=1), {"last value": md.last_value}
+
+    def load():
+        calls.append("load")
+        return md.load_teacher(str(teacher_folder), None, "cpu", "32", print)
+
+    def ask(cache):
+        return md.get_labels(windows, request, load, tmp_path / cache, 8, baselines, fabric, md.Say("en"), stop)
+
+    stop.signum = signal.SIGTERM
+    for _ in range(BLOCKS):  # one block for each attempt
+        with pytest.raises(md.Interrupted):
+            ask("slow")
+    stop.signum = 0
+    labels = ask("slow")
+    assert len(calls) == BLOCKS and labels.array.shape == (WINDOWS, 16)
+    assert np.array_equal(ask("other").array, labels.array)
+
+
+def test_labels_do_not_depend_on_the_state_of_the_generator(lab):
+    torch.manual_seed(123)
+    assert lab.run(LABEL)[0] == 0
+    first = lab.bytes()
+    shutil.rmtree(lab.cache)
+    torch.manual_seed(456)
+    assert lab.run(LABEL)[0] == 0 and lab.bytes() == first
+
+
+def test_the_cache_may_lie_below_the_home_directory(lab, monkeypatch):
+    monkeypatch.setenv("HOME", str(lab.root / "home"))
+    lab.cache = "~/cache"
+    assert lab.run(LABEL)[0] == 0
+    assert len(list(Path(lab.root, "home", "cache").glob("*/labels.bin"))) == 1

@@ -1,0 +1,194 @@
+"""The student: its size, its independence of units, its files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moirai_distill import FORMAT, PatchStudent, UserError
+
+CONFIG = {"context_length": 64, "prediction_length": 16, "d_model": 16, "num_layers": 2, "num_heads": 2}
+CONFIG |= {"patch_size": 8, "dropout": 0.1}
+
+
+def student_of(seed=0, **changes):
+    """A student with random weights, in eval mode."""
+    torch.manual_seed(seed)
+    return PatchStudent(**CONFIG | changes).eval()
+
+
+def contexts(count=5, length=64, seed=0):
+    """Random walks (count, length) of deviation 1, mean 0."""
+    x = np.random.default_rng(seed).standard_normal((count, length)).cumsum(1)
+    return torch.from_numpy((x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)).float()
+
+
+@torch.inference_mode()
+def forecast(student, context):
+    return student(context)
+
+
+def write_pt(path, student, config=None, weights=None):
+    """Save a student as a checkpoint of this program."""
+    content = {"format": FORMAT, "student_config": CONFIG if config is None else config}
+    torch.save(content | {"model_state_dict": student.state_dict() if weights is None else weights}, path)
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize(("context_length", "patch_size"), [(64, 8), (50, 16), (17, 16), (16, 16), (2, 2)])
+def test_a_context_gives_a_forecast_of_the_horizon(batch, context_length, patch_size):
+    student = student_of(context_length=context_length, patch_size=patch_size)
+    result = forecast(student, contexts(batch, context_length))
+    assert result.shape == (batch, 16) and result.dtype == torch.float32
+    assert result.isfinite().all()
+
+
+def test_the_default_student_has_1_to_2_million_parameters():
+    from moirai_distill import parse_arguments
+
+    args = vars(parse_arguments(["--data_dir", "."]))
+    student = PatchStudent(**{name: args[name] for name in CONFIG})
+    assert [args[name] for name in CONFIG] == [720, 96, 128, 4, 8, 16, 0.1]
+    assert 1e6 <= sum(parameter.numel() for parameter in student.parameters()) <= 2e6
+
+
+@pytest.mark.parametrize("shape", [(3, 63), (3, 65), (64,), (3, 1, 64), (64, 3)])
+def test_a_context_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"expected \(B, 64\)"):
+        student_of()(torch.zeros(shape))
+
+
+def test_every_point_of_the_context_counts_where_the_patch_does_not_divide_it():
+    student, context = student_of(context_length=50, patch_size=16), contexts(1, 50).requires_grad_()
+    student(context).sum().backward()
+    assert (context.grad != 0).all()
+
+
+def test_windows_do_not_see_each_other():
+    student, context = student_of(), contexts()
+    alone = torch.cat([forecast(student, row[None]) for row in context])
+    torch.testing.assert_close(forecast(student, context), alone)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-30, 30), st.floats(-4.9, 4.9), st.booleans(), st.integers(0, 99))
+def test_the_forecast_follows_the_unit_of_the_series(exponent, offset, positive, seed):
+    student, context = student_of(seed), contexts(seed=seed)
+    scale, ratio = 10.0**exponent, 10.0**offset * (1 if positive else -1)  # offset in deviations, up to 1e5
+    moved = forecast(student, ((context.double() + ratio) * scale).float())
+    error = (moved.double() / scale - ratio - forecast(student, context)).abs().max()
+    assert error < 1e-4 + 1e-6 * abs(ratio)  # the input's own rounding
+
+
+@pytest.mark.parametrize("constant", [0.0, 5.0, -3.5, 1000.0])
+def test_a_constant_context_gives_a_forecast_that_moves_with_it(constant):
+    student = student_of()
+    zero = forecast(student, torch.zeros(1, 64))
+    result = forecast(student, torch.full((1, 64), constant))
+    assert result.isfinite().all()
+    torch.testing.assert_close(result - constant, zero, atol=3e-4, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_a_constant_context_with_a_step_at_its_end_gives_a_forecast_of_the_steps_size(scale):
+    student, context = student_of(), torch.full((1, 64), 2.0)
+    context[0, -1] = 3.0
+    result = forecast(student, context * scale)
+    assert ((result / scale).abs() < 100).all()
+    torch.testing.assert_close(result / scale, forecast(student, context), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["walk", "constant", "step", "tiny", "huge"])
+def test_gradients_are_finite_and_reach_every_weight(kind):
+    context = contexts()
+    if kind in ("constant", "step"):
+        context = torch.full((5, 64), 2.0)
+        context[:, -1] += kind == "step"
+    context = context * {"tiny": 1e-12, "huge": 1e12}.get(kind, 1.0)
+    student = student_of(dropout=0.0).train()
+    unit = 1.0 if kind == "constant" else context.std(1, keepdim=True)
+    ((student(context) - context[:, -1:]) / unit - 1).square().mean().backward()
+    gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    idle = [name for name, gradient in gradients.items() if not gradient.any()]
+    assert idle == (["embed.weight"] if kind == "constant" else [])  # there the student's input is all zeros
+
+
+def test_dropout_acts_in_training_and_not_in_eval():
+    plain, student, context = student_of(dropout=0.0), student_of(dropout=0.5), contexts()
+    plain.load_state_dict(student.state_dict())
+    assert torch.equal(forecast(student, context), forecast(plain, context))
+    assert torch.equal(forecast(student, context), forecast(student, context))
+    student.train()
+    assert not torch.equal(forecast(student, context), forecast(student, context))
+
+
+def test_a_student_comes_back_from_each_kind_of_file_with_equal_forecasts(tmp_path):
+    student, context = student_of(), contexts()
+    student.save_pretrained(tmp_path / "hub")
+    write_pt(tmp_path / "a.pt", student)
+    run = tmp_path / "run"
+    run.mkdir()
+    write_pt(run / "best_model_epoch_2.pt", student)
+    write_pt(run / "best_model_epoch_3.pt", student_of(seed=1))
+    torch.save(torch.load(tmp_path / "a.pt") | {"loop": {"best_file": "best_model_epoch_2.pt"}}, run / "last.pt")
+    for source in (tmp_path / "hub", str(tmp_path / "hub"), tmp_path / "a.pt", str(tmp_path / "a.pt"), run, str(run)):
+        loaded = PatchStudent.from_pretrained(source)
+        assert not loaded.training
+        assert torch.equal(forecast(loaded, context), forecast(student, context)), source
+
+
+@pytest.mark.parametrize("kind", ["pt", "hub"])
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_weights_that_do_not_fit_are_refused(tmp_path, kind, change):
+    from safetensors.torch import save_file
+
+    student, path = student_of(), tmp_path / "a.pt"
+    weights = dict(student.state_dict())
+    if change == "missing":
+        del weights["head.bias"]
+    else:
+        weights |= {"more": torch.zeros(2)} if change == "extra" else {"head.bias": torch.zeros(17)}
+    if kind == "hub":
+        path = tmp_path / "hub"
+        student.save_pretrained(path)
+        save_file(weights, path / "model.safetensors")
+    else:
+        write_pt(path, student, weights=weights)
+    with pytest.raises(UserError, match="not a student of this program") as caught:
+        PatchStudent.from_pretrained(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [{}, CONFIG | {"colour": 3}, {**CONFIG, "d_model": "wide"}])
+def test_a_config_that_is_no_students_is_refused(tmp_path, config):
+    write_pt(tmp_path / "a.pt", student_of(), config=config)
+    with pytest.raises(UserError, match="not a student of this program"):
+        PatchStudent.from_pretrained(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("filename", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_folder_is_one_line(tmp_path, filename, damage):
+    student_of().save_pretrained(tmp_path / "hub")
+    path = tmp_path / "hub" / filename
+    path.write_bytes(path.read_bytes()[:20]) if damage == "cut" else path.unlink()
+    with pytest.raises(UserError) as caught:
+        PatchStudent.from_pretrained(tmp_path / "hub")
+    assert str(tmp_path / "hub") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_path_with_nothing_there_is_one_line(tmp_path):
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(UserError) as caught:
+            PatchStudent.from_pretrained(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_saved_config_is_all_that_rebuilds_the_student(tmp_path):
+    student_of().save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
