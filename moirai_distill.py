@@ -28,7 +28,9 @@ T rows of a series, W windows.
 import argparse
 import contextlib
 import difflib
+import gzip
 import hashlib
+import io
 import itertools
 import json
 import locale
@@ -40,8 +42,9 @@ import shutil
 import signal
 import sys
 import time
+import zlib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pandas as pd
@@ -138,21 +141,14 @@ def add_shared_flags(parser):
     add("--split_ratio", type=ratio, default="8:1:1", help="train:validation:test")
     add("--split_seed", type=number(int, 0), default=0, help="shuffle of the files before they are split")
     add("--max_gap", type=number(int, 0), default=16, help="longest run of missing values that is filled linearly")
-    add(
-        "--season", type=number(int, 1, words=auto), default="auto", help="period of seasonal-naive; auto = by the step"
-    )
+    add("--season", type=number(int, 1, words=auto), default="auto", help="period of seasonal-naive; auto = by step")
     add("--stride", type=number(int, 1), default=1, help="step between training windows")
     add("--max_windows", type=number(int, 0), default=1000, help="training windows per series, spread evenly; 0 = all")
     add = parser.add_argument_group("teacher").add_argument
     add("--teacher_model", default="Salesforce/moirai-1.1-R-base", help="hub id or local folder of a MOIRAI")
     add("--teacher_revision", default=None, help="branch, tag or commit of the hub id")
     add("--teacher_patch_size", type=number(int, 1, words=auto), default="auto", help="auto = best on sampled windows")
-    add(
-        "--teacher_point",
-        type=one_of("median", "mean"),
-        default="median",
-        help="of samples; mean is exact, less robust",
-    )
+    add("--teacher_point", type=one_of("median", "mean"), default="median", help="of samples, or the exact mean")
     add("--num_samples", type=number(int, 1), default=100, help="samples under the median")
     add("--teacher_batch_size", type=number(int, 1), default=256, help="windows per teacher call")
     add("--teacher_precision", type=one_of("32", "bf16"), default="32", help="bf16 saves time on a GPU")
@@ -218,13 +214,14 @@ def contradictions(args):
         return []
     training, gpus, teacher = args.command == "train", torch.cuda.device_count(), args.teacher_model
     local = teacher.startswith((".", "/", "~")) and not Path(teacher).expanduser().is_dir()
-    needed = not (training and args.alpha == 0) and not Path(args.label_cache).expanduser().is_dir()
+    cache = args.label_cache  # one that is there may be carried, without the teacher, and need not be written to
+    needed = not (training and args.alpha == 0) and not Path(cache).expanduser().is_dir()
     made = training and args.demo and args.data_dir == DEMO["data_dir"]
     cpu = args.device == "cpu" or args.device == "auto" and not gpus
     tests = [
         (made or Path(args.data_dir).expanduser().exists(), f"--data_dir {args.data_dir}: no such folder or file"),
         (not (local and needed), f"--teacher_model {teacher}: no such folder"),
-        (not unwritable(args.label_cache), f"--label_cache {args.label_cache}: {unwritable(args.label_cache)}"),
+        (not (needed and unwritable(cache)), f"--label_cache {cache}: {unwritable(cache)}"),
         (not cpu or args.teacher_precision == "32", "--teacher_precision bf16: needs a GPU; use 32"),
         (args.devices == 1 or ":" not in args.device, f"--devices {args.devices}: not with --device {args.device}"),
         (cpu or args.devices <= max(1, gpus), f"--devices {args.devices}: PyTorch finds {gpus} GPUs"),
@@ -282,6 +279,7 @@ INDEX_NAMES = ("id", "index", "time_idx")
 DATES = ("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y/%m/%d", "%Y年%m月%d日", "%d-%b-%Y", "%d-%b-%y", "%b %Y")
 CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 DATE_FORMATS = ["ISO8601", *(date + clock for date in DATES for clock in CLOCKS)]
+ABSURD = 1e6  # deviations from the train rows' mean beyond which a value counts as missing
 PARTS = ("train", "validation", "test")
 DAY = 86_400 * 10**9  # nanoseconds, as all steps here
 ROUND_STEPS = np.array([1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800]) * 10**9
@@ -313,26 +311,29 @@ class Series:
 
 
 def read_csv(path):
-    """DataFrame of a CSV in UTF-8, UTF-16 with a mark, GB18030 or Latin-1, separated by comma, semicolon or tab."""
+    """DataFrame of a CSV in UTF-8, UTF-16 with a mark, GB18030 or Latin-1, separated as its header: comma, ; or tab."""
     try:
-        with open(path, "rb") as file:
-            marked = file.read(2) in (b"\xff\xfe", b"\xfe\xff")
-        for encoding in ("utf-16",) if marked else ("utf-8", "gb18030", "latin-1"):
-            try:
-                frame = pd.read_csv(path, encoding=encoding, low_memory=False)
+        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+            raw = file.read()
+        for encoding in ("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "gb18030", "latin-1"):
+            with contextlib.suppress(UnicodeDecodeError):
+                header = raw.decode(encoding).lstrip().partition("\n")[0]
                 break
-            except UnicodeDecodeError:
-                if encoding in ("utf-16", "latin-1"):
-                    raise
-        mark = next((mark for mark in ";\t" if len(frame.columns) == 1 and mark in str(frame.columns[0])), None)
-        if mark:
-            frame = pd.read_csv(path, encoding=encoding, sep=mark, decimal="," if mark == ";" else ".")
-    except (OSError, EOFError, ValueError) as error:  # pandas' own errors and UnicodeError are ValueErrors
+        separator = max(",;\t", key=header.count)
+        settings = {"encoding": encoding, "sep": separator, "decimal": "," if separator == ";" else "."}
+        frame = pd.read_csv(io.BytesIO(raw), low_memory=False, **settings)
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' own errors are ValueErrors
         raise Unusable(f"unreadable: {' '.join(str(error).split())}") from error
-    if frame.empty:
-        raise Unusable("no rows")
+    if frame.empty or not isinstance(frame.index, pd.RangeIndex):
+        raise Unusable("no rows" if frame.empty else "its rows hold more fields than its header")
     names = [str(name).strip() for name in frame.columns]
     return frame.set_axis(names, axis=1) if len({*names}) == len(names) else frame
+
+
+def unevenness(times):
+    """The longest distance of neighbouring timestamps over the typical one: 1 where they are regular."""
+    gaps = np.diff(np.sort(times.dropna().unique().astype("int64")))
+    return gaps.max() / np.median(gaps) if len(gaps) else math.inf
 
 
 def parse_times(column, most_unread):
@@ -344,20 +345,21 @@ def parse_times(column, most_unread):
         for unit, size in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)):
             if 3e8 * size <= low and high < 4.2e9 * size:  # 1979 to 2103 as epoch time
                 return pd.DatetimeIndex(pd.to_datetime(column, unit=unit)).as_unit("ns")
-        if not (low >= 19000101 and high <= 21001231):
+        if not (low >= 19000101 and high <= 21001231 and (column.dropna() % 1 == 0).all()):
             return None
         column = column.astype("Int64")
     text = column.astype(str).str.strip()
     sample = text[column.notna()].iloc[:: max(1, len(text) // 200)]
     if not sample.str.contains(r"\d\d").mean() > 1 - most_unread:
         return None
-    best, fewest = None, 2.0
+    unread = {}
     for form in DATE_FORMATS:
-        unread = pd.to_datetime(sample, format=form, errors="coerce", utc=True).isna().mean()
-        best, fewest = (form, unread) if unread < fewest else (best, fewest)
-        if fewest == 0:
+        unread[form] = pd.to_datetime(sample, format=form, errors="coerce", utc=True).isna().mean()
+        if form == "ISO8601" and unread[form] == 0:
             break
-    times = pd.to_datetime(text, format=best, errors="coerce", utc=True)
+    forms = [form for form in unread if unread[form] == min(unread.values())]
+    readings = [pd.to_datetime(text, format=form, errors="coerce", utc=True) for form in forms]
+    times = readings[0] if len(readings) == 1 else min(readings, key=unevenness)  # is it day or month first?
     return None if times.isna().mean() > most_unread else pd.DatetimeIndex(times).tz_localize(None).as_unit("ns")
 
 
@@ -429,22 +431,26 @@ def as_numbers(column):
 def pick_columns(frame, columns):
     """(times or None, id column or None, column -> values, columns passed over) of a frame. Raises Unusable."""
     lower = {name: name.lower() for name in frame.columns}
-    time_name, times = None, None
-    for name in sorted(frame.columns, key=lambda name: lower[name] not in TIME_NAMES):  # by name first, then by content
-        if times is None and (lower[name] in TIME_NAMES or not pd.api.types.is_numeric_dtype(frame[name])):
-            time_name, times = name, parse_times(frame[name], 0.5 if lower[name] in TIME_NAMES else 0.1)
-    time_name = None if times is None else time_name
     ids = [name for name in frame.columns if lower[name] in ID_NAMES and frame[name].duplicated().any()]
     id_name = next((name for name in ids if not pd.api.types.is_float_dtype(frame[name])), None)
+    whole = [name for name in frame.columns if pd.api.types.is_integer_dtype(frame[name]) and name != id_name]
+    groups = frame.groupby(id_name) if id_name else frame
+    steps = {name: groups[name].diff().dropna() for name in whole}
+    clocks = [name for name in whole if (steps[name] > 0).all() and (steps[name] == steps[name].median()).mean() > 0.5]
+    time_name, times = None, None
+    for name in sorted(frame.columns, key=lambda n: (lower[n] not in TIME_NAMES, n in whole)):  # by name, by content
+        if times is None and (
+            lower[name] in TIME_NAMES or name in clocks or not pd.api.types.is_numeric_dtype(frame[name])
+        ):
+            time_name, times = name, parse_times(frame[name], 0.5 if lower[name] in TIME_NAMES else 0.1)
+    time_name = None if times is None else time_name
     named = [] if columns in (["first"], ["all"]) else columns
     missing = [name for name in named if name not in frame.columns]
     if missing:
         raise Unusable(f"no column {', '.join(missing)}; it has {', '.join(frame.columns[:20])}")
     values, passed = {}, []
     for name in [name for name in named or frame.columns if name not in (time_name, id_name)]:
-        numbers, counter = as_numbers(frame[name]), False
-        if pd.api.types.is_integer_dtype(frame[name]):
-            counter = (frame.groupby(id_name)[name] if id_name else frame[name]).diff().dropna().eq(1).all()
+        numbers, counter = as_numbers(frame[name]), name in steps and (steps[name] == 1).all()
         index = lower[name] in TIME_NAMES + INDEX_NAMES or lower[name].startswith("unnamed:") or counter
         if numbers is None or index and not named:
             passed.append(name)
@@ -496,10 +502,10 @@ def season_of(freq):
 def window_starts(filled, observed, low, high, length, horizon):
     """Starts (w,) of the windows with a target inside [low, high), no missing value, and an observed target value."""
     first = max(0, low - (length - horizon))  # the context may reach back into the part before
-    missing = np.append(0, np.cumsum(np.isnan(filled[first:high])))
-    seen = np.append(0, np.cumsum(observed[first:high]))
-    whole = missing[length:] == missing[:-length]
-    return first + np.flatnonzero(whole & (seen[length:] > seen[length - horizon : len(seen) - horizon]))
+    starts = np.arange(first, max(first, high - length + 1))
+    missing, seen = (np.append(0, np.cumsum(flags)) for flags in (np.isnan(filled), observed))
+    whole = missing[starts + length] == missing[starts]
+    return starts[whole & (seen[starts + length] > seen[starts + length - horizon])]
 
 
 def prepare(series, bounds, length, horizon, max_gap):
@@ -516,9 +522,10 @@ def prepare(series, bounds, length, horizon, max_gap):
     mean, deviation = float(scaler.mean_[0]), float(scaler.scale_[0])
     if not math.isfinite(deviation) or scaler.var_[0] == 0:
         raise Unusable("values too large or too close to each other for float64 arithmetic")
-    filled, observed = series.values.copy(), ~np.isnan(series.values)
+    filled = np.where(np.abs((series.values - mean) / deviation) > ABSURD, np.nan, series.values)
+    observed = ~np.isnan(filled)
     for low, high in bounds.values():
-        filled[low:high] = fill_gaps(series.values[low:high], max_gap)
+        filled[low:high] = fill_gaps(filled[low:high], max_gap)
     starts = {part: window_starts(filled, observed, *rows, length, horizon) for part, rows in bounds.items()}
     if not len(next(iter(starts.values()))):
         raise Unusable(f"too short: {len(rows)} rows; a window takes {length} without a gap longer than {max_gap}")
@@ -556,14 +563,17 @@ class Windows:
 
 
 def label_digest(series, starts, length):
-    """Bytes that identify what the labels of one series depend on: values under windows, their starts, the scaler."""
+    """Bytes that identify what the labels of one series depend on: values under windows, their starts, the scaler.
+
+    Rounded to 1e-6 deviations: another kind of CPU may compute the last bit differently.
+    """
     edges = np.zeros(len(series.values) + 1, np.int64)
     np.add.at(edges, starts, 1)
     np.add.at(edges, starts + length, -1)
-    covered = series.values[np.cumsum(edges[:-1]) > 0] + 0.0  # no negative zero
-    covered[np.isnan(covered)] = np.nan  # one bit pattern
-    header = "{} {} {:.6e} {:.6e}".format(series.freq, len(starts), *series.scaler).encode()
-    return hashlib.sha256(header + starts.astype("<i8").tobytes() + covered.astype("<f8").tobytes()).digest()
+    mean, deviation = series.scaler
+    covered = np.rint((series.values[np.cumsum(edges[:-1]) > 0] - mean) / deviation * 1e6).astype("<i8")
+    header = f"{series.freq} {len(starts)} {round(mean / deviation, 6) + 0.0} {deviation:.6e}".encode()
+    return hashlib.sha256(header + starts.astype("<i8").tobytes() + covered.tobytes()).digest()
 
 
 def pack(chosen, season, length, horizon):
@@ -630,6 +640,11 @@ def prepare_files(series, remarks, bounds_of, limits):
     return ready, {name: "; ".join(notes[:4] + ["…"] * (len(notes) > 4)) for name, notes in told.items()}
 
 
+def listing(notes):
+    """The first 20 remarks as lines under an error."""
+    return "".join(f"\n  {name}: {note}" for name, note in [row for row in notes.items() if row[1]][:20])
+
+
 def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_windows, season, limits):
     """(part -> Windows, part -> number of files, "files" or "time", file -> remark) of what `read_files` gave.
 
@@ -638,7 +653,7 @@ def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_w
     ready, notes = prepare_files(series, remarks, lambda rows: {"whole": (0, rows)}, limits)
     by_files = split_by == "files" or split_by == "auto" and len(ready) >= 10
     if by_files and len(ready) < 3:
-        raise UserError(f"--split_by files: {len(ready)} usable files, it takes 3; use --split_by time")
+        raise UserError(f"{len(ready)} usable files, it takes 3; or use --split_by time{listing(notes)}")
     if not by_files:
         ready, notes = prepare_files(series, remarks, lambda rows: time_bounds(rows, split_ratio), limits)
     part_of = split_files(ready, split_ratio, split_seed) if by_files else {}
@@ -655,9 +670,8 @@ def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_w
                 files[part].add(name)
     empty = [part for part in PARTS if not chosen[part]]
     if empty:
-        listing = "".join(f"\n  {name}: {remark}" for name, remark in list(notes.items())[:20])
         remedy = "use more or longer series, or shorter lengths"
-        raise UserError(f"the data gives no {' and no '.join(empty)} window; {remedy}{listing}")
+        raise UserError(f"the data gives no {' and no '.join(empty)} window; {remedy}{listing(notes)}")
     parts = {part: pack(chosen[part], season, limits["length"], limits["horizon"]) for part in PARTS}
     return parts, {part: len(names) for part, names in files.items()}, "files" if by_files else "time", notes
 
@@ -721,7 +735,7 @@ def read_checkpoint(path):
 def best_in(folder):
     """Path of the best checkpoint in a run's folder: the one that last.pt names, or the only one; else None."""
     last, found = Path(folder, "last.pt"), sorted(Path(folder).glob("best_model_epoch_*.pt"))
-    named = Path(folder, read_checkpoint(last)["loop"]["best_file"]) if last.is_file() else None
+    named = Path(folder, read_checkpoint(last).get("loop", {}).get("best_file", "")) if last.is_file() else None
     return named if named in found else found[0] if len(found) == 1 else None
 
 
@@ -756,6 +770,7 @@ class Stop:
         again, self.signum = self.signum, signum
         if again or not self.held:
             raise Interrupted(signum)
+        print("\nstopping as soon as the work in hand is saved; once more stops at once", file=sys.stderr)
 
     @contextlib.contextmanager
     def hold(self):
@@ -768,14 +783,21 @@ class Stop:
             raise Interrupted(self.signum)
 
 
+def plain(error):
+    """What a UserError or an OSError tells the user."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{error.filename or 'input or output'}: {error.strerror or error}"
+
+
 def on_first(fabric, act):
-    """What `act()` gives on the first process, on all of them; its UserError is raised on all of them, too."""
+    """What `act()` gives on the first process, on all of them; its UserError or OSError is raised on all, too."""
     result = problem = None
     if fabric.is_global_zero:
         try:
             result = act()
-        except UserError as error:
-            problem = str(error)
+        except (UserError, OSError) as error:
+            problem = plain(error)
     result, problem = fabric.broadcast((result, problem))
     if problem:
         raise UserError(problem)
@@ -849,19 +871,19 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         """
         path = Path(source).expanduser()
         path = path.is_dir() and best_in(path) or path
-        if path.is_file() or path.suffix == ".pt":
-            content = read_checkpoint(path)
-            config, weights = content["student_config"], content["model_state_dict"]
-        else:
-            config = weights = None
-            files = [model_file(source, revision, name) for name in ("config.json", "model.safetensors")]
         try:
-            if weights is None:
+            if path.is_file() or path.suffix == ".pt":
+                content = read_checkpoint(path)
+                config, weights = content["student_config"], content["model_state_dict"]
+            else:
                 from safetensors.torch import load_file  # comes with what the hub mixin needs
 
+                files = [model_file(source, revision, name) for name in ("config.json", "model.safetensors")]
                 config, weights = json.loads(files[0].read_text(encoding="utf-8")), load_file(files[1])
             student = cls(**config)
             student.load_state_dict(weights)
+        except UserError:
+            raise
         except Exception as error:  # damaged files, or another model's
             raise UserError(f"{source}: not a student of this program, or damaged ({repr(error)[:199]})") from error
         return student.eval()
@@ -1009,13 +1031,9 @@ class LabelFile:
 
     def __init__(self, folder, manifest):
         self.folder, self.path, self.manifest = Path(folder), Path(folder, "labels.bin"), manifest
-        self.windows, self.horizon, self.block = (
-            manifest["key"]["windows"],
-            manifest["key"]["horizon"],
-            manifest["block"],
-        )
+        self.windows, self.horizon = manifest["key"]["windows"], manifest["key"]["horizon"]
+        self.block, self.array, self.damaged = manifest["block"], None, 0
         self.count = math.ceil(self.windows / self.block)
-        self.array, self.damaged = None, 0
 
     def index(self, number):
         """The windows of a block."""
@@ -1028,13 +1046,12 @@ class LabelFile:
             (self.folder / "blocks" / f"{number:08d}.bin", 0, size),
             (self.path, 4 * self.horizon * self.block * number, end + 32 * number),
         ):
-            if path.is_file():
-                with open(path, "rb") as file:
-                    file.seek(start)
-                    content = file.read(size)
-                    file.seek(sha)
-                    if len(content) == size and hashlib.sha256(content).digest() == file.read(32):
-                        return content
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+                file.seek(start)
+                content = file.read(size)
+                file.seek(sha)
+                if len(content) == size and hashlib.sha256(content).digest() == file.read(32):
+                    return content
         return None
 
     def write(self, number, labels):
@@ -1100,8 +1117,8 @@ def label_windows(teacher, windows, index, patches, request, seed):
 def judge(teacher, windows, request, baselines, say):
     """(frequency -> patch size, seconds per window): the teacher's error on sampled windows, beside naive forecasts."""
     sizes = teacher.patch_sizes(windows.length - windows.horizon, windows.horizon)
-    wanted = request.patch.values() if isinstance(request.patch, dict) else [request.patch]
-    if not sizes or not {*wanted} <= {"auto", *sizes}:
+    asked = request.patch if isinstance(request.patch, dict) else dict.fromkeys(windows.freqs, request.patch)
+    if not sizes or not {*asked.values()} <= {"auto", *sizes}:
         raise UserError(f"--teacher_patch_size {request.patch}: with these lengths the teacher takes {sizes or 'none'}")
     patches, seconds = {}, 0.0
     for freq in sorted(set(windows.freqs)):
@@ -1109,7 +1126,7 @@ def judge(teacher, windows, request, baselines, say):
         index = member[np.linspace(0, len(member) - 1, min(SAMPLED, len(member))).astype(np.int64)]
         context, target, observed = windows.batch(index)
         forecasts, took = {n: f(context, windows.season(index), windows.horizon) for n, f in baselines.items()}, {}
-        fixed = request.patch.get(freq, sizes[0]) if isinstance(request.patch, dict) else request.patch
+        fixed = asked.get(freq, "auto")
         for size in sizes if fixed == "auto" else [fixed]:
             begin = time.perf_counter()
             forecasts[size] = torch.from_numpy(label_windows(teacher, windows, index, {freq: size}, request, 0))
@@ -1132,7 +1149,7 @@ def find_labels(cache, key, request):
     found = []
     for folder, manifest in manifests.items():
         if manifest and manifest["key"] | {"weights": None} == key | {"weights": None}:
-            same = Path(manifest["teacher"]).name == Path(request.teacher).name
+            same = PureWindowsPath(manifest["teacher"]).name == PureWindowsPath(request.teacher).name
             same = same and request.revision in (None, manifest["revision"], manifest["commit"])
             if (weights or same) and not LabelFile(folder, manifest).missing():
                 found.append(LabelFile(folder, manifest))
@@ -1160,16 +1177,13 @@ def begin_labels(folder, key, teacher, windows, request, block, baselines, say):
     size, minutes = 4e-6 * len(windows) * windows.horizon, seconds * len(windows) / 60
     text = ", ".join(f"{freq or '?'}: {patch}" for freq, patch in patches.items())
     say("Patch size: {}", "教师 patch 大小: {}", text)
-    english, chinese = (
-        "Labelling {:,} windows, {:.1f} MB, about {:.1f} min",
-        "标注 {:,} 个窗口，{:.1f} MB，约 {:.1f} 分钟",
-    )
-    say(english, chinese, len(windows), size, minutes)
+    text = "Labelling {:,} windows, {:.1f} MB, about {:.1f} min", "标注 {:,} 个窗口，{:.1f} MB，约 {:.1f} 分钟"
+    say(*text, len(windows), size, minutes)
 
 
 def make_labels(file, teacher, windows, request, fabric, say, stop):
     """Label the missing blocks, each process its share. Raises Interrupted between two blocks, which stay."""
-    missing, patches = fabric.broadcast(file.missing()), file.manifest["patch_sizes"]
+    missing, patches = on_first(fabric, file.missing), file.manifest["patch_sizes"]
     total = sum(len(file.index(number)) for number in missing)
     with stop.hold(), tqdm(total=total, desc="labelling", unit="window", disable=not say.on) as bar:
         for first in range(0, len(missing), fabric.world_size):
@@ -1185,21 +1199,19 @@ def make_labels(file, teacher, windows, request, fabric, say, stop):
 
 def get_labels(windows, request, load, cache, block, baselines, fabric, say, stop):
     """LabelFile of `windows`: from the cache, or made by the Teacher that `load()` gives, shared by all processes."""
-    cache, samples = Path(cache).expanduser(), request.samples if request.point == "median" else None
-    key = {
-        "data": windows.digest,
-        "windows": len(windows),
-        "horizon": windows.horizon,
-        "patch": request.patch,
-        "format": FORMAT,
-    }
-    key |= {"context": windows.length - windows.horizon, "point": request.point, "samples": samples}
+    cache = Path(cache).expanduser()
+    key = {"data": windows.digest, "windows": len(windows), "horizon": windows.horizon, "format": FORMAT}
+    key |= {"context": windows.length - windows.horizon, "patch": request.patch, "point": request.point}
+    key["samples"] = request.samples if request.point == "median" else None
     file = on_first(fabric, lambda: find_labels(cache, key, request))
     if file:
         say("Label cache hit, no teacher call: {}", "标签缓存命中，无需调用教师: {}", file.folder)
     else:
-        with fabric.rank_zero_first():
-            teacher = load()
+        if unwritable(cache):
+            raise UserError(f"--label_cache: {unwritable(cache)}, and the labels are not in it")
+        first = []  # the first process may have to fetch the teacher for all
+        on_first(fabric, lambda: first.append(load()))
+        teacher = first[0] if first else load()
         key["weights"] = fingerprint(request.teacher, request.revision)
         folder = key_folder(cache, key)
         on_first(fabric, lambda: begin_labels(folder, key, teacher, windows, request, block, baselines, say))
@@ -1351,11 +1363,7 @@ def tell_epoch(line, seconds, epochs, say):
     say("Training loss: {}", "训练损失: {}", numbers)
     say("Validation loss: {:.4f}", "验证损失: {:.4f}", line["validation_mse"])
     numbers = (line["learning_rate"], seconds, seconds * (epochs - line["epoch"]) / 60)
-    say(
-        "Learning rate: {:.1e}, {:.0f} s, {:.1f} min to go",
-        "学习率: {:.1e}，用时 {:.0f} 秒，约剩 {:.1f} 分钟",
-        *numbers,
-    )
+    say("Learning rate: {:.1e}, {:.0f} s, {:.1f} min to go", "学习率: {:.1e}，{:.0f} 秒，剩 {:.1f} 分钟", *numbers)
     if line["skipped_steps"]:
         say.note(f"{line['skipped_steps']} steps with a non-finite loss or gradient were skipped")
 
@@ -1397,12 +1405,21 @@ def fit(fabric, student, train, validation, labels, run, content, facts, folder,
         line = loop["history"][-1] if loop["history"] else {}
         metrics = {f"{p}_metrics": {k: v for k, v in line.items() if k.startswith(p)} for p in ("train", "validation")}
         states = {name: part.state_dict() for name, part in parts.items()}
-        if fabric.is_global_zero:
-            with atomic(folder / name) as file:
-                torch.save(facts | states | metrics | {"epoch": loop["epoch"], "loop": loop}, file)
+        with atomic(folder / name) as file:
+            torch.save(facts | states | metrics | {"epoch": loop["epoch"], "loop": loop}, file)
+
+    def save_all(best):
+        if best:
+            save(loop["best_file"])
+            say("Saved best model: {}", "保存最佳模型: {}", f"{run['save_dir']}/{loop['best_file']}")
+        save("last.pt")
+        if loop["history"]:
+            write_metrics(folder, loop["history"])
+        for path in folder.glob("best_model_epoch_*.pt"):
+            path.unlink() if path.name != loop["best_file"] else None
 
     with stop.hold():
-        save("last.pt")
+        on_first(fabric, lambda: save_all(best=False))
         while loop["epoch"] < run["num_epochs"] and not 0 < run["patience"] <= loop["since_best"]:
             begin = time.perf_counter()
             say("\nEpoch {}/{}", "\nEpoch {}/{}", loop["epoch"] + 1, run["num_epochs"])
@@ -1412,14 +1429,7 @@ def fit(fabric, student, train, validation, labels, run, content, facts, folder,
                 end_epoch(loop, result, optimizer.param_groups[0]["lr"])
                 scheduler.step(result["mse"])
                 tell_epoch(loop["history"][-1], time.perf_counter() - begin, run["num_epochs"], say)
-                if loop["since_best"] == 0:
-                    save(loop["best_file"])
-                    say("Saved best model: {}", "保存最佳模型: {}", f"{run['save_dir']}/{loop['best_file']}")
-            save("last.pt")
-            if fabric.is_global_zero and loop["history"]:
-                write_metrics(folder, loop["history"])
-                for path in folder.glob("best_model_epoch_*.pt"):
-                    path.unlink() if path.name != loop["best_file"] else None
+            on_first(fabric, lambda: save_all(best=not loop["stopping"] and loop["since_best"] == 0))
             signum = int(reduced(fabric, torch.tensor(float(stop.signum)), "max"))
             if signum:
                 say.note(f"saved {folder / 'last.pt'}; the same command with --resume goes on from here")
@@ -1532,54 +1542,47 @@ def move_old_run(folder, say):
     old = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
     if old:
         stamp = time.strftime("old-%Y%m%d-%H%M%S")
-        names = (folder / (stamp + f"-{i}" * (i > 0)) for i in itertools.count())
-        target = next(name for name in names if not name.exists())
+        target = next(n for i in itertools.count() if not (n := folder / (stamp + f"-{i}" * (i > 0))).exists())
         target.mkdir()
         for path in old:
             path.rename(target / path.name)
         say.note(f"an earlier run lay in {folder}; its files are now in {target}")
 
 
-def draw(path, rows, paint):
-    """Write a picture of `rows` axes, one above the other, that `paint` fills."""
+@contextlib.contextmanager
+def drawn(path, rows):
+    """Axes, one above the other, of a picture that is written to `path` when they are filled."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.5 + 2.2 * rows), layout="constrained")
-    paint(figure.subplots(rows, 1, squeeze=False)[:, 0])
+    yield figure.subplots(rows, 1, squeeze=False)[:, 0]
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
 
 def draw_training(path, history):
     """Picture of the losses over the epochs."""
-
-    def paint(axes):
+    with drawn(path, 1) as (axis,):
         for name in ("train_loss", "train_mse", "train_distill", "validation_mse"):
-            axes[0].plot([line["epoch"] for line in history], [line[name] for line in history], "o-", label=name)
-        axes[0].set(xlabel="epoch", ylabel="squared deviations of each series")
-        axes[0].legend()
-
-    draw(path, 1, paint)
+            axis.plot([line["epoch"] for line in history], [line[name] for line in history], "o-", label=name)
+        axis.set(xlabel="epoch", ylabel="squared deviations of each series")
+        axis.legend()
 
 
 def draw_forecasts(path, windows, forecasts, count=3):
     """Picture of `count` windows, spread over all: the end of the context, the truth, and each forecast."""
     index = np.linspace(0, len(windows) - 1, count + 2).astype(np.int64)[1:-1]
     context, truth, _ = windows.batch(index)
-    horizon, shown = windows.horizon, min(context.shape[1], 2 * windows.horizon)
-
-    def paint(axes):
+    shown, steps = min(context.shape[1], 2 * windows.horizon), range(windows.horizon)
+    with drawn(path, count) as axes:
         for row, axis in enumerate(axes):
-            axis.plot(
-                range(-shown, horizon), torch.cat([context[row, -shown:], truth[row]]), color="0.6", label="truth"
-            )
+            line = torch.cat([context[row, -shown:], truth[row]])
+            axis.plot(range(-shown, windows.horizon), line, color="0.6", label="truth")
             for name, forecast in forecasts.items():
-                axis.plot(range(horizon), forecast(index, context)[row], label=name, linewidth=1.2)
+                axis.plot(steps, forecast(index, context)[row], label=name, linewidth=1.2)
             axis.axvline(-0.5, color="0.8", zorder=0)
         axes[0].legend(ncols=4, loc="upper left", fontsize="small")
         axes[-1].set_xlabel("steps after the end of the context")
-
-    draw(path, count, paint)
 
 
 def report(args, test, student, loop, teacher, fabric, say, stop):
@@ -1587,7 +1590,7 @@ def report(args, test, student, loop, teacher, fabric, say, stop):
     folder, forecasts = Path(args.save_dir).expanduser(), {"student": forecaster(student, fabric)}
     if args.demo and teacher:
         labels = labels_of(test, args, teacher["patch_sizes"], fabric, say, stop)  # chosen on training windows
-        forecasts["teacher"] = lambda index, _context: labels.batch(index)[0]
+        forecasts["teacher"] = lambda index, _context: torch.from_numpy(np.array(labels.array[index]))
     for name, naive in BASELINES.items():
         forecasts[name] = lambda index, context, naive=naive: naive(context, test.season(index), test.horizon)
     say("\nBest epoch: {}, {}", "\n最佳 epoch: {}，{}", loop["best_epoch"], folder / loop["best_file"])
@@ -1606,31 +1609,27 @@ def report(args, test, student, loop, teacher, fabric, say, stop):
 def train(args, say, stop):
     """Label the training windows (unless alpha is 0), train the student, score it on the test windows."""
     fabric = start_fabric(args, args.precision, say)
-    if args.demo and args.data_dir == DEMO["data_dir"] and fabric.is_global_zero:
-        write_demo_csvs(args.data_dir)
-    fabric.barrier()
+    if args.demo and args.data_dir == DEMO["data_dir"]:
+        on_first(fabric, lambda: write_demo_csvs(args.data_dir))
     parts = load_data(args, say)
     sizes = ("context_length", "prediction_length", "d_model", "num_layers", "num_heads", "patch_size", "dropout")
     facts = {"format": FORMAT, "student_config": {n: vars(args)[n] for n in sizes}, "run_config": dict(vars(args))}
     facts["versions"] = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-    facts |= {
-        "data": {part: windows.digest for part, windows in parts.items()},
-        "freqs": sorted({*parts["train"].freqs}),
-    }
+    facts["data"] = {part: windows.digest for part, windows in parts.items()}
+    facts["freqs"] = sorted({*parts["train"].freqs})
     content = resumed(args, facts)
     labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if args.alpha > 0 else None
     facts["teacher"] = labels.manifest if labels else None
+    if content and labels and content["teacher"]["key"] != labels.manifest["key"]:
+        raise UserError(f"--resume: {args.save_dir} was trained on labels of other teacher weights")
     say("\nCreating student...", "\n创建学生模型...")
     torch.manual_seed(args.seed)
     student = PatchStudent(**facts["student_config"])
-    say(
-        "Student parameters: {:,}", "学生模型参数量: {:,}", sum(parameter.numel() for parameter in student.parameters())
-    )
-    if fabric.is_global_zero and not content:
-        move_old_run(Path(args.save_dir).expanduser(), say)
+    say("Student parameters: {:,}", "学生模型参数量: {:,}", sum(weight.numel() for weight in student.parameters()))
+    validation, folder = parts["validation"], Path(args.save_dir).expanduser()
+    on_first(fabric, lambda: None if content else move_old_run(folder, say))
     say("\nTraining for {} epochs", "\n开始训练，共 {} 个 epoch", args.num_epochs)
     say("Checkpoints: {}", "模型保存目录: {}", args.save_dir)
-    validation, folder = parts["validation"], Path(args.save_dir).expanduser()
     naive = lambda index, context: seasonal_naive(context, validation.season(index), validation.horizon)  # noqa: E731
     floor = score(naive, validation, EVAL_BATCH, fabric, say.on)["mse"]
     say("Validation loss of seasonal-naive: {:.4f}", "季节性朴素预测的验证损失: {:.4f}", floor)
@@ -1649,14 +1648,17 @@ def label(args, say, stop):
         labels = labels_of(windows, args, args.teacher_patch_size, fabric, say, stop)
         say("Labels of {:,} windows: {}", "{:,} 个窗口的标签: {}", labels.windows, labels.folder)
         return
-    for folder in sorted(Path(args.label_cache).expanduser().glob("*/")):
+    cache = Path(args.label_cache).expanduser()
+    folders = sorted(cache.glob("*/"))
+    if not folders:
+        say("No label files in {}", "{} 中没有标签文件", cache)
+    for folder in folders:
         manifest, line = read_manifest(folder), "its manifest is damaged"
         if manifest:
             file, key = LabelFile(folder, manifest), manifest["key"]
             made, size = 100 - 100 * len(file.missing()) / file.count, 4e-6 * file.windows * file.horizon
-            line = (
-                f"{manifest['teacher']}, {file.windows:,} windows, {key['context']} -> {file.horizon}, {key['point']}"
-            )
+            lengths = f"{key['context']} -> {file.horizon}"
+            line = f"{manifest['teacher']}, {file.windows:,} windows, {lengths}, {key['point']}"
             line += f", patch {manifest['patch_sizes']}, {size:.1f} MB, {made:.0f} % made, {manifest['made']}"
         say("{}: {}", "{}: {}", folder.name, line)
 
@@ -1671,25 +1673,23 @@ def main(argv=None):
             output.reconfigure(errors="backslashreplace")
     stop = Stop()
     handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    code = 2
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
         {"train": train, "label": label}[args.command](args, Say(args.lang), stop)
         return 0
     except Interrupted as interruption:
-        print(f"stopped by {signal.Signals(interruption.args[0]).name}", file=sys.stderr)
-        return 128 + interruption.args[0]
+        code, problem = 128 + interruption.args[0], f"stopped by {signal.Signals(interruption.args[0]).name}"
     except torch.OutOfMemoryError as error:
-        problem = f"out of GPU memory ({str(error).splitlines()[0][:99]}); use a smaller --batch_size, or --device cpu"
-    except OSError as error:
-        problem = f"{error.filename or 'input or output'}: {error.strerror or error}"
-    except UserError as error:
-        problem = str(error)
+        problem = f"out of GPU memory ({str(error).splitlines()[0][:99]}); lower --batch_size or --teacher_batch_size"
+    except (UserError, OSError) as error:
+        problem = plain(error)
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks for all
-        print(f"error: {problem}", file=sys.stderr)
-    return 2
+        print(problem if code > 2 else f"error: {problem}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

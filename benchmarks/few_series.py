@@ -81,18 +81,14 @@ def train_student(fabric, parts, labels, alpha, seed, args, folder):
 def draw(path, table, teacher, naive):
     """Picture of the table: error over the number of series, a line per alpha with the spread of the seeds."""
 
-    def paint(axes):
+    with md.drawn(path, 1) as (axis,):
         for alpha in ALPHAS:
             rows = np.array([table[count, alpha] for count in COUNTS])
-            axes[0].errorbar(
-                COUNTS, rows.mean(1), rows.std(1), marker="o", capsize=3, label=f"student, alpha {alpha:g}"
-            )
-        axes[0].axhline(teacher, color="0.3", linestyle="--", label="teacher")
-        axes[0].axhline(naive, color="0.7", linestyle=":", label="seasonal-naive")
-        axes[0].set(xscale="log", xlabel="training series", ylabel="test MSE", xticks=COUNTS, xticklabels=COUNTS)
-        axes[0].legend()
-
-    md.draw(path, 1, paint)
+            axis.errorbar(COUNTS, rows.mean(1), rows.std(1), marker="o", capsize=3, label=f"student, alpha {alpha:g}")
+        axis.axhline(teacher, color="0.3", linestyle="--", label="teacher")
+        axis.axhline(naive, color="0.7", linestyle=":", label="seasonal-naive")
+        axis.set(xscale="log", xlabel="training series", ylabel="test MSE", xticks=COUNTS, xticklabels=COUNTS)
+        axis.legend()
 
 
 def main():

@@ -321,7 +321,8 @@ def test_the_script_itself_ends_with_code_2_and_no_traceback(place):
 
 
 def test_a_successful_command_returns_0(capsys):
-    assert run(capsys, "label", "--list", "--label_cache", "empty") == (0, "", "")
+    run_list = ("label", "--list", "--label_cache", "empty", "--lang", "en")
+    assert run(capsys, *run_list) == (0, "No label files in empty\n", "")
 
 
 def test_parsing_returns_a_plain_namespace():

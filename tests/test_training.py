@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SCRIPT, SMALL, hourly
+from conftest import SCRIPT, SMALL, hourly, save_module
 
 import moirai_distill
 from moirai_distill import PatchStudent, Teacher, main, read_files, split_data
@@ -75,7 +75,8 @@ def teaching(teacher_folder, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick_pictures(monkeypatch):
     """Pictures take most of the time of a run this small: after the run of `plain`, an empty file stands for each."""
-    monkeypatch.setattr(moirai_distill, "draw", lambda path, *_: Path(path).write_bytes(b""))
+    for name in ("draw_training", "draw_forecasts"):
+        monkeypatch.setattr(moirai_distill, name, lambda path, *_: Path(path).write_bytes(b""))
 
 
 def load(folder, name="last.pt"):
@@ -271,6 +272,16 @@ def test_resume_refuses_other_flags_and_other_data_in_one_error_that_lists_them(
     frame.to_csv(own / "s1.csv", index=False)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert run(own, folder, "--resume", "--num_epochs", 1) == 0
+
+
+def test_resume_refuses_other_teacher_weights_of_the_same_name(data, tmp_path, capsys):
+    for number, resume in enumerate(([], ["--resume"])):
+        save_module(tmp_path / "teacher", seed=number)
+        flags = ["--alpha", 0.5, "--num_epochs", 1 + number, "--teacher_patch_size", 16, "--teacher_point", "mean"]
+        flags += ["--teacher_model", tmp_path / "teacher", "--label_cache", tmp_path / "cache", *resume]
+        assert run(data, tmp_path / "run", *flags) == (2 if resume else 0)
+    assert "labels of other teacher weights" in capsys.readouterr().err
+    assert load(tmp_path / "run")["epoch"] == 1
 
 
 def test_resume_without_a_run_is_an_error_and_makes_nothing(data, tmp_path, capsys):
