@@ -348,8 +348,10 @@ def parse_times(column, most_unread):
         if not (low >= 19000101 and high <= 21001231 and (column.dropna() % 1 == 0).all()):
             return None
         column = column.astype("Int64")
-    text = column.astype(str).str.strip()
+    text = column.astype(str)
     sample = text[column.notna()].iloc[:: max(1, len(text) // 200)]
+    if (sample != sample.str.strip()).any():
+        text, sample = text.str.strip(), sample.str.strip()
     if not sample.str.contains(r"\d\d").mean() > 1 - most_unread:
         return None
     unread = {}
@@ -1532,6 +1534,9 @@ def resumed(args, facts):
     before, names = content["run_config"], sorted(now.keys() - MAY_CHANGE)
     differ = [f"--{name} was {before.get(name)}, is {now[name]}" for name in names if before.get(name) != now[name]]
     differ += ["the data is not the same"] * (content["data"] != facts["data"])
+    weights = fingerprint(args.teacher_model, args.teacher_revision) if args.alpha > 0 else None
+    if weights and content["teacher"] and weights != content["teacher"]["key"]["weights"]:
+        differ.append("the teacher's weights are not the same")
     if differ:
         raise UserError("\n  ".join([f"--resume: {path} does not fit this command", *differ]))
     return content
@@ -1621,7 +1626,7 @@ def train(args, say, stop):
     labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if args.alpha > 0 else None
     facts["teacher"] = labels.manifest if labels else None
     if content and labels and content["teacher"]["key"] != labels.manifest["key"]:
-        raise UserError(f"--resume: {args.save_dir} was trained on labels of other teacher weights")
+        raise UserError(f"--resume: {args.save_dir} was trained on labels of other weights of this teacher")
     say("\nCreating student...", "\n创建学生模型...")
     torch.manual_seed(args.seed)
     student = PatchStudent(**facts["student_config"])

@@ -280,7 +280,7 @@ def test_resume_refuses_other_teacher_weights_of_the_same_name(data, tmp_path, c
         flags = ["--alpha", 0.5, "--num_epochs", 1 + number, "--teacher_patch_size", 16, "--teacher_point", "mean"]
         flags += ["--teacher_model", tmp_path / "teacher", "--label_cache", tmp_path / "cache", *resume]
         assert run(data, tmp_path / "run", *flags) == (2 if resume else 0)
-    assert "labels of other teacher weights" in capsys.readouterr().err
+    assert "the teacher's weights are not the same" in capsys.readouterr().err
     assert load(tmp_path / "run")["epoch"] == 1
 
 
