@@ -102,7 +102,6 @@ def main():
     say.on = False
     device = fabric.device
     teacher_folder = str(ROOT / "checkpoints" / "demo_teacher")
-    request = md.Request(teacher_folder, None, "auto", "median", 100)
     load = lambda: md.load_teacher(teacher_folder, None, device, "32", say.note)  # noqa: E731
     table = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -120,7 +119,7 @@ def main():
             for alpha in ALPHAS:
                 errors = []
                 for seed in range(args.seeds):
-                    labels = labels_of(train, request.patch) if alpha else None
+                    labels = labels_of(train, "auto") if alpha else None
                     run = (fabric, (train, validation, test), labels, alpha, seed, args, Path(scratch, "run"))
                     errors.append(train_student(*run))
                 table[count, alpha] = errors
