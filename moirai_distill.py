@@ -3,6 +3,9 @@
 
     python moirai_distill.py --demo                              # everything once, offline, minutes on a laptop
     python moirai_distill.py --data_dir FOLDER --alpha 0.5       # train; `train` itself may be left out
+    python moirai_distill.py evaluate --checkpoint RUN [RUN …]   # one ruler for students, teacher, naive forecasts
+    python moirai_distill.py predict --checkpoint RUN --input FILE.csv      # the next steps of your own series
+    python moirai_distill.py export --checkpoint RUN --format onnx          # or hub: a model to ship
     python moirai_distill.py label --data_dir FOLDER             # only make the teacher's labels, train later
     python moirai_distill.py label --list                        # what the label cache holds
 
@@ -18,7 +21,7 @@ Parts stand above, programs below; a name is used only below the section that de
     5 teacher             a frozen MOIRAI, and the cache of its labels
     6 loss and metrics    the blend, naive forecasts, one ruler for every forecaster
     7 training            the loop
-    8 commands            train, label, demo: the only functions that see `args`
+    8 commands            train, evaluate, predict, export, label: the only functions that see `args`
     9 entry               main
 
 Shapes: B batch, L context length, H horizon (prediction length), N patches, P patch size, D width of the model,
@@ -27,6 +30,8 @@ T rows of a series, W windows.
 
 import argparse
 import contextlib
+import copy
+import dataclasses
 import difflib
 import gzip
 import hashlib
@@ -34,29 +39,31 @@ import io
 import itertools
 import json
 import locale
+import logging
 import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import zlib
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from huggingface_hub import PyTorchModelHubMixin, errors, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, errors, hf_hub_download, try_to_load_from_cache
 from torch import nn
 from tqdm import tqdm
 
 # == 1  Command line: one line per knob, the only place where a default stands =========================================
 
-COMMANDS = ("train", "label")
+COMMANDS = ("train", "evaluate", "predict", "export", "label")
 
 DEMO = {  # what --demo changes among the defaults below; a flag given beside --demo still wins
     "data_dir": "checkpoints/demo/data",
@@ -130,7 +137,7 @@ def system_language():
 
 
 def add_shared_flags(parser):
-    """The flags that train and label have in common: data, teacher, machine."""
+    """The flags that train, label and evaluate have in common: data, teacher, machine."""
     add, auto = parser.add_argument_group("data").add_argument, ("auto",)
     add("--data_dir", default="data/datasets/Pretrain_Data", help="folder of CSVs, searched recursively, or one CSV")
     add("--max_files", type=number(int, 0), default=100, help="use at most this many files, the first by name; 0 = all")
@@ -157,7 +164,6 @@ def add_shared_flags(parser):
     add("--device", type=device_name, default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, mps")
     add("--devices", type=number(int, 1), default=1, help="processes, one GPU each (or CPU processes)")
     add("--num_nodes", type=number(int, 1), default=1, help="machines that run this command together")
-    add("--lang", type=one_of("en", "zh"), default=system_language(), help="language of results; from the locale")
 
 
 def add_train_flags(parser):
@@ -186,18 +192,38 @@ def add_train_flags(parser):
 
 def build_parser(demo):
     """The parser of all commands; with `demo`, train has the demo's defaults."""
-    parser = Parser(prog="moirai_distill.py", description=__doc__.partition("\n")[0], allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
+    program = Parser(prog="moirai_distill.py", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    commands = program.add_subparsers(dest="command", required=True)
     style = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-    other = "The other command: label (python moirai_distill.py label --help)."
+    other = f"Other commands: {', '.join(COMMANDS[1:])} (python moirai_distill.py COMMAND --help)."
     train = commands.add_parser("train", help="label, train, test (the default command)", epilog=other, **style)
+    inherited = "Of the flags of data and teacher, those not given are as in the first checkpoint's run."
+    evaluate = commands.add_parser("evaluate", help="score checkpoints", epilog=inherited, allow_abbrev=False)
+    predict = commands.add_parser("predict", help="forecast the next steps of a CSV", **style)
+    export = commands.add_parser("export", help="write a model to ship", allow_abbrev=False)
     label = commands.add_parser("label", help="only label the training windows, into the cache", **style)
     label.add_argument("--list", action="store_true", help="list the label files in the cache instead")
-    add_shared_flags(train)
-    add_shared_flags(label)
+    for parser in (train, label, evaluate):
+        add_shared_flags(parser)
+    evaluate.set_defaults(**dict.fromkeys(vars(evaluate.parse_args([])).keys() - {"device", "devices", "num_nodes"}))
     add_train_flags(train)
+    what = "a run's folder (its best), a .pt, an exported folder or a hub id"
+    evaluate.add_argument("--checkpoint", nargs="+", required=True, help=f"one or more of: {what}")
+    evaluate.add_argument("--with_teacher", action="store_true", help="score the teacher, too, from the cache or anew")
+    evaluate.add_argument("--output_dir", default=None, help="for table and pictures; default: the first one's folder")
+    for parser in (predict, export):
+        parser.add_argument("--checkpoint", required=True, help=what)
+    predict.add_argument("--input", required=True, help="CSV whose series go on after its end")
+    predict.add_argument("--columns", nargs="+", default=None, help="as in train; default: as the student was trained")
+    predict.add_argument("--output", default="forecast.csv", help="CSV of the forecast")
+    predict.add_argument("--plot", action="store_true", help="draw the forecast, beside --output")
+    predict.add_argument("--backtest", action="store_true", help="hold the last steps out, and show the error on them")
+    export.add_argument("--format", type=one_of("onnx", "hub"), required=True, help="onnx file, or hub folder")
+    export.add_argument("--output", default=None, help="default: student.onnx or hub in the checkpoint's folder")
+    for parser in (train, evaluate, predict, export, label):
+        parser.add_argument("--lang", type=one_of("en", "zh"), default=system_language(), help="language of results")
     train.set_defaults(**(DEMO if demo else {}))
-    return parser
+    return program
 
 
 def unwritable(folder):
@@ -208,28 +234,44 @@ def unwritable(folder):
     return "" if path.is_dir() and os.access(path, os.W_OK | os.X_OK) else f"{path} is not a folder to write to"
 
 
+def absent(name):
+    """Whether a model's name is a path for certain (`owner/name` may be a hub id), and nothing lies there."""
+    return (name.startswith((".", "/", "~")) or name.endswith(".pt")) and not Path(name).expanduser().exists()
+
+
 def contradictions(args):
-    """Problems (list of str) of arguments that are right one by one."""
+    """Problems (list of str) of arguments that are right one by one; None is as in the run, or decided later."""
     if args.command == "label" and args.list:
         return []
-    training, gpus, teacher = args.command == "train", torch.cuda.device_count(), args.teacher_model
-    local = teacher.startswith((".", "/", "~")) and not Path(teacher).expanduser().is_dir()
-    cache = args.label_cache  # one that is there may be carried, without the teacher, and need not be written to
-    needed = not (training and args.alpha == 0) and not Path(cache).expanduser().is_dir()
+    has = {name: value for name, value in vars(args).items() if value is not None}
+    training, gpus = args.command == "train", torch.cuda.device_count()
+    cache = has.get("label_cache")  # one that is there may be carried, without the teacher, and need not be written to
+    needed = not (training and args.alpha == 0) and cache and not Path(cache).expanduser().is_dir()
     made = training and args.demo and args.data_dir == DEMO["data_dir"]
-    cpu = args.device == "cpu" or args.device == "auto" and not gpus
-    tests = [
-        (made or Path(args.data_dir).expanduser().exists(), f"--data_dir {args.data_dir}: no such folder or file"),
-        (not (local and needed), f"--teacher_model {teacher}: no such folder"),
-        (not (needed and unwritable(cache)), f"--label_cache {cache}: {unwritable(cache)}"),
-        (not cpu or args.teacher_precision == "32", "--teacher_precision bf16: needs a GPU; use 32"),
-        (args.devices == 1 or ":" not in args.device, f"--devices {args.devices}: not with --device {args.device}"),
-        (cpu or args.devices <= max(1, gpus), f"--devices {args.devices}: PyTorch finds {gpus} GPUs"),
-    ]
+    named = [has["checkpoint"]] if isinstance(has.get("checkpoint"), str) else has.get("checkpoint", [])
+    tests = [(not absent(name), f"--checkpoint {name}: no such file or folder") for name in named]
+    for flag in ("data_dir", "input"):
+        there = made or flag not in has or Path(has[flag]).expanduser().exists()
+        tests.append((there, f"--{flag} {has.get(flag)}: no such folder or file"))
+    for flag in ("save_dir", "output_dir", "output"):
+        why = flag in has and unwritable(Path(has[flag]).parent if flag == "output" else has[flag])
+        tests.append((not why, f"--{flag} {has.get(flag)}: {why}"))
+    if args.command == "predict":
+        output = Path(args.output).expanduser().absolute()
+        good = not output.is_dir() and output != Path(args.input).expanduser().absolute()
+        tests.append((good, f"--output {args.output}: is a folder, or the input itself"))
+    if "device" in has:
+        cpu, teacher = args.device == "cpu" or args.device == "auto" and not gpus, has.get("teacher_model", "")
+        tests += [
+            (not (needed and absent(teacher)), f"--teacher_model {teacher}: no such folder"),
+            (not (needed and unwritable(cache)), f"--label_cache {cache}: {unwritable(cache or '.')}"),
+            (not cpu or args.teacher_precision != "bf16", "--teacher_precision bf16: needs a GPU; use 32"),
+            (args.devices == 1 or ":" not in args.device, f"--devices {args.devices}: not with --device {args.device}"),
+            (cpu or args.devices <= max(1, gpus), f"--devices {args.devices}: PyTorch finds {gpus} GPUs"),
+        ]
     if training:
         last, heads, patch = Path(args.save_dir).expanduser() / "last.pt", args.num_heads, args.patch_size
         tests += [
-            (not unwritable(args.save_dir), f"--save_dir {args.save_dir}: {unwritable(args.save_dir)}"),
             (args.d_model % heads == 0, f"--num_heads {heads}: does not divide --d_model {args.d_model}"),
             (patch <= args.context_length, f"--patch_size {patch}: longer than --context_length {args.context_length}"),
             (not args.resume or last.is_file(), f"--resume: no {last} to go on from; start without --resume"),
@@ -249,8 +291,8 @@ def parse_arguments(argv):
         hint = f"; did you mean {close[0]}?" if close else ""
         hint = "; the command comes first, before all flags" if word in COMMANDS else hint
         problems.append(f"{word}: not an argument of {args.command}{hint}")
-    defaults = vars(parser.parse_args([args.command]))
-    problems += contradictions(argparse.Namespace(**(vars(args) | {name: defaults[name] for name in wrong})))
+    defaults = vars(parser.parse_args(["train"]))  # where --format is wrong there is none, and it does not matter
+    problems += contradictions(argparse.Namespace(**(vars(args) | {name: defaults.get(name) for name in wrong})))
     if problems:
         raise UserError("\n  ".join([f"{len(problems)} problem(s) with the arguments", *problems]))
     return args
@@ -297,13 +339,15 @@ class Unusable(Exception):
     """Why a file or a series is skipped."""
 
 
-@dataclass
+@dataclasses.dataclass
 class Series:
     """One univariate series on a regular grid."""
 
     name: str  # file, and id or column where the file holds several
     values: np.ndarray  # (T,) float64 in the file's units, NaN where missing; filled by `prepare`
     freq: str  # pandas frequency of the grid, "" without timestamps
+    column: str = ""  # its heading in a table of all series of the file
+    stamps: pd.DatetimeIndex = None  # the last 12 at most, named as their column; None without timestamps
     scaled: np.ndarray = None  # (T,) float32, in deviations of the train rows
     observed: np.ndarray = None  # (T,) bool, False where missing or filled
     scaler: tuple = None  # (mean, deviation) of the train rows
@@ -375,11 +419,17 @@ def common_step(stamps):
     return int(steps[counts.argmax()])
 
 
+def zone_of(column):
+    """Zone of a time column: an offset such as +08:00 where all its stamps have this one, UTC for several, or None."""
+    text = column.dropna().astype(str).iloc[:: max(1, len(column) // 200)].str.strip()
+    zones = text.str.extract(r":\d\d(?:\.\d+)? ?(?:(Z)|([+-]\d\d):?(\d\d)?)$").fillna("")
+    offsets = {f"{hours}:{minutes or '00'}" if hours else z for z, hours, minutes in zones.itertuples(index=False)}
+    return None if offsets <= {""} else "UTC" if len(offsets) > 1 or offsets == {"Z"} else offsets.pop()
+
+
 def regular_grid(times):
     """(positions (T,) int64, frequency) of sorted distinct `times` on their regular grid; -1 marks a stamp off it.
-
-    A calendar rule that holds 95 % of the stamps (or of their months' first days), else `common_step`.
-    """
+    A calendar rule that holds 95 % of the stamps (or of their months' first days), else `common_step`."""
     stamps, days = times.asi8, times.normalize()
     step = common_step(stamps)
     rules = next((rules for low, high, rules, _ in CALENDAR if low * DAY <= step <= high * DAY), [])
@@ -396,7 +446,7 @@ def regular_grid(times):
 
 
 def on_grid(times, values, has_ids):
-    """(values (T,) on the regular grid of `times`, frequency). Raises Unusable where the stamps do not fit one."""
+    """(values (T,) on the regular grid of `times`, frequency, last stamps). Raises Unusable where there is no grid."""
     order = np.argsort(times.asi8, kind="stable")
     order = order[times.notna()[order]]
     rows, times, values = len(times), times[order], values[order]
@@ -408,7 +458,7 @@ def on_grid(times, values, has_ids):
     if len(times) < 3:
         raise Unusable(f"too short: {len(times)} timestamps")
     positions, freq = regular_grid(times)
-    positions, values = positions[positions >= 0], values[positions >= 0]
+    times, positions, values = times[positions >= 0], positions[positions >= 0], values[positions >= 0]
     placed = len(np.unique(positions))
     if placed < 0.9 * (rows - duplicates):
         raise Unusable(f"irregular timestamps: only {placed} of {rows - duplicates} fit one step ({freq})")
@@ -417,7 +467,23 @@ def on_grid(times, values, has_ids):
         raise Unusable(f"sparse timestamps: {placed} rows over {length} steps of {freq}")
     grid = np.full(length, np.nan)
     grid[positions - positions.min()] = values  # where two snap to one position, the later stays
-    return grid, freq
+    return grid, freq, times[-12:]
+
+
+def continued(series, horizon, back=0):
+    """Index (H,) of the steps from `back` before the end of `series` on: timestamps, or steps 1 to H without them."""
+    if series.stamps is None:
+        return pd.RangeIndex(1, horizon + 1, name="step") - back
+    last, offset = series.stamps[-1], pd.tseries.frequencies.to_offset(series.freq)
+    day = last if isinstance(offset, pd.tseries.offsets.Tick) else last.normalize()
+    monthly = series.freq[:2] in ("MS", "QS", "YS") and not offset.is_on_offset(day)  # on any day, as the 30th
+    nearest = min((offset.rollback(day), offset.rollforward(day)), key=lambda other: abs(other - day))
+    anchor = day.replace(day=1) if monthly else nearest
+    begin = pd.date_range(end=anchor, periods=back + 1, freq=offset)[0]
+    index = pd.date_range(begin, periods=horizon + 1, freq=offset)[1:]
+    if monthly:
+        index += pd.to_timedelta(np.minimum(series.stamps.day.max(), index.days_in_month) - 1, "D")
+    return (index + (last - day)).rename(series.stamps.name)
 
 
 def as_numbers(column):
@@ -431,7 +497,7 @@ def as_numbers(column):
 
 
 def pick_columns(frame, columns):
-    """(times or None, id column or None, column -> values, columns passed over) of a frame. Raises Unusable."""
+    """(times or None, their column, id column or None, column -> values, columns passed over). Raises Unusable."""
     lower = {name: name.lower() for name in frame.columns}
     ids = [name for name in frame.columns if lower[name] in ID_NAMES and frame[name].duplicated().any()]
     id_name = next((name for name in ids if not pd.api.types.is_float_dtype(frame[name])), None)
@@ -460,20 +526,27 @@ def pick_columns(frame, columns):
             values[name] = numbers
     if not values:
         raise Unusable(f"no numeric column among {', '.join(frame.columns[:20])}")
-    return times, id_name, values, passed
+    return times, time_name, id_name, values, passed
 
 
 def read_series(path, name, columns):
     """(list of Series, remarks) of one CSV. Raises Unusable with the reason where there is no series."""
     frame = read_csv(path)
-    times, id_name, columns_values, passed = pick_columns(frame, columns)
+    times, time_name, id_name, columns_values, passed = pick_columns(frame, columns)
+    zone = zone_of(frame[time_name]) if time_name else None
+    times = times if zone is None else times.tz_localize("UTC").tz_convert(zone).tz_localize(None)  # as on their clock
     groups = frame.groupby(id_name).indices if id_name else {"": np.arange(len(frame))}
     series, remarks = [], [f"passed over: {', '.join(passed[:20])}"] * bool(passed)
     for (key, rows), (column, values) in itertools.product(groups.items(), columns_values.items()):
         label = " / ".join([name] + [str(key)] * bool(id_name) + [column] * (len(columns_values) > 1))
+        heading = label[len(name) + 3 :] or column
         try:
-            grid, freq = (values[rows], "") if times is None else on_grid(times[rows], values[rows], bool(id_name))
-            series.append(Series(label, grid, freq))
+            if times is None:
+                series.append(Series(label, values[rows], "", heading))
+                continue
+            grid, freq, stamps = on_grid(times[rows], values[rows], bool(id_name))
+            stamps = stamps.rename(time_name).tz_localize(zone)
+            series.append(Series(label, grid, freq, heading, stamps))
         except Unusable as reason:
             remarks.append(f"skipped: {label}: {reason}")
             if len(groups) * len(columns_values) == 1:
@@ -490,6 +563,20 @@ def fill_gaps(values, max_gap):
     short = missing[known[after] - known[after - 1] - 1 <= max_gap]
     filled[short] = np.interp(short, known, values[known]) if len(short) else []
     return filled
+
+
+def last_context(values, length):
+    """(context (length,), gaps filled in it, missing values at its end) of the end of a series. Raises Unusable."""
+    known = np.flatnonzero(~np.isnan(values))
+    first = len(values) - length
+    if first < 0 or not len(known) or known[-1] < first:
+        what = (
+            f"too short: {len(values)} rows" if first < 0 else f"nothing but missing values in its last {length} rows"
+        )
+        raise Unusable(f"{what}; the student takes {length}")
+    end = len(values) - 1 - int(known[-1])
+    context = np.interp(np.arange(first, len(values)), known, values[known])  # beyond the last known value: that one
+    return context, int(np.isnan(values[first:]).sum()) - end, end
 
 
 def season_of(freq):
@@ -512,9 +599,7 @@ def window_starts(filled, observed, low, high, length, horizon):
 
 def prepare(series, bounds, length, horizon, max_gap):
     """Copy of `series`, filled and standardised, with the window starts of each part's rows bounds[part] = (low, high).
-
-    The scaler sees the train rows alone, or all rows of a file that is one part. Raises Unusable without a window.
-    """
+    The scaler sees the train rows alone, or all rows of a file that is one part. Raises Unusable without a window."""
     from sklearn.preprocessing import StandardScaler  # not at the top: forecasting needs no scikit-learn
 
     rows = series.values[slice(*bounds.get("train", (0, None)))]
@@ -532,10 +617,11 @@ def prepare(series, bounds, length, horizon, max_gap):
     if not len(next(iter(starts.values()))):
         raise Unusable(f"too short: {len(rows)} rows; a window takes {length} without a gap longer than {max_gap}")
     scaled = scaler.transform(filled[:, None])[:, 0].astype(np.float32)
-    return Series(series.name, filled, series.freq, scaled, observed, (mean, deviation), starts)
+    changes = {"values": filled, "scaled": scaled, "observed": observed, "scaler": (mean, deviation), "starts": starts}
+    return dataclasses.replace(series, **changes)
 
 
-@dataclass
+@dataclasses.dataclass
 class Windows:
     """The windows of one part: starts in one flat array of all series. Nothing is materialised; a batch is a gather."""
 
@@ -545,6 +631,7 @@ class Windows:
     series: np.ndarray  # (W,) int64, index of the series
     freqs: list  # of each series, pandas frequency or ""
     seasons: np.ndarray  # of each series, int64
+    names: list  # of each series
     length: int  # L + H
     horizon: int  # H
     digest: str  # of all that a label depends on, but for the teacher
@@ -566,9 +653,7 @@ class Windows:
 
 def label_digest(series, starts, length):
     """Bytes that identify what the labels of one series depend on: values under windows, their starts, the scaler.
-
-    Rounded to 1e-6 deviations: another kind of CPU may compute the last bit differently.
-    """
+    Rounded to 1e-6 deviations: another kind of CPU may compute the last bit differently."""
     edges = np.zeros(len(series.values) + 1, np.int64)
     np.add.at(edges, starts, 1)
     np.add.at(edges, starts + length, -1)
@@ -590,6 +675,7 @@ def pack(chosen, season, length, horizon):
         series=np.repeat(np.arange(len(chosen)), [len(starts) for _, starts in chosen]),
         freqs=freqs,
         seasons=np.array([season_of(freq) if season == "auto" else season for freq in freqs]),
+        names=[series.name for series, _ in chosen],
         length=length,
         horizon=horizon,
         digest=hashlib.sha256(digests).hexdigest(),
@@ -649,9 +735,7 @@ def listing(notes):
 
 def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_windows, season, limits):
     """(part -> Windows, part -> number of files, "files" or "time", file -> remark) of what `read_files` gave.
-
-    `limits` holds length (L + H), horizon and max_gap. Raises UserError where a part would hold no window.
-    """
+    `limits` holds length (L + H), horizon and max_gap. Raises UserError where a part would hold no window."""
     ready, notes = prepare_files(series, remarks, lambda rows: {"whole": (0, rows)}, limits)
     by_files = split_by == "files" or split_by == "auto" and len(ready) >= 10
     if by_files and len(ready) < 3:
@@ -680,6 +764,7 @@ def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_w
 
 # == 3  Files: atomic writes, safe reads, the hub, a clean stop ========================================================
 
+PATHS = ("data_dir", "label_cache", "save_dir", "output_dir")  # flags that do not leave the machine
 FORMAT = 1  # of checkpoints and label files; a higher one is refused
 HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
     (errors.HFValidationError, "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base"),
@@ -695,9 +780,7 @@ HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
 @contextlib.contextmanager
 def atomic(path, replace=True):
     """A file open for writing bytes, which takes the name `path` only when it is whole and on the disk.
-
-    Without `replace`, the first of several writers wins.
-    """
+    Without `replace`, the first of several writers wins."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -741,6 +824,42 @@ def best_in(folder):
     return named if named in found else found[0] if len(found) == 1 else None
 
 
+def read_student(source, revision=None):
+    """Dict of what a user calls a checkpoint: a `.pt`, a run's folder (its best), an exported folder or a hub id.
+    Holds at least student_config and model_state_dict; of a `.pt` its `path`, too."""
+    path = Path(source).expanduser()
+    path = path.is_dir() and best_in(path) or path
+    if path.is_file() or path.suffix == ".pt":
+        return read_checkpoint(path) | {"path": str(path)}
+    try:
+        from safetensors.torch import load_file  # not at the top: a .pt does not need it
+    except ImportError as error:
+        raise UserError(f"{source}: reading it takes safetensors ({error}); pip install safetensors") from error
+    files = [model_file(source, revision, name) for name in ("config.json", "model.safetensors")]
+    config = json.loads(files[0].read_text(encoding="utf-8"))
+    about = config.pop("about", None) or {}
+    return about | {"student_config": config, "model_state_dict": load_file(files[1])}
+
+
+def shareable(content):
+    """The facts of a checkpoint that go wherever its student goes: no path of the machine that trained it."""
+    kept = ("epoch", "validation_metrics", "freqs", "counts", "versions", "data", "evaluation")
+    run = {name: value for name, value in content.get("run_config", {}).items() if name not in PATHS}
+    facts = {name: content[name] for name in kept if name in content} | {"run_config": run}
+    facts["teacher"] = dict(content["teacher"]) if content.get("teacher") else None
+    for part, name in ((run, "teacher_model"), (facts["teacher"] or {}, "teacher")):
+        path = part.get(name, "")
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):  # not a hub id
+            part[name] = PureWindowsPath(path).name
+            part["licence"] = part.get("licence", "").replace(path, part[name])
+    return json.loads(json.dumps(facts), parse_constant=lambda _: None)  # JSON has no nan
+
+
+def weights_digest(weights):
+    """Short sha256 of a state dict."""
+    return hashlib.sha256(b"".join(weights[name].cpu().numpy().tobytes() for name in sorted(weights))).hexdigest()[:16]
+
+
 def model_file(name, revision, filename):
     """Local path of one file of a model; `name` is a folder or a hub id. Raises UserError with the remedy."""
     if Path(name).expanduser().is_dir():
@@ -762,9 +881,7 @@ class Interrupted(BaseException):
 
 class Stop:
     """Handler that turns a signal into Interrupted; while `held`, the loop looks at `signum` and stops where it may.
-
-    A second signal is not held.
-    """
+    A second signal is not held."""
 
     signum, held = 0, False
 
@@ -828,9 +945,7 @@ class Block(nn.Module):
 
 def instance_scale(context):
     """(centre, deviation), each (B, 1), of contexts (B, L): the last value, and the deviation, 1 where it would be 0.
-
-    Shift- and scale-equivariant to rounding: nothing is added to the deviation.
-    """
+    Shift- and scale-equivariant to rounding: nothing is added to the deviation."""
     centre = context[:, -1:]
     reach = (context - centre).abs().amax(1, keepdim=True)
     reach = torch.where(reach == 0, 1.0, reach)  # keeps the squares in float32's range whatever the unit
@@ -838,16 +953,39 @@ def instance_scale(context):
     return centre, torch.where(deviation == 0, 1.0, deviation)
 
 
+CARD = """---
+library_name: pytorch
+pipeline_tag: time-series-forecasting
+license: {id}
+---
+# A small forecaster made by moirai_distill.py
+
+A univariate patch Transformer of {size:,} parameters: {L} points in, {H} points out, raw values in and out.
+
+    from moirai_distill import PatchStudent
+    forecast = PatchStudent.from_pretrained("FOLDER OR HUB ID")(context)  # (B, {L}) -> (B, {H})
+
+{made} {licence}
+
+{scores}
+
+Data: {data}.
+"""
+
+
 class PatchStudent(nn.Module, PyTorchModelHubMixin):
-    """Univariate patch Transformer: raw context (B, L) float32 -> raw forecast (B, H), both in the series' own units.
+    """Univariate patch Transformer: raw context (B, L) -> raw forecast (B, H), both in the series' own units.
+    float64 contexts are scaled in float64, which keeps small changes beside a large offset; the network is float32.
 
     Instance normalisation, patches of P points (where P does not divide L, the first value is repeated to the left),
-    pre-norm Transformer layers of width D over N tokens with learnt positions, one linear head on all tokens.
-    """
+    pre-norm Transformer layers of width D over N tokens with learnt positions, one linear head on all tokens."""
 
-    def __init__(self, context_length, prediction_length, d_model, num_layers, num_heads, patch_size, dropout):
+    def __init__(
+        self, context_length, prediction_length, d_model, num_layers, num_heads, patch_size, dropout, about=None
+    ):
         super().__init__()
-        self.context_length, self.patch_size = context_length, patch_size
+        self.context_length, self.prediction_length, self.patch_size = context_length, prediction_length, patch_size
+        self.about = about or {}  # plain facts of its making; they go into config.json and the model card
         patches = math.ceil(context_length / patch_size)
         self.embed = nn.Linear(patch_size, d_model)
         self.position = nn.Parameter(torch.randn(patches, d_model) * 0.02)
@@ -860,7 +998,9 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         if context.ndim != 2 or context.shape[1] != self.context_length:
             raise ValueError(f"context has shape {tuple(context.shape)}, expected (B, {self.context_length})")
         centre, deviation = instance_scale(context)
-        x = F.pad((context - centre) / deviation, (-self.context_length % self.patch_size, 0), mode="replicate")
+        x = F.pad(
+            ((context - centre) / deviation).float(), (-self.context_length % self.patch_size, 0), mode="replicate"
+        )
         x = self.embed(x.unflatten(1, (-1, self.patch_size))) + self.position  # (B, N, D)
         x = self.norm(self.blocks(self.dropout(x)))
         return self.head(x.flatten(1)).float() * deviation + centre  # (B, H)
@@ -868,27 +1008,42 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def from_pretrained(cls, source, revision=None):
         """The student of a `.pt` file, a run's folder (its best), a `save_pretrained` folder or a hub id, in eval mode.
+        Raises UserError where there is none or its weights do not fit."""
+        return open_student(source, revision)[0]
 
-        Raises UserError where there is none or its weights do not fit.
-        """
-        path = Path(source).expanduser()
-        path = path.is_dir() and best_in(path) or path
-        try:
-            if path.is_file() or path.suffix == ".pt":
-                content = read_checkpoint(path)
-                config, weights = content["student_config"], content["model_state_dict"]
-            else:
-                from safetensors.torch import load_file  # comes with what the hub mixin needs
+    def generate_model_card(self, *_args, **_kwargs):
+        """The card that huggingface_hub's save_pretrained and push_to_hub write."""
+        about, made = self.about, "Trained on truth alone, without a teacher."
+        if teacher := about.get("teacher"):
+            made = f"Distilled from `{teacher['teacher']}` ({teacher['commit'] or 'local'})"
+            made += f": {about['run_config']['alpha']} * MSE to its forecasts + the rest * MSE to truth."
+        licence = f"The teacher's licence binds its student: {teacher['licence']}." if teacher else ""
+        counts = sorted(about.get("counts", {}).items(), key=lambda item: (-item[1][0], item[0] == "test"))
+        data = [f"{n:,} {part} series ({windows:,} windows)" for part, (n, windows) in counts]
+        data += [f"sampling frequency {', '.join(freq or 'unknown' for freq in about.get('freqs', ['']))}"]
+        scores, table = ["Not evaluated yet: `python moirai_distill.py evaluate` does it."], about.get("evaluation")
+        if table:
+            scores = [f"| {table['windows']:,} test windows | MSE | MAE | MASE |", "|---|---|---|---|"]
+            for name, row in sorted(table["rows"].items(), key=lambda item: item[1]["mse"] or math.inf):
+                numbers = ["-" if row[key] is None else f"{row[key]:.4f}" for key in ("mse", "mae", "mase")]
+                scores.append(f"| {name} | {' | '.join(numbers)} |")
+        text = {"id": "cc-by-nc-4.0" if "CC-BY-NC-4.0" in licence else "other", "made": made, "licence": licence}
+        text |= {"data": ", ".join(data), "scores": "\n".join(scores), "L": self.context_length}
+        size = sum(weight.numel() for weight in self.parameters())
+        return ModelCard(CARD.format(**text, H=self.prediction_length, size=size))
 
-                files = [model_file(source, revision, name) for name in ("config.json", "model.safetensors")]
-                config, weights = json.loads(files[0].read_text(encoding="utf-8")), load_file(files[1])
-            student = cls(**config)
-            student.load_state_dict(weights)
-        except UserError:
-            raise
-        except Exception as error:  # damaged files, or another model's
-            raise UserError(f"{source}: not a student of this program, or damaged ({repr(error)[:199]})") from error
-        return student.eval()
+
+def open_student(source, revision=None):
+    """(student in eval mode, dict of its checkpoint). Raises UserError where there is none or it does not fit."""
+    try:
+        content = read_student(source, revision)
+        student = PatchStudent(**content["student_config"], about=shareable(content))
+        student.load_state_dict(content["model_state_dict"])
+    except UserError:
+        raise
+    except Exception as error:  # damaged files, or another model's
+        raise UserError(f"{source}: not a student of this program, or damaged ({repr(error)[:199]})") from error
+    return student.eval(), content
 
 
 # == 5  Teacher: a frozen MOIRAI, and the cache of its labels ==========================================================
@@ -897,7 +1052,7 @@ SAMPLED = 64  # training windows per sampling frequency on which the teacher is 
 MOIRAI_KEYS = {"distr_output", "d_model", "num_layers", "patch_sizes", "max_seq_len", "attn_dropout_p", "dropout_p"}
 
 
-@dataclass
+@dataclasses.dataclass
 class Request:
     """What labels are asked for; but for the names, all of it goes into the label key."""
 
@@ -926,9 +1081,7 @@ class Teacher:
 
     def parameters_of(self, context, horizon, patch):
         """(distribution parameters, loc, scale) of the horizon's tokens for contexts (B, L) on the device.
-
-        The steps of MoiraiModule.forward, but nothing is computed for padding or for the past's own distribution.
-        """
+        The steps of MoiraiModule.forward, but nothing is computed for padding or for the past's own distribution."""
         from torch.utils._pytree import tree_map
 
         module, (batch, length), width = self.module, context.shape, max(self.module.patch_sizes)
@@ -964,7 +1117,6 @@ class Teacher:
     @torch.inference_mode()
     def forecast(self, context, horizon, patch, point, samples):
         """Point forecast (B, H) float32 on the CPU, in the units of the contexts (B, L); of a constant its constant.
-
         Contexts reach MOIRAI in their own deviations: its scaler adds 1e-5 to the variance, which changes small values.
         """
         context = context.double()
@@ -1025,11 +1177,9 @@ def load_teacher(name, revision, device, precision, note):
 
 class LabelFile:
     """Labels of W windows, (W, H) float32 in the windows' units: one folder of the label cache.
-
     manifest.json says what they are and how they were made. labels.bin holds all blocks of `block` windows and then a
     sha256 of each; until it is whole, blocks/NUMBER.bin hold a block and its sha256 each. Every file is renamed when
-    whole, and two runs on one block write the same bytes, so no lock is needed. A damaged block is never used.
-    """
+    whole, and two runs on one block write the same bytes, so no lock is needed. A damaged block is never used."""
 
     def __init__(self, folder, manifest):
         self.folder, self.path, self.manifest = Path(folder), Path(folder, "labels.bin"), manifest
@@ -1160,14 +1310,15 @@ def find_labels(cache, key, request):
     return found[0] if found else None
 
 
-def begin_labels(folder, key, teacher, windows, request, block, baselines, say):
-    """Write the manifest of a new label file, unless there is one: then its blocks go on as they were begun."""
+def begin_labels(folder, key, teacher, windows, judged, request, block, baselines, say):
+    """Write the manifest of a new label file, unless there is one: then its blocks go on as they were begun.
+    The teacher is judged, and its patch size chosen, on `judged`."""
     old = read_manifest(folder)
     if old and set(windows.freqs) <= old["patch_sizes"].keys():
         say.note(f"going on with the unfinished labels in {folder}")
         return
     shutil.rmtree(folder, ignore_errors=True)  # what a damaged manifest left
-    patches, seconds = judge(teacher, windows, request, baselines, say)
+    patches, seconds = judge(teacher, judged, request, baselines, say)
     commit = model_file(request.teacher, request.revision, "config.json").parent
     free = not request.teacher.lower().startswith("salesforce/")
     manifest = {"key": key, "block": block, "patch_sizes": patches, "teacher": request.teacher}
@@ -1199,8 +1350,9 @@ def make_labels(file, teacher, windows, request, fabric, say, stop):
                 raise Interrupted(signum)
 
 
-def get_labels(windows, request, load, cache, block, baselines, fabric, say, stop):
-    """LabelFile of `windows`: from the cache, or made by the Teacher that `load()` gives, shared by all processes."""
+def get_labels(windows, request, load, cache, block, baselines, fabric, say, stop, judged=None):
+    """LabelFile of `windows`: from the cache, or made by the Teacher that `load()` gives, shared by all processes.
+    `judged` are the training windows where `windows` are not."""
     cache = Path(cache).expanduser()
     key = {"data": windows.digest, "windows": len(windows), "horizon": windows.horizon, "format": FORMAT}
     key |= {"context": windows.length - windows.horizon, "patch": request.patch, "point": request.point}
@@ -1215,8 +1367,8 @@ def get_labels(windows, request, load, cache, block, baselines, fabric, say, sto
         on_first(fabric, lambda: first.append(load()))
         teacher = first[0] if first else load()
         key["weights"] = fingerprint(request.teacher, request.revision)
-        folder = key_folder(cache, key)
-        on_first(fabric, lambda: begin_labels(folder, key, teacher, windows, request, block, baselines, say))
+        folder, asked = key_folder(cache, key), (request, block, baselines, say)
+        on_first(fabric, lambda: begin_labels(folder, key, teacher, windows, judged or windows, *asked))
         file = LabelFile(folder, read_manifest(folder))
         make_labels(file, teacher, windows, request, fabric, say, stop)
         fabric.barrier()
@@ -1229,10 +1381,8 @@ def get_labels(windows, request, load, cache, block, baselines, fabric, say, sto
 
 def blend(forecast, truth, observed, label, weight):
     """Sums (4,) over the observed points: blended error, squared error to truth, the same to labels, points labelled.
-
     All arguments are (B, H), but weight (B, 1): alpha, or 0 where a window has no label. Over the number of observed
-    points, the blended error is alpha * MSE(student, teacher) + (1 - alpha) * MSE(student, truth).
-    """
+    points, the blended error is alpha * MSE(student, teacher) + (1 - alpha) * MSE(student, truth)."""
     labelled = observed * (weight > 0)
     to_truth, to_label = (forecast - truth) ** 2, (forecast - label) ** 2
     blended = ((weight * to_label + (1 - weight) * to_truth) * observed).sum()
@@ -1266,27 +1416,35 @@ def reduced(fabric, values, operation="sum"):
 
 
 def score(forecast, windows, batch_size, fabric, progress):
-    """{"mse", "mae", "mase"} of `forecast(index, context (B, L)) -> (B, H)` over all windows and observed points.
-
-    MSE and MAE are in deviations of each series' train rows. The sums are float64: the batch size does not matter.
-    """
-    sums, mine = torch.zeros(5, dtype=torch.float64), np.arange(fabric.global_rank, len(windows), fabric.world_size)
+    """Errors of `forecast(index, context (B, L)) -> (B, H)` over all windows and observed points.
+    mse and mae (also by step of the horizon, mse also by series) are in deviations of each series' train rows; mase is
+    over seasonal-naive's MAE inside each context, where that is 0 the window is left out of it and counted. What has
+    no observed point is nan. The sums are float64: the batch size does not matter."""
+    steps, series = torch.zeros(5, windows.horizon).double(), torch.zeros(2, len(windows.seasons)).double()
+    mine, left_out = np.arange(fabric.global_rank, len(windows), fabric.world_size), torch.zeros(1).double()
     for start in tqdm(range(0, len(mine), batch_size), "scoring", leave=False, disable=not progress):
         index = mine[start : start + batch_size]
         context, target, observed = windows.batch(index)
         error = (forecast(index, context) - target).double().abs() * observed
         scale = seasonal_scale(context, windows.season(index))
         scaled, known = torch.where(scale > 0, error / scale, 0.0), observed * (scale > 0)
-        sums += torch.stack([part.sum() for part in (error**2, error, scaled, observed, known)])
-    squared, absolute, scaled, count, known = reduced(fabric, sums).tolist()
-    return {"mse": squared / count, "mae": absolute / count, "mase": scaled / known if known else math.nan}
+        steps += torch.stack([part.sum(0) for part in (error**2, error, scaled, observed, known)])
+        sums = torch.stack([(error**2).sum(1), observed.double().sum(1)])
+        series.index_add_(1, torch.from_numpy(windows.series[index]), sums)
+        left_out += (scale == 0).sum()
+    steps, series, left_out = (reduced(fabric, part) for part in (steps, series, left_out))
+    squared, absolute, scaled, count, known = steps.sum(1).tolist()
+    result = {"mse": squared / count, "mae": absolute / count, "mase": scaled / known if known else math.nan}
+    result |= {"mase_left_out": int(left_out), "mse_by_step": (steps[0] / steps[3]).tolist()}
+    return result | {"mae_by_step": (steps[1] / steps[3]).tolist(), "mse_by_series": (series[0] / series[1]).tolist()}
 
 
 # == 7  Training: the loop =============================================================================================
 
 EVAL_BATCH = 512
 MAX_FAILED = 10  # steps in a row with a non-finite loss or gradient that end the run
-RUN_FILES = ("last.pt", "best_model_epoch_*.pt", "metrics.jsonl", "training.png", "forecast.png", "tensorboard")
+RUN_FILES = ("last.pt", "best_model_epoch_*.pt", "metrics.jsonl", "*.png", "tensorboard", "evaluation.json")
+RUN_FILES += ("student.onnx", "hub")
 
 
 def stream(*numbers):
@@ -1306,9 +1464,7 @@ def forecaster(model, fabric):
 
 def train_epoch(fabric, model, optimizer, windows, labels, run, loop, stop, progress):
     """The steps of one epoch from loop["step"] on; adds to loop["sums"]. Returns early when a signal came.
-
-    Each process takes its share of every batch; the weight of a window is the same whatever their number.
-    """
+    Each process takes its share of every batch; the weight of a window is the same whatever their number."""
     rank, world, epoch = fabric.global_rank, fabric.world_size, loop["epoch"]
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(stream(run["seed"], epoch))).numpy()
     steps = math.ceil(len(windows) / run["batch_size"])
@@ -1350,7 +1506,7 @@ def end_epoch(loop, validation, rate):
     blended, truth, label, labelled, points = loop["sums"]
     line = {"epoch": loop["epoch"] + 1, "train_loss": blended / (points or math.nan)}
     line |= {"train_mse": truth / (points or math.nan), "train_distill": label / labelled if labelled else None}
-    line |= {f"validation_{name}": value for name, value in validation.items()}
+    line |= {f"validation_{name}": validation[name] for name in ("mse", "mae", "mase")}
     loop["history"].append(line | {"learning_rate": rate, "skipped_steps": loop["skipped"]})
     loop.update(epoch=line["epoch"], step=0, sums=[0.0] * 5, skipped=0, since_best=loop["since_best"] + 1)
     if validation["mse"] < loop["best_loss"]:
@@ -1385,10 +1541,8 @@ def write_metrics(folder, history):
 
 def fit(fabric, student, train, validation, labels, run, content, facts, folder, stop, say):
     """Train `student` in place; leave the best checkpoint, last.pt and metrics in `folder`. Returns the loop's state.
-
     `run` holds the flags as plain values, `content` the last.pt to go on from or None, `facts` what every checkpoint
-    tells of its making. Best, scheduler and patience follow the MSE against truth on validation, whatever alpha is.
-    """
+    tells of its making. Best, scheduler and patience follow the MSE against truth on validation, whatever alpha is."""
     fused = fabric.device.type in ("cpu", "cuda")
     settings = {"lr": run["learning_rate"], "weight_decay": run["weight_decay"], "fused": fused}
     optimizer = torch.optim.AdamW(student.parameters(), **settings)
@@ -1442,6 +1596,7 @@ def fit(fabric, student, train, validation, labels, run, content, facts, folder,
 # == 8  Commands: the only functions that see `args` ===================================================================
 
 MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}  # on --resume
+PICTURES = ("forecast.png", "error_by_horizon.png")
 BASELINES = {"seasonal-naive": seasonal_naive, "last value": last_value}
 
 
@@ -1505,7 +1660,7 @@ def load_data(args, say):
     return parts
 
 
-def labels_of(windows, args, patch, fabric, say, stop):
+def labels_of(windows, args, patch, fabric, say, stop, judged=None):
     """LabelFile of `windows` by the teacher of the arguments, with `patch` as its patch size or sizes."""
     device = torch.device("cpu") if fabric.device.type == "mps" else fabric.device  # the scaler needs float64
     names = (args.teacher_model, args.teacher_revision)
@@ -1519,9 +1674,9 @@ def labels_of(windows, args, patch, fabric, say, stop):
         return teacher
 
     block = args.teacher_batch_size
-    labels = get_labels(windows, request, load, args.label_cache, block, BASELINES, fabric, say, stop)
+    labels = get_labels(windows, request, load, args.label_cache, block, BASELINES, fabric, say, stop, judged)
     if labels.damaged:
-        say.note(f"{labels.damaged} windows have a non-finite label and train on truth alone")
+        say.note(f"{labels.damaged} windows have a non-finite label; where they train, they train on truth alone")
     return labels
 
 
@@ -1565,50 +1720,112 @@ def drawn(path, rows):
         figure.savefig(file, format="png", dpi=110)
 
 
-def draw_training(path, history):
-    """Picture of the losses over the epochs."""
+def draw_curves(path, curves, **labels):
+    """Picture of the curves {name: (x, y)}."""
     with drawn(path, 1) as (axis,):
-        for name in ("train_loss", "train_mse", "train_distill", "validation_mse"):
-            axis.plot([line["epoch"] for line in history], [line[name] for line in history], "o-", label=name)
-        axis.set(xlabel="epoch", ylabel="squared deviations of each series")
+        for name, (x, y) in curves.items():
+            axis.plot(x, y, ".-", label=name, linewidth=1.2)
+        axis.set(**labels)
         axis.legend()
 
 
-def draw_forecasts(path, windows, forecasts, count=3):
-    """Picture of `count` windows, spread over all: the end of the context, the truth, and each forecast."""
-    index = np.linspace(0, len(windows) - 1, count + 2).astype(np.int64)[1:-1]
-    context, truth, _ = windows.batch(index)
-    shown, steps = min(context.shape[1], 2 * windows.horizon), range(windows.horizon)
-    with drawn(path, count) as axes:
-        for row, axis in enumerate(axes):
-            line = torch.cat([context[row, -shown:], truth[row]])
-            axis.plot(range(-shown, windows.horizon), line, color="0.6", label="truth")
+def draw_forecasts(path, panels):
+    """Picture of panels: (title, steps (T,), known values (T,), steps ahead (H,), {name: forecast (H,)})."""
+    with drawn(path, len(panels)) as axes:
+        for axis, (title, steps, known, ahead, forecasts) in zip(axes, panels, strict=True):
+            axis.plot(steps, known, color="0.6", label="known")
             for name, forecast in forecasts.items():
-                axis.plot(steps, forecast(index, context)[row], label=name, linewidth=1.2)
-            axis.axvline(-0.5, color="0.8", zorder=0)
-        axes[0].legend(ncols=4, loc="upper left", fontsize="small")
-        axes[-1].set_xlabel("steps after the end of the context")
+                axis.plot(ahead, forecast, label=name[-40:], linewidth=1.2)
+            axis.set_title(title, fontsize="small")
+        axes[0].legend(ncols=3, loc="upper left", fontsize="small")
 
 
-def report(args, test, student, loop, teacher, fabric, say, stop):
-    """Score student and naive forecasts on the test windows, with --demo the teacher too; draw the pictures."""
-    folder, forecasts = Path(args.save_dir).expanduser(), {"student": forecaster(student, fabric)}
-    if args.demo and teacher:
-        labels = labels_of(test, args, teacher["patch_sizes"], fabric, say, stop)  # chosen on training windows
+def burden(weights, call):
+    """Parameters, bytes as a weights file, and median CPU milliseconds of `call()`, one forecast, once warmed up."""
+    from safetensors.torch import save
+
+    took = []
+    for _ in range(25):
+        begin = time.perf_counter()
+        call()
+        took.append(1e3 * (time.perf_counter() - begin))
+    size = {"parameters": sum(weight.numel() for weight in weights.values()), "bytes": len(save(weights))}
+    return size | {"cpu_ms": float(np.median(took[5:]))}
+
+
+def verdict(rows, say):
+    """Say what each distilled student keeps of its teacher, and whether the teacher helped it."""
+    naive, teacher = rows["seasonal-naive"]["mse"], rows.get("teacher", {"mse": math.nan})["mse"]
+    twins = {name: row for name, row in rows.items() if row.get("alpha") == 0}
+    twin = min(twins, key=lambda name: twins[name]["mse"], default=None)
+    for name, row in [(name, row) for name, row in rows.items() if row.get("alpha")]:
+        if teacher < naive:
+            kept = 100 * (naive - row["mse"]) / (naive - teacher)
+            english = "{} keeps {:.0f} % of what the teacher gains over seasonal-naive"
+            say(english, "{} 保留了教师相对季节性朴素预测的 {:.0f} % 优势", name, kept)
+        if not twin:
+            english = "Whether the teacher helped {} shows beside a twin: train one with --alpha 0, and evaluate both"
+            say(english, "要知道教师是否帮助了 {}: 用 --alpha 0 再训练一个学生，一起 evaluate", name)
+            continue
+        change = 100 * (row["mse"] / twins[twin]["mse"] - 1)
+        lower = sum(m < t for m, t in zip(row["mse_by_series"], twins[twin]["mse_by_series"], strict=True))
+        words = [("The teacher helped", "教师有帮助"), ("The teacher did harm", "教师有害")][change > 0]
+        words = ("The teacher made no difference", "教师没有明显作用") if abs(change) < 1 else words
+        english = words[0] + ": {} has {:+.1f} % of MSE beside {} (alpha 0), and a lower one on {} of {} series"
+        chinese = words[1] + ": {} 的 MSE 变化 {:+.1f} % (相对 alpha 0 的 {})，更低的序列有 {} / {} 个"
+        say(english, chinese, name, change, twin, lower, len(row["mse_by_series"]))
+
+
+def compare(students, args, parts, patch, folder, fabric, say, stop):
+    """Score students, naive forecasts and, where `patch` is given, the teacher on the test windows, all with one ruler.
+    `students` holds name -> (student, content of its checkpoint). Prints the table and what it means; writes
+    evaluation.json, forecast.png and error_by_horizon.png to `folder`."""
+    test, forecasts = parts["test"], {}
+    for name, (student, _) in students.items():
+        forecasts[name] = forecaster(copy.deepcopy(student).to(fabric.device), fabric)
+    if patch:
+        labels = labels_of(test, args, patch, fabric, say, stop, parts["train"])
         forecasts["teacher"] = lambda index, _context: torch.from_numpy(np.array(labels.array[index]))
     for name, naive in BASELINES.items():
         forecasts[name] = lambda index, context, naive=naive: naive(context, test.season(index), test.horizon)
-    say("\nBest epoch: {}, {}", "\n最佳 epoch: {}，{}", loop["best_epoch"], folder / loop["best_file"])
-    say("Test error on {:,} windows:", "{:,} 个测试窗口上的误差:", len(test))
-    for name, forecast in forecasts.items():
-        result = score(forecast, test, EVAL_BATCH, fabric, say.on)
-        line = f"  {name:<15} MSE {result['mse']:.4f}  MAE {result['mae']:.4f}  MASE {result['mase']:.4f}"
-        say(line, line)
-    if fabric.is_global_zero:
-        draw_training(folder / "training.png", loop["history"])
-        forecasts.pop("last value")
-        draw_forecasts(folder / "forecast.png", test, forecasts)
-        say("Pictures: {}, {}", "图片: {}，{}", folder / "training.png", folder / "forecast.png")
+    rows = {name: score(forecast, test, EVAL_BATCH, fabric, say.on) for name, forecast in forecasts.items()}
+    if not fabric.is_global_zero:
+        return
+    context = test.batch(np.arange(1))[0]
+    for name, (student, content) in students.items():
+        weights = content["model_state_dict"]
+        rows[name] |= burden(weights, lambda: torch.inference_mode()(student)(context))  # noqa: B023
+        rows[name] |= {"alpha": content.get("run_config", {}).get("alpha"), "weights": weights_digest(weights)}
+    if patch and fingerprint(args.teacher_model, args.teacher_revision):  # else the labels were carried here
+        teacher = load_teacher(args.teacher_model, args.teacher_revision, "cpu", "32", say.note)
+        size = labels.manifest["patch_sizes"][test.freqs[test.series[0]]]
+        asked = (test.horizon, size, args.teacher_point, args.num_samples)
+        rows["teacher"] |= burden(teacher.module.state_dict(), lambda: teacher.forecast(context, *asked))
+    say("\nTest error on {:,} windows:", "\n{:,} 个测试窗口上的误差:", len(test))
+    for name, row in rows.items():
+        line = f"  {name:<{max(map(len, rows))}}  MSE {row['mse']:.4f}  MAE {row['mae']:.4f}  MASE {row['mase']:.4f}"
+        if "bytes" in row:
+            line += f"{row['parameters']:>12,} parameters {1e-6 * row['bytes']:>6.1f} MB {row['cpu_ms']:>6.1f} ms (CPU)"
+        say("{}", "{}", line)
+    if row["mase_left_out"]:
+        say.note(f"MASE leaves out {row['mase_left_out']} windows whose context has no seasonal error")
+    verdict(rows, say)
+    table = {"windows": len(test), "series": test.names, "context_length": test.length - test.horizon}
+    table |= {"prediction_length": test.horizon, "cpu_threads": torch.get_num_threads(), "rows": rows}
+    with atomic(folder / "evaluation.json") as file:
+        file.write(json.dumps(json.loads(json.dumps(table), parse_constant=lambda _: None), indent=1).encode())
+    steps, shown = np.arange(1, test.horizon + 1), min(table["context_length"], 2 * test.horizon)
+    curves = {name: (steps, row["mse_by_step"]) for name, row in rows.items() if name != "last value"}
+    draw_curves(folder / PICTURES[1], curves, xlabel="step of the horizon", ylabel="MSE")
+    index, panels = np.linspace(0, len(test) - 1, 5).astype(np.int64)[1:-1], []
+    context, truth, _ = test.batch(index)
+    drawings = {name: forecasts[name](index, context) for name in curves}
+    for row, series in enumerate(test.series[index]):
+        known = torch.cat([context[row, -shown:], truth[row]])
+        guesses = {name: values[row] for name, values in drawings.items()}
+        panels.append((test.names[series], np.arange(1 - shown, test.horizon + 1), known, steps, guesses))
+    draw_forecasts(folder / PICTURES[0], panels)
+    say("Written: {}", "已写入: {}", ", ".join(str(folder / n) for n in ("evaluation.json", *PICTURES)))
 
 
 def train(args, say, stop):
@@ -1622,6 +1839,7 @@ def train(args, say, stop):
     facts["versions"] = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
     facts["data"] = {part: windows.digest for part, windows in parts.items()}
     facts["freqs"] = sorted({*parts["train"].freqs})
+    facts["counts"] = {part: [len(windows.names), len(windows)] for part, windows in parts.items()}
     content = resumed(args, facts)
     labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if args.alpha > 0 else None
     facts["teacher"] = labels.manifest if labels else None
@@ -1641,8 +1859,187 @@ def train(args, say, stop):
     loop = fit(fabric, student, parts["train"], validation, labels, vars(args), content, facts, folder, stop, say)
     if not loop["best_file"]:
         raise UserError("no epoch gave a finite validation loss; try a lower --learning_rate")
-    student.load_state_dict(read_checkpoint(folder / loop["best_file"])["model_state_dict"])
-    report(args, parts["test"], student, loop, facts["teacher"], fabric, say, stop)
+    if fabric.is_global_zero:
+        history, names = loop["history"], ("train_loss", "train_mse", "train_distill", "validation_mse")
+        curves = {name: ([line["epoch"] for line in history], [line[name] for line in history]) for name in names}
+        draw_curves(folder / "training.png", curves, xlabel="epoch", ylabel="squared deviations of each series")
+    say("\nBest epoch: {}, {}", "\n最佳 epoch: {}，{}", loop["best_epoch"], folder / loop["best_file"])
+    patch = facts["teacher"]["patch_sizes"] if args.demo and facts["teacher"] else None  # as chosen on training windows
+    compare({"student": open_student(folder / loop["best_file"])}, args, parts, patch, folder, fabric, say, stop)
+    command = f"python moirai_distill.py evaluate --checkpoint {shlex.quote(args.save_dir)} --with_teacher"
+    say("\nNext: {}", "\n下一步: {}", command)
+
+
+def evaluate(args, say, stop):
+    """Score checkpoints on the test windows of the first one's run, or of other data that is split likewise."""
+    students = {name: open_student(name) for name in dict.fromkeys(args.checkpoint)}
+    lengths = {name: (student.context_length, student.prediction_length) for name, (student, _) in students.items()}
+    if len({*lengths.values()}) > 1:
+        text = ", ".join(f"{name} {length} -> {horizon}" for name, (length, horizon) in lengths.items())
+        raise UserError(f"--checkpoint: these have no windows in common ({text}); evaluate them one by one")
+    name, (student, first) = next(iter(students.items()))
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    defaults = vars(build_parser(demo=False).parse_args(["train"])) | {"data_dir": ""}
+    run = argparse.Namespace(**defaults | first.get("run_config", {}) | given)
+    if not run.data_dir or not Path(run.data_dir).expanduser().exists():
+        raise UserError(f"the data of {name} ({run.data_dir or 'it does not say where'}) is not here; give --data_dir")
+    own = "path" in first and not args.data_dir
+    folder = Path(args.output_dir or (Path(first["path"]).parent if own else "evaluation")).expanduser()
+    if unwritable(folder):
+        raise UserError(f"{unwritable(folder)}; give --output_dir")
+    fabric = start_fabric(args, "32-true", say)
+    parts = load_data(run, say)
+    for name, (_, content) in students.items():
+        if not args.data_dir and content.get("data", {}).get("test") != parts["test"].digest:
+            say.note(f"WARNING: these are not the test windows of {name}'s own run: it may have been trained on them")
+    made = next((content["teacher"] for _, content in students.values() if content.get("teacher")), None)
+    known = made and not (args.teacher_model or args.teacher_patch_size)
+    patch = (made["patch_sizes"] if known else run.teacher_patch_size) if args.with_teacher else None
+    compare(students, run, parts, patch, folder, fabric, say, stop)
+
+
+def tell_backtest(series, context, forecast, say):
+    """Print the errors of a forecast (H,) of the last rows of `series` and of seasonal-naive, in its own units."""
+    context, truth = torch.from_numpy(context)[None], series.values[-len(forecast) :]
+    season, seen = torch.tensor([season_of(series.freq)]), ~np.isnan(truth)
+    scale = float(seasonal_scale(context, season)) or math.nan
+    guesses = {"student": forecast, "seasonal-naive": seasonal_naive(context, season, len(forecast))[0].numpy()}
+    for name, guess in guesses.items():
+        error = np.abs(guess - truth)[seen] if seen.any() else np.array([math.nan])
+        mae, rmse = error.mean(), math.sqrt((error**2).mean())
+        line = f"  {series.column}: {name:<15} MAE {mae:.6g}  RMSE {rmse:.6g}  MASE {mae / scale:.4f}"
+        say("{}", "{}", line)
+
+
+def predict(args, say, _stop):
+    """Forecast the H steps after the end of each series of a CSV; with --backtest its last H steps, held out."""
+    student, content = open_student(args.checkpoint)
+    path, horizon, freqs = Path(args.input).expanduser(), student.prediction_length, content.get("freqs", [])
+    held = horizon if args.backtest else 0
+    columns = args.columns or content.get("run_config", {}).get("columns", ["first"])
+    try:
+        series, remarks = read_series(path, path.name, columns)
+    except Unusable as reason:
+        raise UserError(f"--input {args.input}: {reason}") from reason
+    rows = []
+    for item in series:
+        try:
+            context, gaps, end = last_context(item.values[: len(item.values) - held], student.context_length)
+        except Unusable as reason:
+            remarks.append(f"skipped: {item.name}: {reason}")
+            continue
+        rows.append((item, context, continued(item, horizon, held)))
+        remarks += [f"{item.name}: {gaps} missing values in the context are interpolated"] * (gaps > 0)
+        text = "values are missing: the last known one is carried forward"
+        remarks += [f"WARNING: {item.name}: its last {end} {text}"] * (end > 0)
+        text = f"its step is {item.freq or 'unknown'}, the student was trained on {', '.join(freqs) or 'unknown ones'}"
+        remarks += [f"WARNING: {item.name}: {text}"] * (item.freq not in freqs)
+    if not rows:
+        raise UserError(f"--input {args.input}: no series to forecast\n  " + "\n  ".join(remarks[:20]))
+    for remark in remarks[:20] + [f"… and {len(remarks) - 20} more such notes"] * (len(remarks) > 20):
+        say.note(remark)
+    contexts = torch.from_numpy(np.stack([context for _, context, _ in rows])).split(EVAL_BATCH)
+    with torch.inference_mode():
+        forecasts = torch.cat([student(part) for part in contexts]).numpy()  # (series, H) float64
+    rows = [(*row, forecast, held) for row, forecast in zip(rows, forecasts, strict=True)]
+    if held:
+        say("Error on the last {} steps, which were held out:", "在留出的最后 {} 步上的误差:", held)
+        for item, context, _, forecast, _ in rows:
+            tell_backtest(item, context, forecast, say)
+    columns = {item.column: pd.Series(forecast, index) for item, _, index, forecast, _ in rows}
+    table = pd.concat(columns, axis=1, sort=True).rename_axis(rows[0][2].name)
+    output = Path(args.output).expanduser()
+    with atomic(output) as file:
+        file.write(table.to_csv(float_format="%.12g").encode())
+    say("Forecast: {}", "预测结果: {}", output)
+    if args.plot:
+        panels, shown = [], min(student.context_length, 2 * horizon)
+        for item, _, index, forecast, _ in rows[:4]:
+            known = item.values[max(0, len(item.values) - held - shown) :]
+            panels.append((item.column, continued(item, len(known), len(known)), known, index, {"forecast": forecast}))
+        draw_forecasts(output.with_suffix(".png"), panels)
+        say("Picture: {}", "图片: {}", output.with_suffix(".png"))
+
+
+def example_contexts(content, length, say):
+    """Raw contexts (S, L) float32 at several scales, of the run's own data where it is at hand, else random walks."""
+    run, contexts = content.get("run_config", {}), []
+    if Path(run.get("data_dir", "/nowhere")).expanduser().exists():
+        for item in itertools.chain(*read_files(run["data_dir"], 8, run["columns"], False)[1].values()):
+            with contextlib.suppress(Unusable):  # too short, say: another one serves
+                contexts.append(last_context(item.values, length)[0])
+    if not contexts:
+        say.note("the data of the run is not at hand: the export is checked on random walks")
+        contexts = list(np.random.default_rng(0).standard_normal((8, length)).cumsum(1))
+    scaled = [context * scale for context, scale in itertools.product(contexts[:32], (1e-3, 1, 1e3))]
+    return torch.from_numpy(np.stack([*scaled, np.ones(length)])).float()
+
+
+def export_onnx(student, path, contexts):
+    """Write the student as ONNX, (B, L) -> (B, H) in raw units, if it forecasts `contexts` as PyTorch does.
+    Returns the largest difference, in deviations of a context."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx needs it
+    except ImportError as error:
+        raise UserError(f"ONNX export takes more packages ({error}); pip install onnxscript onnxruntime") from error
+    teacher = student.about.get("teacher") or {"teacher": "none", "licence": "no teacher was used"}
+    facts = {"context_length": student.context_length, "prediction_length": student.prediction_length}
+    facts |= {"sampling_frequency": ", ".join(student.about.get("freqs", [])), "teacher": teacher["teacher"]}
+    settings = {"dynamic_shapes": {"context": {0: torch.export.Dim("batch")}}, "dynamo": True, "verbose": False}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that the student has no use for
+    with torch.inference_mode():
+        truth, names = student(contexts), {"input_names": ["context"], "output_names": ["forecast"]}
+        program = torch.onnx.export(student, (contexts[:2],), **names, **settings)
+    program.model.metadata_props.update({k: str(v) for k, v in (facts | {"licence": teacher["licence"]}).items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        file = Path(folder, path.name)
+        program.save(file, external_data=False)
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        given = [session.run(None, {"context": part.numpy()})[0] for part in contexts.split([len(contexts) - 1, 1])]
+        difference = (torch.from_numpy(np.concatenate(given)) - truth) / instance_scale(contexts)[1]
+        difference = float(difference.abs().max())
+        if not difference < 1e-4:
+            raise UserError(f"{path}: not kept: its forecasts differ from PyTorch's by {difference:.1e} deviations")
+        os.replace(file, path)
+    return difference
+
+
+def read_scores(path, digest):
+    """Windows and rows of evaluation.json that concern the weights with this digest; None where there are none."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": {}}
+        rows = {name: row for name, row in table["rows"].items() if row.get("weights", digest) == digest}
+        rows = {"student" if "weights" in row else name: row for name, row in rows.items()}
+        rows = {name: {key: row[key] for key in ("mse", "mae", "mase")} for name, row in rows.items()}
+        return {"windows": table["windows"], "rows": rows} if "student" in rows else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error!r}); evaluate writes it anew") from error
+
+
+def export(args, say, _stop):
+    """Write a student as an ONNX file or as a folder for the hub."""
+    student, content = open_student(args.checkpoint)
+    base = Path(content["path"]).parent if "path" in content else Path(".")
+    output = Path(args.output or base / {"onnx": "student.onnx", "hub": "hub"}[args.format]).expanduser()
+    if args.format == "onnx":
+        contexts = example_contexts(content, student.context_length, say)
+        difference = export_onnx(student, output, contexts)
+        english = "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation"
+        say(english, "与 PyTorch 在 {} 个上下文上的最大差异: {:.1e} 个标准差", len(contexts), difference)
+    else:
+        scores = read_scores(base / "evaluation.json", weights_digest(content["model_state_dict"]))
+        student.about.update({"evaluation": scores} if scores else {})
+        names = {"config.json", "model.safetensors", "README.md"}
+        if output.exists() and {path.name for path in output.iterdir() if path.name[0] != "."} - names:
+            raise UserError(f"--output {output}: holds other files; choose another folder")
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
+            student.save_pretrained(temporary)
+            for name in names:
+                os.replace(Path(temporary, name), output / name)
+    say("Exported: {}", "已导出: {}", output)
 
 
 def label(args, say, stop):
@@ -1681,7 +2078,9 @@ def main(argv=None):
     code = 2
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
-        {"train": train, "label": label}[args.command](args, Say(args.lang), stop)
+        {"train": train, "evaluate": evaluate, "predict": predict, "export": export, "label": label}[args.command](
+            args, Say(args.lang), stop
+        )
         return 0
     except Interrupted as interruption:
         code, problem = 128 + interruption.args[0], f"stopped by {signal.Signals(interruption.args[0]).name}"

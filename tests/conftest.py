@@ -60,3 +60,21 @@ def csv_folder(tmp_path):
     for number in range(12):
         hourly(300, seed=number).to_csv(folder / f"s{number:02d}.csv", index=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(teacher_folder, tmp_path_factory):
+    """Folder with data (12 hourly CSVs), a distilled run, its alpha-0 twin, and the label cache."""
+    from moirai_distill import main
+
+    root = tmp_path_factory.mktemp("trained")
+    (root / "data").mkdir()
+    for number in range(12):
+        hourly(300, seed=number).to_csv(root / "data" / f"s{number:02d}.csv", index=False)
+    teacher = (
+        f"--teacher_patch_size auto --num_samples 5 --teacher_model {teacher_folder} --label_cache {root / 'labels'}"
+    )
+    for name, alpha in (("distilled", 0.5), ("twin", 0)):
+        flags = f"{SMALL} --num_epochs 2 --max_windows 10 --learning_rate 1e-3 --lang en --alpha {alpha} {teacher}"
+        assert main(["--data_dir", str(root / "data"), "--save_dir", str(root / name), *flags.split()]) == 0
+    return root

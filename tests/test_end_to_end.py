@@ -101,7 +101,7 @@ def test_a_run_prints_the_known_lines_in_order_with_the_numbers_of_its_files(
     for name in ("student", "seasonal-naive"):
         assert re.search(rf"^ *{name} +MSE {NUMBER}", second, re.M)
     assert "\r" not in out and "it/s" not in out  # stdout carries results
-    assert "epoch 1:" in progress and not any(line in progress for line in (*metrics, printed[-2]))
+    assert "epoch 1:" in progress and not any(line in progress for line in (*metrics, printed[-3]))
 
 
 def test_english_and_chinese_runs_say_nothing_of_the_other_language(csv_folder, tmp_path, capsys):

@@ -40,6 +40,7 @@ def make_windows(rows, seasons, seed=0, filled=0.0):
         series=np.repeat(np.arange(len(seasons)), count),
         freqs=["h"] * len(seasons),
         seasons=np.array(seasons),
+        names=[f"s{number}" for number in range(len(seasons))],
         length=CONTEXT + HORIZON,
         horizon=HORIZON,
         digest="",
@@ -47,20 +48,32 @@ def make_windows(rows, seasons, seed=0, filled=0.0):
 
 
 def by_numpy(windows, forecasts):
-    """mse, mae, mase of `forecasts` (W, H), window by window and point by point."""
-    squared, absolute, scaled = [], [], []
+    """All that `score` tells of `forecasts` (W, H), window by window and point by point."""
+    squared, absolute, scaled, places, left_out = [], [], [], [], 0
     for start, series, forecast in zip(windows.starts, windows.series, forecasts, strict=True):
         season = windows.seasons[series]
         past = windows.values[start : start + CONTEXT].astype(np.float64)
         scale = np.mean([abs(past[t] - past[t - season]) for t in range(season, CONTEXT)]) if season < CONTEXT else 0
+        left_out += scale == 0
         for step in range(HORIZON):
             row = start + CONTEXT + step
             if windows.observed[row]:
                 error = abs(float(windows.values[row]) - float(forecast[step]))
                 squared.append(error**2)
+                places.append((step, series))
                 absolute.append(error)
                 scaled += [error / scale] if scale > 0 else []
-    return {"mse": np.mean(squared), "mae": np.mean(absolute), "mase": np.mean(scaled)}
+    squared, absolute, (step, series) = np.array(squared), np.array(absolute), np.array(places).T
+    result = {"mse": squared.mean(), "mae": absolute.mean(), "mase": np.mean(scaled), "mase_left_out": left_out}
+    result["mse_by_step"] = [squared[step == h].mean() for h in range(HORIZON)]
+    result["mae_by_step"] = [absolute[step == h].mean() for h in range(HORIZON)]
+    return result | {"mse_by_series": [squared[series == s].mean() for s in range(len(windows.seasons))]}
+
+
+def same(result, expected, rel):
+    """Whether two results of `score` are equal within `rel`."""
+    assert result.keys() == expected.keys() and len(result) == 7
+    return all(result[name] == pytest.approx(expected[name], rel=rel) for name in expected)
 
 
 @settings(max_examples=40, deadline=None)
@@ -134,7 +147,7 @@ def test_the_score_is_the_mean_over_every_point_of_every_window(fabric, seed, ba
     guess = torch.from_numpy(np.random.default_rng(seed + 1).normal(0, 1, (len(windows), HORIZON)).astype(np.float32))
     result = score(lambda index, context: context[:, -1:] + guess[index], windows, batch_size, fabric, False)
     last = windows.values[windows.starts + CONTEXT - 1][:, None]
-    assert result == pytest.approx(by_numpy(windows, last + guess.numpy()), rel=1e-6)
+    assert same(result, by_numpy(windows, last + guess.numpy()), 1e-6)
 
 
 def test_the_score_does_not_depend_on_the_batch_size(fabric):
@@ -144,7 +157,7 @@ def test_the_score_does_not_depend_on_the_batch_size(fabric):
     results = [score(forecast, windows, size, fabric, False) for size in (1, 7, 512, 10**6)]
     assert results[0]["mse"] > 1e5
     for result in results[1:]:
-        assert result == pytest.approx(results[0], rel=1e-10)  # float32 sums would not give that
+        assert same(result, results[0], 1e-10)  # float32 sums would not give that
 
 
 def test_windows_whose_context_has_no_seasonal_change_are_left_out_of_mase_alone(fabric):
@@ -153,7 +166,7 @@ def test_windows_whose_context_has_no_seasonal_change_are_left_out_of_mase_alone
     guess = lambda _index, context: context[:, -1:] + torch.zeros(HORIZON)  # noqa: E731
     result = score(guess, windows, 16, fabric, False)
     last = np.repeat(windows.values[windows.starts + CONTEXT - 1][:, None], HORIZON, 1)
-    assert result == pytest.approx(by_numpy(windows, last), rel=1e-6)
+    assert same(result, by_numpy(windows, last), 1e-6) and result["mase_left_out"] == np.sum(windows.series == 0) > 0
     second = windows.series == 1
     windows.starts, windows.series = windows.starts[second], windows.series[second]
     alone = score(guess, windows, 16, fabric, False)
@@ -171,7 +184,9 @@ def test_a_perfect_forecast_scores_0_and_seasonal_naive_about_1(fabric):
     windows = make_windows(2000, [4], seed=5)
     windows.values[:] = np.random.default_rng(0).normal(0, 1, 2000)  # noise: past and future differ alike
     truth = lambda index, _context: windows.batch(index)[1]  # noqa: E731
-    assert score(truth, windows, 64, fabric, False) == {"mse": 0, "mae": 0, "mase": 0}
+    perfect = score(truth, windows, 64, fabric, False)
+    assert [perfect[name] for name in ("mse", "mae", "mase", "mse_by_series")] == [0, 0, 0, [0]]
+    assert perfect["mse_by_step"] == perfect["mae_by_step"] == [0] * HORIZON
     naive = lambda index, context: seasonal_naive(context, windows.season(index), HORIZON)  # noqa: E731
     assert score(naive, windows, 64, fabric, False)["mase"] == pytest.approx(1, abs=0.1)
 
@@ -186,7 +201,8 @@ def test_one_non_finite_forecast_shows_in_the_score(fabric, value):
         return result
 
     result = score(forecast, windows, 8, fabric, False)
-    assert not np.isfinite(list(result.values())).any()
+    assert not np.isfinite([result["mse"], result["mae"], result["mase"], *result["mse_by_series"]]).any()
+    assert np.isfinite(result["mse_by_step"]).tolist() == [step != 1 for step in range(HORIZON)]
 
 
 def test_filled_points_stay_out_of_the_score(fabric):

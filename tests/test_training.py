@@ -23,7 +23,15 @@ from moirai_distill import PatchStudent, Teacher, main, read_files, split_data
 
 STEPS = 6  # of an epoch: 3 files, 16 windows of each, batches of 8
 BASE = f"{SMALL} --alpha 0 --max_windows 16 --batch_size 8 --num_epochs 3 --learning_rate 1e-3 --lang en".split()
-RUN_FILES = {"last.pt", "metrics.jsonl", "tensorboard", "training.png", "forecast.png"}
+RUN_FILES = {
+    "last.pt",
+    "metrics.jsonl",
+    "tensorboard",
+    "training.png",
+    "forecast.png",
+    "error_by_horizon.png",
+    "evaluation.json",
+}
 
 
 def write_csvs(folder):
@@ -75,8 +83,8 @@ def teaching(teacher_folder, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick_pictures(monkeypatch):
     """Pictures take most of the time of a run this small: after the run of `plain`, an empty file stands for each."""
-    for name in ("draw_training", "draw_forecasts"):
-        monkeypatch.setattr(moirai_distill, name, lambda path, *_: Path(path).write_bytes(b""))
+    for name in ("draw_curves", "draw_forecasts"):
+        monkeypatch.setattr(moirai_distill, name, lambda path, *_, **__: Path(path).write_bytes(b""))
 
 
 def load(folder, name="last.pt"):
