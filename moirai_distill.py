@@ -6,8 +6,7 @@
     python moirai_distill.py evaluate --checkpoint RUN [RUN …]   # one ruler for students, teacher, naive forecasts
     python moirai_distill.py predict --checkpoint RUN --input FILE.csv      # the next steps of your own series
     python moirai_distill.py export --checkpoint RUN --format onnx          # or hub: a model to ship
-    python moirai_distill.py label --data_dir FOLDER             # only make the teacher's labels, train later
-    python moirai_distill.py label --list                        # what the label cache holds
+    python moirai_distill.py label --data_dir FOLDER             # only make the labels; --list shows what there is
 
 The teacher is frozen and the windows are fixed, so its forecast is a function of the window: every training window is
 labelled once, into a cache on disk, and no epoch, alpha, seed or student size after that costs teacher time.
@@ -42,7 +41,6 @@ import locale
 import logging
 import math
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -59,21 +57,17 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, errors, hf_hub_download, try_to_load_from_cache
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
 # == 1  Command line: one line per knob, the only place where a default stands =========================================
 
 COMMANDS = ("train", "evaluate", "predict", "export", "label")
 
-DEMO = {  # what --demo changes among the defaults below; a flag given beside --demo still wins
-    "data_dir": "checkpoints/demo/data",
-    "teacher_model": str(Path(__file__).resolve().parent / "checkpoints" / "demo_teacher"),
-    "label_cache": "checkpoints/demo/labels",
-    "save_dir": "checkpoints/demo/run",
-    "max_windows": 100,
-    "num_epochs": 8,
-    "learning_rate": 1e-3,
-}
+# What --demo changes among the defaults below; a flag given beside --demo still wins.
+DEMO = {"data_dir": "checkpoints/demo/data", "label_cache": "checkpoints/demo/labels"}
+DEMO |= {"save_dir": "checkpoints/demo/run", "max_windows": 100, "num_epochs": 8, "learning_rate": 1e-3}
+DEMO |= {"teacher_model": str(Path(__file__).resolve().parent / "checkpoints" / "demo_teacher")}
 
 
 class UserError(Exception):
@@ -98,12 +92,11 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, words=()):
     what = f"{'a whole number' if kind is int else 'a number'} {what}".strip()
 
     def parse(text):
-        try:
+        with contextlib.suppress(ValueError):
             value = text if text in words else kind(text)
-        except ValueError:
-            value = math.nan
-        good = text in words or math.isfinite(value) and low <= value <= high and value > above
-        return value if good else Wrong(f"{text!r} is not {' or '.join([*words, what])}")
+            if text in words or math.isfinite(value) and low <= value <= high and value > above:
+                return value
+        return Wrong(f"{text!r} is not {' or '.join([*words, what])}")
 
     return parse
 
@@ -229,8 +222,7 @@ def build_parser(demo):
 def unwritable(folder):
     """Why `folder` cannot be written to or made; empty if it can."""
     path = Path(folder).expanduser().absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
+    path = next((place for place in (path, *path.parents) if place.exists()), path)
     return "" if path.is_dir() and os.access(path, os.W_OK | os.X_OK) else f"{path} is not a folder to write to"
 
 
@@ -374,16 +366,9 @@ def read_csv(path):
     return frame.set_axis(names, axis=1) if len({*names}) == len(names) else frame
 
 
-def unevenness(times):
-    """The longest distance of neighbouring timestamps over the typical one: 1 where they are regular."""
-    gaps = np.diff(np.sort(times.dropna().unique().astype("int64")))
-    return gaps.max() / np.median(gaps) if len(gaps) else math.inf
-
-
 def parse_times(column, most_unread):
-    """Timestamps (T,) of a column, NaT where unread, zones as UTC; None where more than that share is no timestamp."""
-    if pd.api.types.is_bool_dtype(column):
-        return None
+    """Timestamps (T,) of a column, NaT where unread; None where more than that share is no timestamp. Their zone is an
+    offset such as +08:00 where all stamps have this one, UTC where they have several, None where they have none."""
     if pd.api.types.is_numeric_dtype(column):
         low, high = column.min(), column.max()
         for unit, size in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)):
@@ -392,8 +377,8 @@ def parse_times(column, most_unread):
         if not (low >= 19000101 and high <= 21001231 and (column.dropna() % 1 == 0).all()):
             return None
         column = column.astype("Int64")
-    text = column.astype(str)
-    sample = text[column.notna()].iloc[:: max(1, len(text) // 200)]
+    text = column if pd.api.types.infer_dtype(column) == "string" else column.astype(str)
+    sample = text[column.iloc[:: max(1, len(column) // 300)].dropna().index]
     if (sample != sample.str.strip()).any():
         text, sample = text.str.strip(), sample.str.strip()
     if not sample.str.contains(r"\d\d").mean() > 1 - most_unread:
@@ -404,36 +389,29 @@ def parse_times(column, most_unread):
         if form == "ISO8601" and unread[form] == 0:
             break
     forms = [form for form in unread if unread[form] == min(unread.values())]
-    readings = [pd.to_datetime(text, format=form, errors="coerce", utc=True) for form in forms]
-    times = readings[0] if len(readings) == 1 else min(readings, key=unevenness)  # is it day or month first?
-    return None if times.isna().mean() > most_unread else pd.DatetimeIndex(times).tz_localize(None).as_unit("ns")
-
-
-def common_step(stamps):
-    """Step in ns of sorted distinct `stamps` (T,) int64: the most common difference, of rounded ones if they jitter."""
-    gaps = np.diff(stamps)
-    steps, counts = np.unique(gaps, return_counts=True)
-    if counts.max() * 2 < len(gaps):
-        near = ROUND_STEPS[np.abs(np.log(gaps[:, None] / ROUND_STEPS)).argmin(1)]
-        steps, counts = np.unique(np.where(np.abs(gaps - near) <= near // 10, near, gaps), return_counts=True)
-    return int(steps[counts.argmax()])
-
-
-def zone_of(column):
-    """Zone of a time column: an offset such as +08:00 where all its stamps have this one, UTC for several, or None."""
-    text = column.dropna().astype(str).iloc[:: max(1, len(column) // 200)].str.strip()
-    zones = text.str.extract(r":\d\d(?:\.\d+)? ?(?:(Z)|([+-]\d\d):?(\d\d)?)$").fillna("")
+    readings, uneven = [pd.to_datetime(text, format=form, errors="coerce", utc=True) for form in forms], [1.0]
+    if len(readings) > 1:  # is it day or month first? The longest distance of neighbours over the typical one tells
+        gaps = [np.diff(np.unique(reading.dropna().astype("int64"))) for reading in readings]
+        uneven = [gap.max() / np.median(gap) if len(gap) else math.inf for gap in gaps]
+    times = readings[np.argmin(uneven)]
+    zones = sample.str.extract(r":\d\d(?:\.\d+)? ?(?:(Z)|([+-]\d\d):?(\d\d)?)$").fillna("")
     offsets = {f"{hours}:{minutes or '00'}" if hours else z for z, hours, minutes in zones.itertuples(index=False)}
-    return None if offsets <= {""} else "UTC" if len(offsets) > 1 or offsets == {"Z"} else offsets.pop()
+    zone = None if offsets <= {""} else "UTC" if len(offsets) > 1 or offsets == {"Z"} else offsets.pop()
+    return None if times.isna().mean() > most_unread else pd.DatetimeIndex(times).tz_convert(zone).as_unit("ns")
 
 
 def regular_grid(times):
     """(positions (T,) int64, frequency) of sorted distinct `times` on their regular grid; -1 marks a stamp off it.
-    A calendar rule that holds 95 % of the stamps (or of their months' first days), else `common_step`."""
-    stamps, days = times.asi8, times.normalize()
-    step = common_step(stamps)
+    A calendar rule that holds 95 % of the stamps (or of their months' first days), else the most common difference."""
+    stamps, gaps = times.asi8, np.diff(times.asi8)
+    steps, counts = np.unique(gaps[: 1 if (gaps == gaps[0]).all() else None], return_counts=True)
+    if len(steps) > 1 and counts.max() * 2 < len(gaps):  # they jitter: of rounded ones
+        near = ROUND_STEPS[np.abs(np.log(gaps[:, None] / ROUND_STEPS)).argmin(1)]
+        steps, counts = np.unique(np.where(np.abs(gaps - near) <= near // 10, near, gaps), return_counts=True)
+    step = int(steps[counts.argmax()])  # in ns
     rules = next((rules for low, high, rules, _ in CALENDAR if low * DAY <= step <= high * DAY), [])
-    months = days.to_period("M").to_timestamp()  # once a month on any day, as the 30th
+    days = times.normalize() if rules else times
+    months = days.to_period("M").to_timestamp() if rules else days  # once a month on any day, as the 30th
     for dates, names in ((days, rules), (months, [rule for rule in rules if rule[:2] in ("MS", "QS", "YS")])):
         for rule in names:
             offset = pd.tseries.frequencies.to_offset(rule)
@@ -447,19 +425,18 @@ def regular_grid(times):
 
 def on_grid(times, values, has_ids):
     """(values (T,) on the regular grid of `times`, frequency, last stamps). Raises Unusable where there is no grid."""
-    order = np.argsort(times.asi8, kind="stable")
-    order = order[times.notna()[order]]
-    rows, times, values = len(times), times[order], values[order]
-    last = np.append(times[1:] != times[:-1], True)[: len(times)]  # of exact duplicates the last one stays
-    duplicates = int((~last).sum())
+    rows, duplicates = len(times), 0
+    if times.hasnans or not (np.diff(times.asi8) > 0).all():
+        column = pd.Series(values, times)[times.notna()].sort_index(kind="stable")
+        last = ~column.index.duplicated(keep="last")  # of exact duplicates the last one stays
+        times, values, duplicates = column.index[last], column.to_numpy()[last], int((~last).sum())
     if duplicates > 0.01 * rows and not has_ids:
         raise Unusable(f"{duplicates} of {rows} timestamps are duplicates; is an id column missing?")
-    times, values = times[last], values[last]
     if len(times) < 3:
         raise Unusable(f"too short: {len(times)} timestamps")
     positions, freq = regular_grid(times)
     times, positions, values = times[positions >= 0], positions[positions >= 0], values[positions >= 0]
-    placed = len(np.unique(positions))
+    placed = len(positions[:1]) + int((np.diff(positions) > 0).sum())  # they are sorted
     if placed < 0.9 * (rows - duplicates):
         raise Unusable(f"irregular timestamps: only {placed} of {rows - duplicates} fit one step ({freq})")
     length = int(positions.max() - positions.min()) + 1
@@ -479,8 +456,7 @@ def continued(series, horizon, back=0):
     monthly = series.freq[:2] in ("MS", "QS", "YS") and not offset.is_on_offset(day)  # on any day, as the 30th
     nearest = min((offset.rollback(day), offset.rollforward(day)), key=lambda other: abs(other - day))
     anchor = day.replace(day=1) if monthly else nearest
-    begin = pd.date_range(end=anchor, periods=back + 1, freq=offset)[0]
-    index = pd.date_range(begin, periods=horizon + 1, freq=offset)[1:]
+    index = pd.date_range(anchor - back * offset, periods=horizon + 1, freq=offset)[1:]
     if monthly:
         index += pd.to_timedelta(np.minimum(series.stamps.day.max(), index.days_in_month) - 1, "D")
     return (index + (last - day)).rename(series.stamps.name)
@@ -488,16 +464,13 @@ def continued(series, horizon, back=0):
 
 def as_numbers(column):
     """Values (T,) float64 of a column of which 9 in 10 values are numbers, NaN where not finite; else None."""
-    if pd.api.types.is_bool_dtype(column):
-        return None
-    numbers = pd.to_numeric(column, errors="coerce")
-    values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-    few = numbers.notna().sum() < 0.9 * column.notna().sum()
-    return None if few or not np.isfinite(values).any() else np.where(np.isfinite(values), values, np.nan)
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    few = (~np.isnan(values)).sum() < 0.9 * column.notna().sum() or not np.isfinite(values).any()
+    return None if few or pd.api.types.is_bool_dtype(column) else np.where(np.isfinite(values), values, np.nan)
 
 
 def pick_columns(frame, columns):
-    """(times or None, their column, id column or None, column -> values, columns passed over). Raises Unusable."""
+    """(times named as their column, id column, or None each; column -> values, those passed over). Raises Unusable."""
     lower = {name: name.lower() for name in frame.columns}
     ids = [name for name in frame.columns if lower[name] in ID_NAMES and frame[name].duplicated().any()]
     id_name = next((name for name in ids if not pd.api.types.is_float_dtype(frame[name])), None)
@@ -505,19 +478,16 @@ def pick_columns(frame, columns):
     groups = frame.groupby(id_name) if id_name else frame
     steps = {name: groups[name].diff().dropna() for name in whole}
     clocks = [name for name in whole if (steps[name] > 0).all() and (steps[name] == steps[name].median()).mean() > 0.5]
-    time_name, times = None, None
+    times = None
     for name in sorted(frame.columns, key=lambda n: (lower[n] not in TIME_NAMES, n in whole)):  # by name, by content
-        if times is None and (
-            lower[name] in TIME_NAMES or name in clocks or not pd.api.types.is_numeric_dtype(frame[name])
-        ):
-            time_name, times = name, parse_times(frame[name], 0.5 if lower[name] in TIME_NAMES else 0.1)
-    time_name = None if times is None else time_name
+        called_so = lower[name] in TIME_NAMES
+        if times is None and (called_so or name in clocks or not pd.api.types.is_numeric_dtype(frame[name])):
+            times = parse_times(frame[name], 0.5 if called_so else 0.1)
     named = [] if columns in (["first"], ["all"]) else columns
-    missing = [name for name in named if name not in frame.columns]
-    if missing:
+    if missing := [name for name in named if name not in frame.columns]:
         raise Unusable(f"no column {', '.join(missing)}; it has {', '.join(frame.columns[:20])}")
     values, passed = {}, []
-    for name in [name for name in named or frame.columns if name not in (time_name, id_name)]:
+    for name in [name for name in named or frame.columns if name not in (getattr(times, "name", None), id_name)]:
         numbers, counter = as_numbers(frame[name]), name in steps and (steps[name] == 1).all()
         index = lower[name] in TIME_NAMES + INDEX_NAMES or lower[name].startswith("unnamed:") or counter
         if numbers is None or index and not named:
@@ -526,26 +496,23 @@ def pick_columns(frame, columns):
             values[name] = numbers
     if not values:
         raise Unusable(f"no numeric column among {', '.join(frame.columns[:20])}")
-    return times, time_name, id_name, values, passed
+    return times, id_name, values, passed
 
 
 def read_series(path, name, columns):
     """(list of Series, remarks) of one CSV. Raises Unusable with the reason where there is no series."""
     frame = read_csv(path)
-    times, time_name, id_name, columns_values, passed = pick_columns(frame, columns)
-    zone = zone_of(frame[time_name]) if time_name else None
-    times = times if zone is None else times.tz_localize("UTC").tz_convert(zone).tz_localize(None)  # as on their clock
+    times, id_name, columns_values, passed = pick_columns(frame, columns)
     groups = frame.groupby(id_name).indices if id_name else {"": np.arange(len(frame))}
     series, remarks = [], [f"passed over: {', '.join(passed[:20])}"] * bool(passed)
     for (key, rows), (column, values) in itertools.product(groups.items(), columns_values.items()):
         label = " / ".join([name] + [str(key)] * bool(id_name) + [column] * (len(columns_values) > 1))
         heading = label[len(name) + 3 :] or column
         try:
-            if times is None:
-                series.append(Series(label, values[rows], "", heading))
-                continue
-            grid, freq, stamps = on_grid(times[rows], values[rows], bool(id_name))
-            stamps = stamps.rename(time_name).tz_localize(zone)
+            grid, freq, stamps = values[rows], "", None
+            if times is not None:  # the grid is that of the clock they show
+                grid, freq, stamps = on_grid(times[rows].tz_localize(None), grid, bool(id_name))
+                stamps = stamps.tz_localize(times.tz)
             series.append(Series(label, grid, freq, heading, stamps))
         except Unusable as reason:
             remarks.append(f"skipped: {label}: {reason}")
@@ -554,51 +521,29 @@ def read_series(path, name, columns):
     return series, remarks
 
 
-def fill_gaps(values, max_gap):
-    """Copy of one part's values (T,) with each run of at most `max_gap` missing ones inside it filled linearly."""
-    known, missing, filled = np.flatnonzero(~np.isnan(values)), np.flatnonzero(np.isnan(values)), values.copy()
-    after = np.searchsorted(known, missing)  # the next known value of each missing one
-    inside = (after > 0) & (after < len(known))
-    missing, after = missing[inside], after[inside]
-    short = missing[known[after] - known[after - 1] - 1 <= max_gap]
-    filled[short] = np.interp(short, known, values[known]) if len(short) else []
-    return filled
-
-
 def last_context(values, length):
     """(context (length,), gaps filled in it, missing values at its end) of the end of a series. Raises Unusable."""
-    known = np.flatnonzero(~np.isnan(values))
-    first = len(values) - length
+    rows, known = len(values), np.flatnonzero(~np.isnan(values))
+    first = rows - length
     if first < 0 or not len(known) or known[-1] < first:
-        what = (
-            f"too short: {len(values)} rows" if first < 0 else f"nothing but missing values in its last {length} rows"
-        )
+        what = f"too short: {rows} rows" if first < 0 else f"nothing but missing values in its last {length} rows"
         raise Unusable(f"{what}; the student takes {length}")
-    end = len(values) - 1 - int(known[-1])
-    context = np.interp(np.arange(first, len(values)), known, values[known])  # beyond the last known value: that one
+    end = rows - 1 - int(known[-1])
+    context = np.interp(np.arange(first, rows), known, values[known])  # beyond the last known value: that one
     return context, int(np.isnan(values[first:]).sum()) - end, end
 
 
 def season_of(freq):
     """Seasonal period in steps of a pandas frequency; 24 without one, 1 where no cycle is usual."""
-    for _, _, rules, season in CALENDAR:
-        if freq in rules:
-            return season
+    if seasons := [season for *_, rules, season in CALENDAR if freq in rules]:
+        return seasons[0]
     step = pd.Timedelta(pd.tseries.frequencies.to_offset(freq or "h")).value
     return round(DAY / step) if step < DAY else {1: 7, 7: 52}.get(step // DAY, 1)
 
 
-def window_starts(filled, observed, low, high, length, horizon):
-    """Starts (w,) of the windows with a target inside [low, high), no missing value, and an observed target value."""
-    first = max(0, low - (length - horizon))  # the context may reach back into the part before
-    starts = np.arange(first, max(first, high - length + 1))
-    missing, seen = (np.append(0, np.cumsum(flags)) for flags in (np.isnan(filled), observed))
-    whole = missing[starts + length] == missing[starts]
-    return starts[whole & (seen[starts + length] > seen[starts + length - horizon])]
-
-
 def prepare(series, bounds, length, horizon, max_gap):
-    """Copy of `series`, filled and standardised, with the window starts of each part's rows bounds[part] = (low, high).
+    """Copy of `series`, standardised; runs of at most `max_gap` missing values inside a part filled linearly; with each
+    part's starts (w,) of windows with a target inside its rows bounds[part] = (low, high) and seen there, none missing.
     The scaler sees the train rows alone, or all rows of a file that is one part. Raises Unusable without a window."""
     from sklearn.preprocessing import StandardScaler  # not at the top: forecasting needs no scikit-learn
 
@@ -610,15 +555,21 @@ def prepare(series, bounds, length, horizon, max_gap):
     if not math.isfinite(deviation) or scaler.var_[0] == 0:
         raise Unusable("values too large or too close to each other for float64 arithmetic")
     filled = np.where(np.abs((series.values - mean) / deviation) > ABSURD, np.nan, series.values)
-    observed = ~np.isnan(filled)
-    for low, high in bounds.values():
-        filled[low:high] = fill_gaps(filled[low:high], max_gap)
-    starts = {part: window_starts(filled, observed, *rows, length, horizon) for part, rows in bounds.items()}
+    observed, starts = ~np.isnan(filled), {}
+    for part, (low, high) in bounds.items():
+        values = pd.Series(filled[low:high])
+        if values.hasnans:
+            run = values.isna().groupby(values.notna().cumsum()).transform("sum")  # length of each run of missing ones
+            filled[low:high] = values.interpolate(limit_area="inside").where(values.notna() | (run <= max_gap))
+        begin = np.arange(max(0, low + horizon - length), high - length + 1)  # contexts may begin in the part before
+        missing, seen = (np.append(0, np.cumsum(flags)) for flags in (np.isnan(filled), observed))
+        whole = missing[begin + length] == missing[begin]
+        starts[part] = begin[whole & (seen[begin + length] > seen[begin + length - horizon])]
     if not len(next(iter(starts.values()))):
         raise Unusable(f"too short: {len(rows)} rows; a window takes {length} without a gap longer than {max_gap}")
     scaled = scaler.transform(filled[:, None])[:, 0].astype(np.float32)
-    changes = {"values": filled, "scaled": scaled, "observed": observed, "scaler": (mean, deviation), "starts": starts}
-    return dataclasses.replace(series, **changes)
+    changes = {"values": filled, "scaled": scaled, "observed": observed, "scaler": (mean, deviation)}
+    return dataclasses.replace(series, starts=starts, **changes)
 
 
 @dataclasses.dataclass
@@ -654,10 +605,8 @@ class Windows:
 def label_digest(series, starts, length):
     """Bytes that identify what the labels of one series depend on: values under windows, their starts, the scaler.
     Rounded to 1e-6 deviations: another kind of CPU may compute the last bit differently."""
-    edges = np.zeros(len(series.values) + 1, np.int64)
-    np.add.at(edges, starts, 1)
-    np.add.at(edges, starts + length, -1)
-    mean, deviation = series.scaler
+    rows, (mean, deviation) = len(series.values) + 1, series.scaler
+    edges = np.bincount(starts, minlength=rows) - np.bincount(starts + length, minlength=rows)
     covered = np.rint((series.values[np.cumsum(edges[:-1]) > 0] - mean) / deviation * 1e6).astype("<i8")
     header = f"{series.freq} {len(starts)} {round(mean / deviation, 6) + 0.0} {deviation:.6e}".encode()
     return hashlib.sha256(header + starts.astype("<i8").tobytes() + covered.tobytes()).digest()
@@ -665,21 +614,14 @@ def label_digest(series, starts, length):
 
 def pack(chosen, season, length, horizon):
     """Windows of one part, of which `chosen` holds the (series, starts)."""
-    offsets = np.cumsum([0] + [len(series.scaled) for series, _ in chosen])[:-1]
-    freqs = [series.freq for series, _ in chosen]
-    digests = b"".join(label_digest(series, starts, length) for series, starts in chosen)
-    return Windows(
-        values=np.concatenate([series.scaled for series, _ in chosen]),
-        observed=np.concatenate([series.observed for series, _ in chosen]),
-        starts=np.concatenate([starts + offset for (_, starts), offset in zip(chosen, offsets, strict=True)]),
-        series=np.repeat(np.arange(len(chosen)), [len(starts) for _, starts in chosen]),
-        freqs=freqs,
-        seasons=np.array([season_of(freq) if season == "auto" else season for freq in freqs]),
-        names=[series.name for series, _ in chosen],
-        length=length,
-        horizon=horizon,
-        digest=hashlib.sha256(digests).hexdigest(),
-    )
+    items, starts = zip(*chosen, strict=True)
+    values, observed = (np.concatenate([getattr(item, name) for item in items]) for name in ("scaled", "observed"))
+    series = np.repeat(np.arange(len(items)), [len(begin) for begin in starts])
+    freqs, names = [item.freq for item in items], [item.name for item in items]
+    seasons = np.array([season_of(freq) if season == "auto" else season for freq in freqs])
+    digest = hashlib.sha256(b"".join(label_digest(item, begin, length) for item, begin in chosen)).hexdigest()
+    starts = np.concatenate(starts) + np.cumsum([0] + [len(item.scaled) for item in items])[series]
+    return Windows(values, observed, starts, series, freqs, seasons, names, length, horizon, digest)
 
 
 def split_files(names, split_ratio, seed):
@@ -690,14 +632,6 @@ def split_files(names, split_ratio, seed):
         raise UserError(f"--split_ratio leaves none of {len(names)} usable files for training; use --split_by time")
     parts = np.repeat(PARTS, [len(names) - sum(held), *held])
     return dict(zip(shuffled, parts.tolist(), strict=True))
-
-
-def time_bounds(rows, split_ratio):
-    """Rows (low, high) of each part of a series of `rows` rows that is split by time."""
-    first, second = (
-        math.floor(rows * share / sum(split_ratio) + 1e-9) for share in itertools.accumulate(split_ratio[:2])
-    )
-    return {"train": (0, first), "validation": (first, second), "test": (second, rows)}
 
 
 def read_files(data_dir, max_files, columns, progress):
@@ -716,32 +650,32 @@ def read_files(data_dir, max_files, columns, progress):
     return len(found), series, remarks
 
 
-def prepare_files(series, remarks, bounds_of, limits):
-    """(file -> list of prepared Series, file -> remarks) of the files' series, split as `bounds_of(rows)` says."""
+def prepare_files(series, remarks, split_ratio, limits):
+    """(file -> list of prepared Series, file -> remarks) of the files' series, split by time; whole without ratio."""
     ready, told = {}, {name: list(notes) for name, notes in remarks.items()}
     for name, item in [(name, item) for name, items in series.items() for item in items]:
+        rows, bounds = len(item.values), {"whole": (0, len(item.values))}
+        if split_ratio:  # rows (low, high) of each part
+            cuts = np.floor(rows * np.cumsum(split_ratio[:2]) / sum(split_ratio) + 1e-9).astype(int).tolist()
+            bounds = dict(zip(PARTS, itertools.pairwise([0, *cuts, rows]), strict=True))
         try:
-            prepared = prepare(item, bounds_of(len(item.values)), **limits)
+            prepared = prepare(item, bounds, **limits)
             ready.setdefault(name, []).append(prepared)
         except Unusable as reason:
             told[name].append(f"skipped: {item.name + ': ' if item.name != name else ''}{reason}")
     return ready, {name: "; ".join(notes[:4] + ["…"] * (len(notes) > 4)) for name, notes in told.items()}
 
 
-def listing(notes):
-    """The first 20 remarks as lines under an error."""
-    return "".join(f"\n  {name}: {note}" for name, note in [row for row in notes.items() if row[1]][:20])
-
-
 def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_windows, season, limits):
     """(part -> Windows, part -> number of files, "files" or "time", file -> remark) of what `read_files` gave.
     `limits` holds length (L + H), horizon and max_gap. Raises UserError where a part would hold no window."""
-    ready, notes = prepare_files(series, remarks, lambda rows: {"whole": (0, rows)}, limits)
+    ready, notes = prepare_files(series, remarks, None, limits)
     by_files = split_by == "files" or split_by == "auto" and len(ready) >= 10
-    if by_files and len(ready) < 3:
-        raise UserError(f"{len(ready)} usable files, it takes 3; or use --split_by time{listing(notes)}")
     if not by_files:
-        ready, notes = prepare_files(series, remarks, lambda rows: time_bounds(rows, split_ratio), limits)
+        ready, notes = prepare_files(series, remarks, split_ratio, limits)
+    told = "".join([f"\n  {name}: {note}" for name, note in notes.items() if note][:20])  # under an error
+    if by_files and len(ready) < 3:
+        raise UserError(f"{len(ready)} usable files, it takes 3; or use --split_by time{told}")
     part_of = split_files(ready, split_ratio, split_seed) if by_files else {}
     chosen, files = {part: [] for part in PARTS}, {part: set() for part in PARTS}
     for name, item in [(name, item) for name, items in sorted(ready.items()) for item in items]:
@@ -754,17 +688,15 @@ def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_w
             if len(starts):
                 chosen[part].append((item, starts))
                 files[part].add(name)
-    empty = [part for part in PARTS if not chosen[part]]
-    if empty:
+    if empty := [part for part in PARTS if not chosen[part]]:
         remedy = "use more or longer series, or shorter lengths"
-        raise UserError(f"the data gives no {' and no '.join(empty)} window; {remedy}{listing(notes)}")
+        raise UserError(f"the data gives no {' and no '.join(empty)} window; {remedy}{told}")
     parts = {part: pack(chosen[part], season, limits["length"], limits["horizon"]) for part in PARTS}
     return parts, {part: len(names) for part, names in files.items()}, "files" if by_files else "time", notes
 
 
 # == 3  Files: atomic writes, safe reads, the hub, a clean stop ========================================================
 
-PATHS = ("data_dir", "label_cache", "save_dir", "output_dir")  # flags that do not leave the machine
 FORMAT = 1  # of checkpoints and label files; a higher one is refused
 HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
     (errors.HFValidationError, "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base"),
@@ -773,7 +705,6 @@ HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
     (errors.RevisionNotFoundError, "no such revision: check --teacher_revision"),
     (errors.LocalEntryNotFoundError, "not in the local cache, and the hub is out of reach or switched off"),
     (errors.EntryNotFoundError, "the model has no such file: is it a MOIRAI?"),
-    (Exception, "the download failed"),
 )
 
 
@@ -825,8 +756,7 @@ def best_in(folder):
 
 
 def read_student(source, revision=None):
-    """Dict of what a user calls a checkpoint: a `.pt`, a run's folder (its best), an exported folder or a hub id.
-    Holds at least student_config and model_state_dict; of a `.pt` its `path`, too."""
+    """Dict, with its `path` where it is a `.pt`, of a checkpoint: a `.pt`, a run's or exported folder, or a hub id."""
     path = Path(source).expanduser()
     path = path.is_dir() and best_in(path) or path
     if path.is_file() or path.suffix == ".pt":
@@ -837,14 +767,16 @@ def read_student(source, revision=None):
         raise UserError(f"{source}: reading it takes safetensors ({error}); pip install safetensors") from error
     files = [model_file(source, revision, name) for name in ("config.json", "model.safetensors")]
     config = json.loads(files[0].read_text(encoding="utf-8"))
-    about = config.pop("about", None) or {}
-    return about | {"student_config": config, "model_state_dict": load_file(files[1])}
+    info = config.pop("info", None) or {}
+    return info | {"student_config": config, "model_state_dict": load_file(files[1])}
 
 
 def shareable(content):
     """The facts of a checkpoint that go wherever its student goes: no path of the machine that trained it."""
     kept = ("epoch", "validation_metrics", "freqs", "counts", "versions", "data", "evaluation")
-    run = {name: value for name, value in content.get("run_config", {}).items() if name not in PATHS}
+    run = {
+        name: value for name, value in content.get("run_config", {}).items() if not name.endswith(("_dir", "_cache"))
+    }
     facts = {name: content[name] for name in kept if name in content} | {"run_config": run}
     facts["teacher"] = dict(content["teacher"]) if content.get("teacher") else None
     for part, name in ((run, "teacher_model"), (facts["teacher"] or {}, "teacher")):
@@ -862,15 +794,13 @@ def weights_digest(weights):
 
 def model_file(name, revision, filename):
     """Local path of one file of a model; `name` is a folder or a hub id. Raises UserError with the remedy."""
-    if Path(name).expanduser().is_dir():
-        path = Path(name).expanduser() / filename
-        if not path.is_file():
-            raise UserError(f"{name}: no {filename} in this folder; a model is config.json and model.safetensors")
-        return path
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / filename).is_file():
+        raise UserError(f"{name}: no {filename} in this folder; a model is config.json and model.safetensors")
     try:
-        return Path(hf_hub_download(name, filename, revision=revision))
+        return folder / filename if folder.is_dir() else Path(hf_hub_download(name, filename, revision=revision))
     except Exception as error:  # of the hub, of HTTP, of the disk: all of them end here, with the remedy that fits
-        remedy = next(text for kind, text in HUB_REMEDIES if isinstance(error, kind))
+        remedy = next((text for kind, text in HUB_REMEDIES if isinstance(error, kind)), "the download failed")
         advice = "or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror, or give a local folder"
         raise UserError(f"{name} ({filename}): {remedy}; {advice} [{' '.join(str(error).split())[:160]}]") from error
 
@@ -904,9 +834,8 @@ class Stop:
 
 def plain(error):
     """What a UserError or an OSError tells the user."""
-    if isinstance(error, UserError):
-        return str(error)
-    return f"{error.filename or 'input or output'}: {error.strerror or error}"
+    known = isinstance(error, UserError)
+    return str(error) if known else f"{error.filename or 'input or output'}: {error.strerror or error}"
 
 
 def on_first(fabric, act):
@@ -938,8 +867,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x):
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        x = x + self.dropout(self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)  # so few tokens: faster than fused
+        x = x + self.dropout(self.out((weights @ v).transpose(1, 2).flatten(2)))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
@@ -981,15 +911,14 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
     pre-norm Transformer layers of width D over N tokens with learnt positions, one linear head on all tokens."""
 
     def __init__(
-        self, context_length, prediction_length, d_model, num_layers, num_heads, patch_size, dropout, about=None
+        self, context_length, prediction_length, d_model, num_layers, num_heads, patch_size, dropout, info=None
     ):
         super().__init__()
         self.context_length, self.prediction_length, self.patch_size = context_length, prediction_length, patch_size
-        self.about = about or {}  # plain facts of its making; they go into config.json and the model card
+        self.info = info or {}  # plain facts of its making; they go into config.json and the model card
         patches = math.ceil(context_length / patch_size)
         self.embed = nn.Linear(patch_size, d_model)
         self.position = nn.Parameter(torch.randn(patches, d_model) * 0.02)
-        self.dropout = nn.Dropout(dropout)
         self.blocks = nn.Sequential(*[Block(d_model, num_heads, dropout) for _ in range(num_layers)])
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(patches * d_model, prediction_length)
@@ -998,11 +927,10 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         if context.ndim != 2 or context.shape[1] != self.context_length:
             raise ValueError(f"context has shape {tuple(context.shape)}, expected (B, {self.context_length})")
         centre, deviation = instance_scale(context)
-        x = F.pad(
-            ((context - centre) / deviation).float(), (-self.context_length % self.patch_size, 0), mode="replicate"
-        )
+        scaled, pad = ((context - centre) / deviation).float(), (-self.context_length % self.patch_size, 0)
+        x = F.pad(scaled, pad, mode="replicate")
         x = self.embed(x.unflatten(1, (-1, self.patch_size))) + self.position  # (B, N, D)
-        x = self.norm(self.blocks(self.dropout(x)))
+        x = self.norm(self.blocks(x))
         return self.head(x.flatten(1)).float() * deviation + centre  # (B, H)
 
     @classmethod
@@ -1013,15 +941,15 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
 
     def generate_model_card(self, *_args, **_kwargs):
         """The card that huggingface_hub's save_pretrained and push_to_hub write."""
-        about, made = self.about, "Trained on truth alone, without a teacher."
-        if teacher := about.get("teacher"):
+        info, made = self.info, "Trained on truth alone, without a teacher."
+        if teacher := info.get("teacher"):
             made = f"Distilled from `{teacher['teacher']}` ({teacher['commit'] or 'local'})"
-            made += f": {about['run_config']['alpha']} * MSE to its forecasts + the rest * MSE to truth."
+            made += f": {info['run_config']['alpha']} * MSE to its forecasts + the rest * MSE to truth."
         licence = f"The teacher's licence binds its student: {teacher['licence']}." if teacher else ""
-        counts = sorted(about.get("counts", {}).items(), key=lambda item: (-item[1][0], item[0] == "test"))
+        counts = sorted(info.get("counts", {}).items(), key=lambda item: (-item[1][0], item[0] == "test"))
         data = [f"{n:,} {part} series ({windows:,} windows)" for part, (n, windows) in counts]
-        data += [f"sampling frequency {', '.join(freq or 'unknown' for freq in about.get('freqs', ['']))}"]
-        scores, table = ["Not evaluated yet: `python moirai_distill.py evaluate` does it."], about.get("evaluation")
+        data += [f"sampling frequency {', '.join(freq or 'unknown' for freq in info.get('freqs', ['']))}"]
+        scores, table = ["Not evaluated yet: `python moirai_distill.py evaluate` does it."], info.get("evaluation")
         if table:
             scores = [f"| {table['windows']:,} test windows | MSE | MAE | MASE |", "|---|---|---|---|"]
             for name, row in sorted(table["rows"].items(), key=lambda item: item[1]["mse"] or math.inf):
@@ -1037,7 +965,7 @@ def open_student(source, revision=None):
     """(student in eval mode, dict of its checkpoint). Raises UserError where there is none or it does not fit."""
     try:
         content = read_student(source, revision)
-        student = PatchStudent(**content["student_config"], about=shareable(content))
+        student = PatchStudent(**content["student_config"], info=shareable(content))
         student.load_state_dict(content["model_state_dict"])
     except UserError:
         raise
@@ -1082,8 +1010,6 @@ class Teacher:
     def parameters_of(self, context, horizon, patch):
         """(distribution parameters, loc, scale) of the horizon's tokens for contexts (B, L) on the device.
         The steps of MoiraiModule.forward, but nothing is computed for padding or for the past's own distribution."""
-        from torch.utils._pytree import tree_map
-
         module, (batch, length), width = self.module, context.shape, max(self.module.patch_sizes)
         past, future = -(-length // patch), -(-horizon // patch)
         pad = (past * patch - length, 0)  # on the left, so that the horizon follows the last point
@@ -1098,37 +1024,49 @@ class Teacher:
         parameters = module.param_proj(tokens[:, past:], patch * one[:, past:])  # leaves (B, future, width, ...)
         return tree_map(lambda leaf: leaf[:, :, :patch].float(), parameters), loc[:, :1], scale[:, :1]
 
-    def in_parts(self, context, horizon, patch):
-        """`parameters_of` in calls of at most `most` windows, which is halved where GPU memory runs out."""
-        from torch.utils._pytree import tree_map
+    def points_of(self, parameters, loc, scale, point, samples):
+        """Mean, or median of samples, (B, future, P), of the predicted mixtures; nan where a parameter is not finite.
+        How many samples each component gives is drawn first, and only those are made."""
+        output, shape = self.module.distr_output, (*loc.shape[:1], *tree_leaves(parameters)[0].shape[1:3])
+        finite = torch.stack([x.isfinite().reshape(*shape, -1).all(-1) for x in tree_leaves(parameters)]).all(0)
+        safe = tree_map(lambda x: torch.where(finite[..., None] if x.ndim > 3 else finite, x, 1.0), parameters)
+        if point == "mean":
+            return output.distribution(safe, loc, scale).mean.masked_fill(~finite, math.nan)
+        parts = safe.get("components", [safe])  # of a mixture, or of the one distribution
+        weights = (
+            safe["weights_logits"].softmax(-1) if "components" in safe else torch.ones_like(safe["loc"])[..., None]
+        )
+        drawn = torch.multinomial(weights.flatten(0, 2), samples, replacement=True)  # (B * future * P, samples)
+        values = torch.empty(drawn.shape, device=drawn.device)
+        for number, (component, own) in enumerate(zip(getattr(output, "components", [output]), parts, strict=True)):
+            row, column = (drawn == number).nonzero(as_tuple=True)
+            own, *affine = tree_map(lambda x: x.expand(shape).flatten()[row], [own, loc, scale])  # noqa: B023
+            values[row, column] = component.distribution(own, *affine).sample()
+        return values.median(1).values.view(shape).masked_fill(~finite, math.nan)
 
+    @torch.inference_mode()
+    def forecast(self, context, horizon, patch, point, samples):
+        """Point forecast (B, H) float32 on the CPU, in the units of the contexts (B, L); of a constant its constant.
+        Contexts reach MOIRAI in their own deviations, as its scaler adds 1e-5 to the variance: small values change."""
+        context = context.double()
+        constant = context.amin(1, keepdim=True) == context.amax(1, keepdim=True)
+        mean = torch.where(constant, context[:, -1:], context.mean(1, keepdim=True))
+        deviation = torch.where(constant, 1.0, context.std(1, keepdim=True, unbiased=False))
+        scaled = ((context - mean) / deviation).float()
         while True:
             try:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    parts = [self.parameters_of(x.to(self.device), horizon, patch) for x in context.split(self.most)]
-                return tree_map(lambda *leaves: torch.cat(leaves), *parts)
+                    parts = [self.parameters_of(x.to(self.device), horizon, patch) for x in scaled.split(self.most)]
+                break
             except torch.OutOfMemoryError:
                 if self.most == 1:
                     raise
             self.most = max(1, min(self.most, len(context)) // 2)
             torch.cuda.empty_cache()
             self.note(f"out of GPU memory: the teacher goes on with {self.most} windows a call")
-
-    @torch.inference_mode()
-    def forecast(self, context, horizon, patch, point, samples):
-        """Point forecast (B, H) float32 on the CPU, in the units of the contexts (B, L); of a constant its constant.
-        Contexts reach MOIRAI in their own deviations: its scaler adds 1e-5 to the variance, which changes small values.
-        """
-        context = context.double()
-        constant = context.amin(1, keepdim=True) == context.amax(1, keepdim=True)
-        mean = torch.where(constant, context[:, -1:], context.mean(1, keepdim=True))
-        deviation = torch.where(constant, 1.0, context.std(1, keepdim=True, unbiased=False))
-        parameters, loc, scale = self.in_parts(((context - mean) / deviation).float(), horizon, patch)
-        mixture = self.module.distr_output.distribution(parameters, loc=loc, scale=scale)
-        values = mixture.mean if point == "mean" else mixture.sample((samples,)).median(0).values  # (B, future, P)
+        values = self.points_of(*tree_map(lambda *leaves: torch.cat(leaves), *parts), point, samples)
         assert values.shape == (len(context), -(-horizon // patch), patch), values.shape
-        values = values.flatten(1)[:, :horizon].cpu() * deviation + mean
-        return torch.where(constant, mean, values).float()
+        return torch.where(constant, mean, values.flatten(1)[:, :horizon].cpu() * deviation + mean).float()
 
 
 def fingerprint(name, revision):
@@ -1155,8 +1093,8 @@ def load_teacher(name, revision, device, precision, note):
     keys = set(settings) if isinstance(settings, dict) else set()
     kind = "a MOIRAI-MoE" if {"d_ff", "distr_output"} <= keys else "a MOIRAI 2.0" if "quantile_levels" in keys else None
     if kind or not keys >= MOIRAI_KEYS:
-        kind = kind or "another kind of model"
-        raise UserError(f"{name}: {kind}, not a MOIRAI 1.0 or 1.1 such as Salesforce/moirai-1.1-R-base")
+        kind = f"{kind or 'another kind of model'}, not a MOIRAI 1.0 or 1.1"
+        raise UserError(f"{name}: {kind} such as Salesforce/moirai-1.1-R-base")
     if "_target_" in re.sub(r'"_target_": "uni2ts\.distribution\.(\w+\.)?\w+Output"', "", json.dumps(settings)):
         raise UserError(f"{name}: config.json names a class outside uni2ts.distribution; refused")
     try:
@@ -1168,10 +1106,8 @@ def load_teacher(name, revision, device, precision, note):
         module = MoiraiModule(distr_output=decode_distr_output(settings.pop("distr_output")), **settings)
         module.load_state_dict(load_file(weights), strict=True)
     except Exception as error:  # damaged weights, or a config that uni2ts, hydra or torch refuses in their own ways
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(
-            f"{name}: config.json or model.safetensors is damaged or of another model ({reason})"
-        ) from error
+        what = f"is damaged or of another model ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise UserError(f"{name}: config.json or model.safetensors {what}") from error
     return Teacher(module, device, precision, note)
 
 
@@ -1193,11 +1129,9 @@ class LabelFile:
 
     def read(self, number):
         """Bytes of a block from its own file or from labels.bin, if they fit their sha256; else None."""
-        size, end = 4 * self.horizon * len(self.index(number)), 4 * self.horizon * self.windows
-        for path, start, sha in (
-            (self.folder / "blocks" / f"{number:08d}.bin", 0, size),
-            (self.path, 4 * self.horizon * self.block * number, end + 32 * number),
-        ):
+        row, size = 4 * self.horizon, 4 * self.horizon * len(self.index(number))
+        joined = (self.path, row * self.block * number, row * self.windows + 32 * number)
+        for path, start, sha in ((self.folder / "blocks" / f"{number:08d}.bin", 0, size), joined):
             with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
                 file.seek(start)
                 content = file.read(size)
@@ -1278,8 +1212,7 @@ def judge(teacher, windows, request, baselines, say):
         index = member[np.linspace(0, len(member) - 1, min(SAMPLED, len(member))).astype(np.int64)]
         context, target, observed = windows.batch(index)
         forecasts, took = {n: f(context, windows.season(index), windows.horizon) for n, f in baselines.items()}, {}
-        fixed = asked.get(freq, "auto")
-        for size in sizes if fixed == "auto" else [fixed]:
+        for size in sizes if asked.get(freq, "auto") == "auto" else [asked[freq]]:
             begin = time.perf_counter()
             forecasts[size] = torch.from_numpy(label_windows(teacher, windows, index, {freq: size}, request, 0))
             took[size] = (time.perf_counter() - begin) / len(index)
@@ -1296,10 +1229,9 @@ def judge(teacher, windows, request, baselines, say):
 def find_labels(cache, key, request):
     """A whole LabelFile for `key`, or None. Where the weights are not at hand, the teacher's name decides."""
     weights = fingerprint(request.teacher, request.revision)
-    folders = [key_folder(cache, key | {"weights": weights})] if weights else sorted(cache.glob("*"))
-    manifests = {folder: read_manifest(folder) for folder in folders}
     found = []
-    for folder, manifest in manifests.items():
+    for folder in [key_folder(cache, key | {"weights": weights})] if weights else sorted(cache.glob("*")):
+        manifest = read_manifest(folder)
         if manifest and manifest["key"] | {"weights": None} == key | {"weights": None}:
             same = PureWindowsPath(manifest["teacher"]).name == PureWindowsPath(request.teacher).name
             same = same and request.revision in (None, manifest["revision"], manifest["commit"])
@@ -1318,6 +1250,7 @@ def begin_labels(folder, key, teacher, windows, judged, request, block, baseline
         say.note(f"going on with the unfinished labels in {folder}")
         return
     shutil.rmtree(folder, ignore_errors=True)  # what a damaged manifest left
+    judged = judged if {*windows.freqs} <= {*judged.freqs} else windows
     patches, seconds = judge(teacher, judged, request, baselines, say)
     commit = model_file(request.teacher, request.revision, "config.json").parent
     free = not request.teacher.lower().startswith("salesforce/")
@@ -1327,32 +1260,14 @@ def begin_labels(folder, key, teacher, windows, judged, request, block, baseline
     manifest |= {"device": str(teacher.device), "precision": teacher.precision, "torch": str(torch.__version__)}
     with atomic(folder / "manifest.json", replace=False) as file:  # where two runs begin at once, the first decides
         file.write(json.dumps(manifest | {"made": time.strftime("%F %T")}, indent=1, ensure_ascii=False).encode())
-    size, minutes = 4e-6 * len(windows) * windows.horizon, seconds * len(windows) / 60
-    text = ", ".join(f"{freq or '?'}: {patch}" for freq, patch in patches.items())
-    say("Patch size: {}", "教师 patch 大小: {}", text)
+    say("Patch size: {}", "教师 patch 大小: {}", ", ".join(f"{freq or '?'}: {n}" for freq, n in patches.items()))
     text = "Labelling {:,} windows, {:.1f} MB, about {:.1f} min", "标注 {:,} 个窗口，{:.1f} MB，约 {:.1f} 分钟"
-    say(*text, len(windows), size, minutes)
-
-
-def make_labels(file, teacher, windows, request, fabric, say, stop):
-    """Label the missing blocks, each process its share. Raises Interrupted between two blocks, which stay."""
-    missing, patches = on_first(fabric, file.missing), file.manifest["patch_sizes"]
-    total = sum(len(file.index(number)) for number in missing)
-    with stop.hold(), tqdm(total=total, desc="labelling", unit="window", disable=not say.on) as bar:
-        for first in range(0, len(missing), fabric.world_size):
-            round_ = missing[first : first + fabric.world_size]
-            for number in round_[fabric.global_rank : fabric.global_rank + 1]:
-                file.write(number, label_windows(teacher, windows, file.index(number), patches, request, seed=number))
-            bar.update(sum(len(file.index(number)) for number in round_))
-            signum = int(fabric.all_reduce(torch.tensor(float(stop.signum)), reduce_op="max"))
-            if signum:
-                say.note(f"the labels made so far are kept in {file.folder}")
-                raise Interrupted(signum)
+    say(*text, len(windows), 4e-6 * len(windows) * windows.horizon, seconds * len(windows) / 60)
 
 
 def get_labels(windows, request, load, cache, block, baselines, fabric, say, stop, judged=None):
     """LabelFile of `windows`: from the cache, or made by the Teacher that `load()` gives, shared by all processes.
-    `judged` are the training windows where `windows` are not."""
+    `judged` are the training windows where `windows` are not. Raises Interrupted between two blocks, which stay."""
     cache = Path(cache).expanduser()
     key = {"data": windows.digest, "windows": len(windows), "horizon": windows.horizon, "format": FORMAT}
     key |= {"context": windows.length - windows.horizon, "patch": request.patch, "point": request.point}
@@ -1363,14 +1278,25 @@ def get_labels(windows, request, load, cache, block, baselines, fabric, say, sto
     else:
         if unwritable(cache):
             raise UserError(f"--label_cache: {unwritable(cache)}, and the labels are not in it")
-        first = []  # the first process may have to fetch the teacher for all
-        on_first(fabric, lambda: first.append(load()))
-        teacher = first[0] if first else load()
+        loaded = []  # the first process may have to fetch the teacher for all
+        on_first(fabric, lambda: loaded.append(load()))
+        teacher = loaded[0] if loaded else load()
         key["weights"] = fingerprint(request.teacher, request.revision)
         folder, asked = key_folder(cache, key), (request, block, baselines, say)
         on_first(fabric, lambda: begin_labels(folder, key, teacher, windows, judged or windows, *asked))
         file = LabelFile(folder, read_manifest(folder))
-        make_labels(file, teacher, windows, request, fabric, say, stop)
+        missing, patches = on_first(fabric, file.missing), file.manifest["patch_sizes"]
+        total = sum(len(file.index(number)) for number in missing)
+        with stop.hold(), tqdm(total=total, desc="labelling", unit="window", disable=not say.on) as bar:
+            for first in range(0, len(missing), fabric.world_size):  # each process labels one block of them
+                blocks = missing[first : first + fabric.world_size]
+                for number in blocks[fabric.global_rank : fabric.global_rank + 1]:
+                    labels = label_windows(teacher, windows, file.index(number), patches, request, seed=number)
+                    file.write(number, labels)
+                bar.update(sum(len(file.index(number)) for number in blocks))
+                if signum := int(fabric.all_reduce(torch.tensor(float(stop.signum)), reduce_op="max")):
+                    say.note(f"the labels made so far are kept in {file.folder}")
+                    raise Interrupted(signum)
         fabric.barrier()
     on_first(fabric, file.join)
     return file.open()
@@ -1454,12 +1380,7 @@ def stream(*numbers):
 
 def forecaster(model, fabric):
     """`forecast(index, context)` of a student, for `score`."""
-
-    @torch.inference_mode()
-    def forecast(_index, context):
-        return model.eval()(fabric.to_device(context)).cpu()
-
-    return forecast
+    return torch.inference_mode()(lambda _index, context: model.eval()(fabric.to_device(context)).cpu())
 
 
 def train_epoch(fabric, model, optimizer, windows, labels, run, loop, stop, progress):
@@ -1487,11 +1408,9 @@ def train_epoch(fabric, model, optimizer, windows, labels, run, loop, stop, prog
         failed = bool(reduced(fabric, (~seen.isfinite()).any().double(), "max"))
         loop["stopping"] = int(reduced(fabric, torch.tensor(float(stop.signum)), "max"))
         loop["step"] += 1
-        if failed:
-            loop["failed"], loop["skipped"] = loop["failed"] + 1, loop["skipped"] + 1
-        else:
+        loop["failed"], loop["skipped"] = (loop["failed"] + 1) * failed, loop["skipped"] + failed
+        if not failed:
             optimizer.step()
-            loop["failed"] = 0
             added = [*reduced(fabric, seen[:4]).tolist(), points]
             loop["sums"] = [a + b for a, b in zip(loop["sums"], added, strict=True)]
         if loop["failed"] >= MAX_FAILED:
@@ -1501,93 +1420,78 @@ def train_epoch(fabric, model, optimizer, windows, labels, run, loop, stop, prog
     bar.close()
 
 
-def end_epoch(loop, validation, rate):
-    """Close an epoch: add its metrics to the history, and whether it is the best so far to the state."""
+def end_epoch(loop, validation, rate, seconds, epochs, say):
+    """Close an epoch: print its metrics, add them to the history, and whether it is the best so far to the state."""
     blended, truth, label, labelled, points = loop["sums"]
     line = {"epoch": loop["epoch"] + 1, "train_loss": blended / (points or math.nan)}
     line |= {"train_mse": truth / (points or math.nan), "train_distill": label / labelled if labelled else None}
     line |= {f"validation_{name}": validation[name] for name in ("mse", "mae", "mase")}
     loop["history"].append(line | {"learning_rate": rate, "skipped_steps": loop["skipped"]})
+    distill = "-" if line["train_distill"] is None else f"{line['train_distill']:.4f}"
+    numbers = f"{line['train_loss']:.4f} (MSE: {line['train_mse']:.4f}, Distill: {distill})"
+    say("Training loss: {}", "训练损失: {}", numbers)
+    say("Validation loss: {:.4f}", "验证损失: {:.4f}", validation["mse"])
+    numbers = (rate, seconds, seconds * (epochs - line["epoch"]) / 60)
+    say("Learning rate: {:.1e}, {:.0f} s, {:.1f} min to go", "学习率: {:.1e}，{:.0f} 秒，剩 {:.1f} 分钟", *numbers)
+    if loop["skipped"]:
+        say.note(f"{loop['skipped']} steps with a non-finite loss or gradient were skipped")
     loop.update(epoch=line["epoch"], step=0, sums=[0.0] * 5, skipped=0, since_best=loop["since_best"] + 1)
     if validation["mse"] < loop["best_loss"]:
         name = f"best_model_epoch_{line['epoch']}.pt"
         loop.update(best_epoch=line["epoch"], best_loss=validation["mse"], best_file=name, since_best=0)
 
 
-def tell_epoch(line, seconds, epochs, say):
-    """Print the lines of an epoch's end."""
-    distill = "-" if line["train_distill"] is None else f"{line['train_distill']:.4f}"
-    numbers = f"{line['train_loss']:.4f} (MSE: {line['train_mse']:.4f}, Distill: {distill})"
-    say("Training loss: {}", "训练损失: {}", numbers)
-    say("Validation loss: {:.4f}", "验证损失: {:.4f}", line["validation_mse"])
-    numbers = (line["learning_rate"], seconds, seconds * (epochs - line["epoch"]) / 60)
-    say("Learning rate: {:.1e}, {:.0f} s, {:.1f} min to go", "学习率: {:.1e}，{:.0f} 秒，剩 {:.1f} 分钟", *numbers)
-    if line["skipped_steps"]:
-        say.note(f"{line['skipped_steps']} steps with a non-finite loss or gradient were skipped")
-
-
-def write_metrics(folder, history):
-    """metrics.jsonl, a line per epoch, and the same numbers as TensorBoard events, both from the whole history."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with atomic(folder / "metrics.jsonl") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in history).encode())
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    with SummaryWriter(folder / "tensorboard") as writer:
-        for line, name in itertools.product(history, history[0]):
-            if line[name] is not None:
-                writer.add_scalar(name, line[name], line["epoch"])
-
-
 def fit(fabric, student, train, validation, labels, run, content, facts, folder, stop, say):
     """Train `student` in place; leave the best checkpoint, last.pt and metrics in `folder`. Returns the loop's state.
     `run` holds the flags as plain values, `content` the last.pt to go on from or None, `facts` what every checkpoint
     tells of its making. Best, scheduler and patience follow the MSE against truth on validation, whatever alpha is."""
-    fused = fabric.device.type in ("cpu", "cuda")
-    settings = {"lr": run["learning_rate"], "weight_decay": run["weight_decay"], "fused": fused}
-    optimizer = torch.optim.AdamW(student.parameters(), **settings)
+    from torch.utils.tensorboard import SummaryWriter  # not at the top: only training needs it
+
+    settings = {"lr": run["learning_rate"], "weight_decay": run["weight_decay"]}
+    optimizer = torch.optim.AdamW(student.parameters(), **settings, fused=fabric.device.type in ("cpu", "cuda"))
     model, wrapped = fabric.setup(student, optimizer)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
     loop = {"epoch": 0, "step": 0, "sums": [0.0] * 5, "failed": 0, "skipped": 0, "history": []}
-    loop |= {"best_epoch": 0, "best_loss": math.inf, "best_file": "", "since_best": 0}
+    loop |= {"best_epoch": 0, "best_loss": math.inf, "best_file": "", "since_best": 0, "stopping": 0}
     parts = {"model_state_dict": student, "optimizer_state_dict": optimizer, "scheduler_state_dict": scheduler}
     if content:
-        loop = content["loop"]
+        loop = content["loop"] | {"stopping": 0}
         for name, part in parts.items():
             part.load_state_dict(content[name])
-    loop["stopping"] = 0
 
-    def save(name):
+    def save(best):
         line = loop["history"][-1] if loop["history"] else {}
         metrics = {f"{p}_metrics": {k: v for k, v in line.items() if k.startswith(p)} for p in ("train", "validation")}
-        states = {name: part.state_dict() for name, part in parts.items()}
-        with atomic(folder / name) as file:
-            torch.save(facts | states | metrics | {"epoch": loop["epoch"], "loop": loop}, file)
-
-    def save_all(best):
+        made = facts | {name: part.state_dict() for name, part in parts.items()} | metrics
+        for name in [loop["best_file"]] * best + ["last.pt"]:
+            with atomic(folder / name) as file:
+                torch.save(made | {"epoch": loop["epoch"], "loop": loop}, file)
         if best:
-            save(loop["best_file"])
             say("Saved best model: {}", "保存最佳模型: {}", f"{run['save_dir']}/{loop['best_file']}")
-        save("last.pt")
-        if loop["history"]:
-            write_metrics(folder, loop["history"])
+        if line:  # a line per epoch, and the same numbers as TensorBoard events, both from the whole history
+            with atomic(folder / "metrics.jsonl") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in loop["history"]).encode())
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+            with SummaryWriter(folder / "tensorboard") as writer:
+                for row, name in itertools.product(loop["history"], line):
+                    if row[name] is not None:
+                        writer.add_scalar(name, row[name], row["epoch"])
         for path in folder.glob("best_model_epoch_*.pt"):
             path.unlink() if path.name != loop["best_file"] else None
 
     with stop.hold():
-        on_first(fabric, lambda: save_all(best=False))
+        on_first(fabric, lambda: save(best=False))
         while loop["epoch"] < run["num_epochs"] and not 0 < run["patience"] <= loop["since_best"]:
             begin = time.perf_counter()
             say("\nEpoch {}/{}", "\nEpoch {}/{}", loop["epoch"] + 1, run["num_epochs"])
             train_epoch(fabric, model, wrapped, train, labels, run, loop, stop, say.on)
             if not loop["stopping"]:
                 result = score(forecaster(model, fabric), validation, EVAL_BATCH, fabric, say.on)
-                end_epoch(loop, result, optimizer.param_groups[0]["lr"])
+                rate, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - begin
+                end_epoch(loop, result, rate, seconds, run["num_epochs"], say)
                 scheduler.step(result["mse"])
-                tell_epoch(loop["history"][-1], time.perf_counter() - begin, run["num_epochs"], say)
-            on_first(fabric, lambda: save_all(best=not loop["stopping"] and loop["since_best"] == 0))
-            signum = int(reduced(fabric, torch.tensor(float(stop.signum)), "max"))
-            if signum:
+            on_first(fabric, lambda: save(best=not loop["stopping"] and loop["since_best"] == 0))
+            if signum := int(reduced(fabric, torch.tensor(float(stop.signum)), "max")):
                 say.note(f"saved {folder / 'last.pt'}; the same command with --resume goes on from here")
                 raise Interrupted(signum)
     return loop
@@ -1596,7 +1500,6 @@ def fit(fabric, student, train, validation, labels, run, content, facts, folder,
 # == 8  Commands: the only functions that see `args` ===================================================================
 
 MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}  # on --resume
-PICTURES = ("forecast.png", "error_by_horizon.png")
 BASELINES = {"seasonal-naive": seasonal_naive, "last value": last_value}
 
 
@@ -1650,9 +1553,8 @@ def load_data(args, say):
     say("Split by {}", "划分方式: {}", by)
     for name in [name for name, remark in remarks.items() if remark]:
         say("  {}: {}", "  {}: {}", name, remarks[name])
-    counts = [len(windows) for windows in parts.values()]
-    say("Datasets loaded: {:,} samples", "数据集加载完成: {:,} 个样本", counts[0])
-    say("  validation {:,}, test {:,}", "  验证 {:,}，测试 {:,}", *counts[1:])
+    english = "Datasets loaded: {:,} samples\n  validation {:,}, test {:,}"
+    say(english, "数据集加载完成: {:,} 个样本\n  验证 {:,}，测试 {:,}", *map(len, parts.values()))
     if args.season == "auto" and "" in parts["train"].freqs:
         say.note("files without timestamps are taken as hourly: season 24 (--season changes it)")
     if parts["train"].seasons.max() > args.context_length:
@@ -1769,8 +1671,8 @@ def verdict(rows, say):
             continue
         change = 100 * (row["mse"] / twins[twin]["mse"] - 1)
         lower = sum(m < t for m, t in zip(row["mse_by_series"], twins[twin]["mse_by_series"], strict=True))
-        words = [("The teacher helped", "教师有帮助"), ("The teacher did harm", "教师有害")][change > 0]
-        words = ("The teacher made no difference", "教师没有明显作用") if abs(change) < 1 else words
+        words = ("The teacher helped", "教师有帮助") if change < -1 else ("The teacher did harm", "教师有害")
+        words = words if abs(change) >= 1 else ("The teacher made no difference", "教师没有明显作用")
         english = words[0] + ": {} has {:+.1f} % of MSE beside {} (alpha 0), and a lower one on {} of {} series"
         chinese = words[1] + ": {} 的 MSE 变化 {:+.1f} % (相对 alpha 0 的 {})，更低的序列有 {} / {} 个"
         say(english, chinese, name, change, twin, lower, len(row["mse_by_series"]))
@@ -1778,8 +1680,7 @@ def verdict(rows, say):
 
 def compare(students, args, parts, patch, folder, fabric, say, stop):
     """Score students, naive forecasts and, where `patch` is given, the teacher on the test windows, all with one ruler.
-    `students` holds name -> (student, content of its checkpoint). Prints the table and what it means; writes
-    evaluation.json, forecast.png and error_by_horizon.png to `folder`."""
+    `students` holds name -> (student, content of its checkpoint); table and pictures are written to `folder`."""
     test, forecasts = parts["test"], {}
     for name, (student, _) in students.items():
         forecasts[name] = forecaster(copy.deepcopy(student).to(fabric.device), fabric)
@@ -1814,18 +1715,17 @@ def compare(students, args, parts, patch, folder, fabric, say, stop):
     table |= {"prediction_length": test.horizon, "cpu_threads": torch.get_num_threads(), "rows": rows}
     with atomic(folder / "evaluation.json") as file:
         file.write(json.dumps(json.loads(json.dumps(table), parse_constant=lambda _: None), indent=1).encode())
-    steps, shown = np.arange(1, test.horizon + 1), min(table["context_length"], 2 * test.horizon)
+    steps, shown = np.arange(1, test.horizon + 1), 2 * test.horizon
     curves = {name: (steps, row["mse_by_step"]) for name, row in rows.items() if name != "last value"}
-    draw_curves(folder / PICTURES[1], curves, xlabel="step of the horizon", ylabel="MSE")
+    draw_curves(folder / "error_by_horizon.png", curves, xlabel="step of the horizon", ylabel="MSE")
     index, panels = np.linspace(0, len(test) - 1, 5).astype(np.int64)[1:-1], []
     context, truth, _ = test.batch(index)
     drawings = {name: forecasts[name](index, context) for name in curves}
     for row, series in enumerate(test.series[index]):
-        known = torch.cat([context[row, -shown:], truth[row]])
-        guesses = {name: values[row] for name, values in drawings.items()}
-        panels.append((test.names[series], np.arange(1 - shown, test.horizon + 1), known, steps, guesses))
-    draw_forecasts(folder / PICTURES[0], panels)
-    say("Written: {}", "已写入: {}", ", ".join(str(folder / n) for n in ("evaluation.json", *PICTURES)))
+        known, guesses = torch.cat([context[row, -shown:], truth[row]]), {name: v[row] for name, v in drawings.items()}
+        panels.append((test.names[series], test.horizon + 1 + np.arange(-len(known), 0), known, steps, guesses))
+    draw_forecasts(folder / "forecast.png", panels)
+    say("Table and pictures: {}", "表格与图片: {}", folder)
 
 
 def train(args, say, stop):
@@ -1836,7 +1736,7 @@ def train(args, say, stop):
     parts = load_data(args, say)
     sizes = ("context_length", "prediction_length", "d_model", "num_layers", "num_heads", "patch_size", "dropout")
     facts = {"format": FORMAT, "student_config": {n: vars(args)[n] for n in sizes}, "run_config": dict(vars(args))}
-    facts["versions"] = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+    facts["versions"] = {"python": sys.version.split()[0], "torch": str(torch.__version__), "numpy": np.__version__}
     facts["data"] = {part: windows.digest for part, windows in parts.items()}
     facts["freqs"] = sorted({*parts["train"].freqs})
     facts["counts"] = {part: [len(windows.names), len(windows)] for part, windows in parts.items()}
@@ -1866,19 +1766,21 @@ def train(args, say, stop):
     say("\nBest epoch: {}, {}", "\n最佳 epoch: {}，{}", loop["best_epoch"], folder / loop["best_file"])
     patch = facts["teacher"]["patch_sizes"] if args.demo and facts["teacher"] else None  # as chosen on training windows
     compare({"student": open_student(folder / loop["best_file"])}, args, parts, patch, folder, fabric, say, stop)
-    command = f"python moirai_distill.py evaluate --checkpoint {shlex.quote(args.save_dir)} --with_teacher"
-    say("\nNext: {}", "\n下一步: {}", command)
+    command = "python moirai_distill.py evaluate --with_teacher --checkpoint"
+    say("\nNext: {} {}", "\n下一步: {} {}", command, shlex.quote(args.save_dir))
 
 
 def evaluate(args, say, stop):
     """Score checkpoints on the test windows of the first one's run, or of other data that is split likewise."""
     students = {name: open_student(name) for name in dict.fromkeys(args.checkpoint)}
     lengths = {name: (student.context_length, student.prediction_length) for name, (student, _) in students.items()}
+    name, (_, first) = next(iter(students.items()))
+    lengths["the flags"] = (args.context_length or lengths[name][0], args.prediction_length or lengths[name][1])
     if len({*lengths.values()}) > 1:
         text = ", ".join(f"{name} {length} -> {horizon}" for name, (length, horizon) in lengths.items())
         raise UserError(f"--checkpoint: these have no windows in common ({text}); evaluate them one by one")
-    name, (student, first) = next(iter(students.items()))
-    given = {name: value for name, value in vars(args).items() if value is not None}
+    given = {flag: value for flag, value in vars(args).items() if value is not None}
+    given |= dict(zip(("context_length", "prediction_length"), lengths[name], strict=True))
     defaults = vars(build_parser(demo=False).parse_args(["train"])) | {"data_dir": ""}
     run = argparse.Namespace(**defaults | first.get("run_config", {}) | given)
     if not run.data_dir or not Path(run.data_dir).expanduser().exists():
@@ -1930,8 +1832,8 @@ def predict(args, say, _stop):
             continue
         rows.append((item, context, continued(item, horizon, held)))
         remarks += [f"{item.name}: {gaps} missing values in the context are interpolated"] * (gaps > 0)
-        text = "values are missing: the last known one is carried forward"
-        remarks += [f"WARNING: {item.name}: its last {end} {text}"] * (end > 0)
+        text = f"WARNING: {item.name}: its last {end} values are missing: the last known one is carried forward"
+        remarks += [text] * (end > 0)
         text = f"its step is {item.freq or 'unknown'}, the student was trained on {', '.join(freqs) or 'unknown ones'}"
         remarks += [f"WARNING: {item.name}: {text}"] * (item.freq not in freqs)
     if not rows:
@@ -1939,8 +1841,7 @@ def predict(args, say, _stop):
     for remark in remarks[:20] + [f"… and {len(remarks) - 20} more such notes"] * (len(remarks) > 20):
         say.note(remark)
     contexts = torch.from_numpy(np.stack([context for _, context, _ in rows])).split(EVAL_BATCH)
-    with torch.inference_mode():
-        forecasts = torch.cat([student(part) for part in contexts]).numpy()  # (series, H) float64
+    forecasts = torch.cat([torch.inference_mode()(student)(part) for part in contexts]).numpy()  # (series, H) float64
     rows = [(*row, forecast, held) for row, forecast in zip(rows, forecasts, strict=True)]
     if held:
         say("Error on the last {} steps, which were held out:", "在留出的最后 {} 步上的误差:", held)
@@ -1953,9 +1854,9 @@ def predict(args, say, _stop):
         file.write(table.to_csv(float_format="%.12g").encode())
     say("Forecast: {}", "预测结果: {}", output)
     if args.plot:
-        panels, shown = [], min(student.context_length, 2 * horizon)
+        panels = []
         for item, _, index, forecast, _ in rows[:4]:
-            known = item.values[max(0, len(item.values) - held - shown) :]
+            known = item.values[-held - min(student.context_length, 2 * horizon) :]
             panels.append((item.column, continued(item, len(known), len(known)), known, index, {"forecast": forecast}))
         draw_forecasts(output.with_suffix(".png"), panels)
         say("Picture: {}", "图片: {}", output.with_suffix(".png"))
@@ -1983,9 +1884,9 @@ def export_onnx(student, path, contexts):
         import onnxscript  # noqa: F401  torch.onnx needs it
     except ImportError as error:
         raise UserError(f"ONNX export takes more packages ({error}); pip install onnxscript onnxruntime") from error
-    teacher = student.about.get("teacher") or {"teacher": "none", "licence": "no teacher was used"}
+    teacher = student.info.get("teacher") or {"teacher": "none", "licence": "no teacher was used"}
     facts = {"context_length": student.context_length, "prediction_length": student.prediction_length}
-    facts |= {"sampling_frequency": ", ".join(student.about.get("freqs", [])), "teacher": teacher["teacher"]}
+    facts |= {"sampling_frequency": ", ".join(student.info.get("freqs", [])), "teacher": teacher["teacher"]}
     settings = {"dynamic_shapes": {"context": {0: torch.export.Dim("batch")}}, "dynamo": True, "verbose": False}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that the student has no use for
     with torch.inference_mode():
@@ -2030,7 +1931,7 @@ def export(args, say, _stop):
         say(english, "与 PyTorch 在 {} 个上下文上的最大差异: {:.1e} 个标准差", len(contexts), difference)
     else:
         scores = read_scores(base / "evaluation.json", weights_digest(content["model_state_dict"]))
-        student.about.update({"evaluation": scores} if scores else {})
+        student.info.update({"evaluation": scores} if scores else {})
         names = {"config.json", "model.safetensors", "README.md"}
         if output.exists() and {path.name for path in output.iterdir() if path.name[0] != "."} - names:
             raise UserError(f"--output {output}: holds other files; choose another folder")
@@ -2059,8 +1960,9 @@ def label(args, say, stop):
         if manifest:
             file, key = LabelFile(folder, manifest), manifest["key"]
             made, size = 100 - 100 * len(file.missing()) / file.count, 4e-6 * file.windows * file.horizon
-            lengths = f"{key['context']} -> {file.horizon}"
-            line = f"{manifest['teacher']}, {file.windows:,} windows, {lengths}, {key['point']}"
+            line = (
+                f"{manifest['teacher']}, {file.windows:,} windows, {key['context']} -> {file.horizon}, {key['point']}"
+            )
             line += f", patch {manifest['patch_sizes']}, {size:.1f} MB, {made:.0f} % made, {manifest['made']}"
         say("{}: {}", "{}: {}", folder.name, line)
 
@@ -2073,14 +1975,12 @@ def main(argv=None):
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):  # a console that cannot print Chinese shows escapes
             output.reconfigure(errors="backslashreplace")
-    stop = Stop()
+    stop, code = Stop(), 2
     handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    code = 2
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
-        {"train": train, "evaluate": evaluate, "predict": predict, "export": export, "label": label}[args.command](
-            args, Say(args.lang), stop
-        )
+        commands = {"train": train, "evaluate": evaluate, "predict": predict, "export": export, "label": label}
+        commands[args.command](args, Say(args.lang), stop)
         return 0
     except Interrupted as interruption:
         code, problem = 128 + interruption.args[0], f"stopped by {signal.Signals(interruption.args[0]).name}"

@@ -83,6 +83,8 @@ def test_the_teachers_row_is_the_error_of_its_labels(trained, evaluated, teacher
     truth = parts["test"].batch(np.arange(len(parts["test"])))[1]
     error = torch.from_numpy(np.concatenate(labels)) - truth
     assert rows["teacher"]["mse"] == pytest.approx(float((error.double() ** 2).mean()), rel=1e-6)
+    made = [json.loads(path.read_text())["key"] for path in (trained / "labels").glob("*/manifest.json")]
+    assert request.patch in [key["patch"] for key in made if key["windows"] == len(parts["test"])]  # not chosen anew
 
 
 def test_size_and_speed_stand_beside_the_errors(trained, evaluated):
@@ -153,12 +155,12 @@ def test_labels_of_the_test_windows_come_from_the_cache_where_they_are(trained, 
     assert one["mse"] == other["mse"] and "cpu_ms" in one and "cpu_ms" not in other
 
 
-def test_a_run_without_teacher_can_be_set_beside_one_chosen_on_training_windows(trained, teacher_folder, tmp_path):
+def test_a_run_without_teacher_can_be_set_beside_one_chosen_on_training_windows(trained, tmp_path, monkeypatch):
+    judged, judge = [], m.judge
+    monkeypatch.setattr(m, "judge", lambda t, windows, *more: judged.append(windows.digest) or judge(t, windows, *more))
     words = ["--with_teacher", "--output_dir", tmp_path, "--label_cache", tmp_path / "labels"]
     assert evaluate(trained / "twin", *words) == 0
-    (manifest,) = (tmp_path / "labels").glob("*/manifest.json")
-    patches = json.loads(manifest.read_text())["patch_sizes"]
-    assert patches == m.read_student(trained / "distilled")["teacher"]["patch_sizes"]  # judged on the same windows
+    assert judged == [windows_of(trained)["train"].digest]
     assert table(tmp_path)["rows"]["teacher"]["mse"] > 0
 
 
@@ -182,7 +184,9 @@ def test_an_exported_folder_does_not_know_the_data_and_says_so(hub_folder, capsy
     assert "give --data_dir" in capsys.readouterr().err
 
 
-def test_other_data_is_scored_with_the_runs_own_settings_and_leaves_its_files_alone(trained, tmp_path, monkeypatch):
+def test_other_data_is_scored_with_the_runs_own_settings_and_leaves_its_files_alone(
+    trained, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other").mkdir()
     for number in range(3):
@@ -192,6 +196,7 @@ def test_other_data_is_scored_with_the_runs_own_settings_and_leaves_its_files_al
     assert table(tmp_path / "evaluation")["series"] == ["o0.csv", "o1.csv", "o2.csv"]
     assert table(tmp_path / "evaluation")["windows"] == 3 * (30 - 16 + 1)
     assert (trained / "distilled" / "evaluation.json").read_bytes() == before
+    assert "may have been trained" not in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_split_is_marked(trained, tmp_path, capsys):
@@ -207,6 +212,8 @@ def test_checkpoints_of_different_lengths_are_not_compared(trained, tmp_path, ca
     student.save_pretrained(tmp_path / "short")
     assert evaluate(trained / "distilled", tmp_path / "short") == 2
     assert "48 -> 16" in capsys.readouterr().err
+    assert evaluate(trained / "distilled", "--context_length", "48") == 2
+    assert "the flags 48 -> 16" in capsys.readouterr().err
 
 
 def test_data_that_has_gone_is_named(trained, tmp_path, capsys):

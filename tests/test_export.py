@@ -140,8 +140,8 @@ def test_the_model_card_holds_scores_data_teacher_and_licence(trained, hub_folde
 def test_the_cards_licence_is_the_teachers(name, identity):
     licence = "CC-BY-NC-4.0, for non-commercial use only" if "Salesforce" in name else f"see {name}"
     teacher = {"teacher": name, "commit": "abc123", "revision": None, "licence": licence}
-    about = {"teacher": teacher, "run_config": {"alpha": 0.5}, "freqs": ["h"]}
-    card = str(m.PatchStudent(64, 16, 16, 1, 2, 8, 0.1, about).generate_model_card())
+    info = {"teacher": teacher, "run_config": {"alpha": 0.5}, "freqs": ["h"]}
+    card = str(m.PatchStudent(64, 16, 16, 1, 2, 8, 0.1, info).generate_model_card())
     assert f"license: {identity}" in card and f"`{name}` (abc123)" in card and licence in card
     alone = str(m.PatchStudent(64, 16, 16, 1, 2, 8, 0.1).generate_model_card())
     assert "without a teacher" in alone and "Not evaluated yet" in alone
@@ -153,7 +153,7 @@ def test_nothing_that_is_shipped_names_a_folder_of_this_machine(trained, hub_fol
     for folder in (trained, teacher_folder, Path.home(), trained.parent):
         assert str(folder) not in text
     config = json.loads((hub_folder / "config.json").read_text())
-    assert config["about"]["run_config"]["alpha"] == 0.5 and config["about"]["freqs"] == ["h"]
+    assert config["info"]["run_config"]["alpha"] == 0.5 and config["info"]["freqs"] == ["h"]
 
 
 def test_a_student_loaded_from_its_folder_saves_the_same_folder_again(hub_folder, tmp_path):

@@ -86,7 +86,7 @@ def test_timestamps_go_on_at_the_files_own_frequency(run, tmp_path, freq, clock)
 
 @pytest.mark.parametrize("day", [15, 28, 30, 31])
 def test_months_on_any_day_keep_that_day(run, tmp_path, day):
-    months = pd.period_range("2012-05", periods=80 + H, freq="M")
+    months = pd.period_range("2012-07", periods=80 + H, freq="M")  # the 80th is a February
     times = months.to_timestamp() + pd.to_timedelta(np.minimum(day, months.days_in_month) - 1, "D")
     table = predict(run, save(tmp_path / "a.csv", times[:80]))
     assert [*pd.to_datetime(table.index)] == [*times[80:]]
@@ -133,7 +133,7 @@ def test_daylight_saving_goes_on_in_utc(run, tmp_path):
     times = pd.date_range("2024-03-29", periods=90, freq="h", tz="Europe/Berlin")
     table = predict(run, save(tmp_path / "a.csv", times))
     expected = pd.date_range(times[-1] + pd.Timedelta("1h"), periods=H, freq="h")
-    assert [*pd.to_datetime(table.index)] == [*expected.tz_convert("UTC")]
+    assert [*table.index] == [*expected.tz_convert("UTC").astype(str)]
 
 
 def test_business_days_on_a_clock_east_of_greenwich_are_business_days(tmp_path):
@@ -221,6 +221,16 @@ def test_missing_values_at_the_end_carry_the_last_one_with_a_warning(run, tmp_pa
     whole = predict(run, save(tmp_path / "b.csv", times, carried))
     assert table["value"].to_numpy() == pytest.approx(whole["value"].to_numpy(), rel=1e-9)
     assert table.index[0] == "2024-01-04 18:00:00"  # after the last row, missing or not
+
+
+def test_a_series_without_a_value_in_its_context_is_skipped_with_that_reason(run, tmp_path, capsys):
+    times, values = pd.date_range("2024-01-01", periods=150, freq="h"), np.sin(np.arange(150.0))
+    gone = np.where(np.arange(150) < 150 - L, values, np.nan)
+    path = save(tmp_path / "a.csv", times, gone, other=values)
+    assert [*predict(run, path, "--columns", "all").columns] == ["other"]
+    assert f"a.csv / value: nothing but missing values in its last {L} rows" in capsys.readouterr().err
+    assert predict(run, path) == 2
+    assert "nothing but missing values" in capsys.readouterr().err
 
 
 def test_backtest_holds_the_last_steps_out_and_shows_the_error(run, tmp_path, capsys):

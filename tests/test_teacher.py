@@ -1,5 +1,6 @@
 """The teacher: alignment, equality with uni2ts's own forecast, scales, memory, and what is refused."""
 
+import copy
 import json
 import math
 
@@ -366,3 +367,43 @@ def test_contexts_beyond_one_call_do_not_change_a_mean_forecast(random_teacher):
     whole = random_teacher.forecast(context, 16, 8, "mean", 1)
     parts = [random_teacher.forecast(part, 16, 8, "mean", 1) for part in context.split(2)]
     assert torch.allclose(whole, torch.cat(parts), rtol=1e-5)
+
+
+def test_samples_are_those_of_the_predicted_mixture(random_teacher):
+    """How many samples a component gives is drawn first: the quantiles are still those of uni2ts's own sampling."""
+    parameters, loc, scale = random_teacher.parameters_of(walks(3, 64).float(), 16, 16)
+    count = 20_000
+    torch.manual_seed(1)
+    median = random_teacher.points_of(copy.deepcopy(parameters), loc, scale, "median", count)
+    mixture = random_teacher.module.distr_output.distribution(copy.deepcopy(parameters), loc=loc, scale=scale)
+    own = mixture.sample((count,)).sort(0).values  # (samples, B, 1, P)
+    low, high = own[int(0.485 * count)], own[int(0.515 * count)]  # 4 standard errors of a median's rank to each side
+    assert ((low <= median) & (median <= high)).all()
+    mean = random_teacher.points_of(copy.deepcopy(parameters), loc, scale, "mean", 1)
+    torch.testing.assert_close(mean, mixture.mean)
+
+
+@pytest.mark.parametrize("point", ["median", "mean"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_parameter_that_is_not_finite_makes_that_point_nan_and_no_other(random_teacher, point, value):
+    parameters, loc, scale = random_teacher.parameters_of(walks(4, 64).float(), 16, 16)
+    parameters["components"][2]["total_count"][1, 0, 5] = value  # of the negative binomial, whose sampling would fail
+    parameters["weights_logits"][2, 0, 7, 0] = value
+    result = random_teacher.points_of(parameters, loc, scale, point, 50)
+    expected = torch.zeros(4, 1, 16, dtype=torch.bool)
+    expected[1, 0, 5] = expected[2, 0, 7] = True
+    assert torch.equal(result.isnan(), expected)
+
+
+def test_a_window_that_the_network_cannot_forecast_has_no_label_and_harms_no_other(teacher_folder):
+    teacher, context = load(teacher_folder), walks(5, 64)
+    own = teacher.parameters_of
+
+    def broken(context, horizon, patch):
+        parameters, loc, scale = own(context, horizon, patch)
+        parameters["weights_logits"][3] = math.nan
+        return parameters, loc, scale
+
+    teacher.parameters_of = broken
+    labels = teacher.forecast(context, 16, 16, "median", 20)
+    assert labels.isfinite().all(1).tolist() == [True, True, True, False, True]

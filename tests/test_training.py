@@ -419,10 +419,8 @@ def test_the_best_is_the_epoch_of_the_lowest_validation_loss_and_its_file_the_on
     losses = [3.0, 2.0, 2.5, 1.5, 1.5, 9.0]
     script_validation(monkeypatch, losses)
     taken = {}
-    monkeypatch.setattr(
-        moirai_distill,
-        "tell_epoch",
-        lambda line, *_: taken.update({line["epoch"]: sorted(p.name for p in tmp_path.glob("best*"))}),
+    each_call(  # before the files of that epoch are written
+        monkeypatch, "end_epoch", lambda n, _: taken.update({n: sorted(p.name for p in tmp_path.glob("best*"))})
     )
     assert run(data, tmp_path, "--num_epochs", 6) == 0
     assert [line["validation_mse"] for line in history(tmp_path)] == losses
