@@ -363,7 +363,7 @@ def read_csv(path):
     if frame.empty or not isinstance(frame.index, pd.RangeIndex):
         raise Unusable("no rows" if frame.empty else "its rows hold more fields than its header")
     names = [str(name).strip() for name in frame.columns]
-    return frame.set_axis(names, axis=1) if len({*names}) == len(names) else frame
+    return frame if names == [*frame.columns] or len({*names}) < len(names) else frame.set_axis(names, axis=1)
 
 
 def parse_times(column, most_unread):
@@ -378,10 +378,10 @@ def parse_times(column, most_unread):
             return None
         column = column.astype("Int64")
     text = column if pd.api.types.infer_dtype(column) == "string" else column.astype(str)
-    sample = text[column.iloc[:: max(1, len(column) // 300)].dropna().index]
-    if (sample != sample.str.strip()).any():
+    sample = text[column.iloc[:: max(1, len(column) // 100)].dropna().index]
+    if any(stamp != stamp.strip() for stamp in sample):
         text, sample = text.str.strip(), sample.str.strip()
-    if not sample.str.contains(r"\d\d").mean() > 1 - most_unread:
+    if not sum(bool(re.search(r"\d\d", stamp)) for stamp in sample) > (1 - most_unread) * len(sample):
         return None
     unread = {}
     for form in DATE_FORMATS:
@@ -394,9 +394,10 @@ def parse_times(column, most_unread):
         gaps = [np.diff(np.unique(reading.dropna().astype("int64"))) for reading in readings]
         uneven = [gap.max() / np.median(gap) if len(gap) else math.inf for gap in gaps]
     times = readings[np.argmin(uneven)]
-    zones = sample.str.extract(r":\d\d(?:\.\d+)? ?(?:(Z)|([+-]\d\d):?(\d\d)?)$").fillna("")
-    offsets = {f"{hours}:{minutes or '00'}" if hours else z for z, hours, minutes in zones.itertuples(index=False)}
-    zone = None if offsets <= {""} else "UTC" if len(offsets) > 1 or offsets == {"Z"} else offsets.pop()
+    zones = [re.search(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$", stamp) for stamp in sample]
+    zones = {zone[1].replace(":", "") if zone else "" for zone in zones}
+    one = min(zones, default="")  # as pandas wants it: +08:00
+    zone = None if zones <= {""} else "UTC" if len(zones) > 1 or one == "Z" else f"{one[:3]}:{one[3:] or '00'}"
     return None if times.isna().mean() > most_unread else pd.DatetimeIndex(times).tz_convert(zone).as_unit("ns")
 
 
@@ -409,6 +410,8 @@ def regular_grid(times):
         near = ROUND_STEPS[np.abs(np.log(gaps[:, None] / ROUND_STEPS)).argmin(1)]
         steps, counts = np.unique(np.where(np.abs(gaps - near) <= near // 10, near, gaps), return_counts=True)
     step = int(steps[counts.argmax()])  # in ns
+    if len(steps) == 1 and step < DAY:  # regular as it stands
+        return np.arange(len(times)), pd.tseries.frequencies.to_offset(pd.Timedelta(step)).freqstr
     rules = next((rules for low, high, rules, _ in CALENDAR if low * DAY <= step <= high * DAY), [])
     days = times.normalize() if rules else times
     months = days.to_period("M").to_timestamp() if rules else days  # once a month on any day, as the 30th
@@ -787,11 +790,6 @@ def shareable(content):
     return json.loads(json.dumps(facts), parse_constant=lambda _: None)  # JSON has no nan
 
 
-def weights_digest(weights):
-    """Short sha256 of a state dict."""
-    return hashlib.sha256(b"".join(weights[name].cpu().numpy().tobytes() for name in sorted(weights))).hexdigest()[:16]
-
-
 def model_file(name, revision, filename):
     """Local path of one file of a model; `name` is a folder or a hub id. Raises UserError with the remedy."""
     folder = Path(name).expanduser()
@@ -962,11 +960,13 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
 
 
 def open_student(source, revision=None):
-    """(student in eval mode, dict of its checkpoint). Raises UserError where there is none or it does not fit."""
+    """(student in eval mode, dict of its checkpoint and `weights`, their short sha256). Raises UserError without one."""
     try:
         content = read_student(source, revision)
         student = PatchStudent(**content["student_config"], info=shareable(content))
         student.load_state_dict(content["model_state_dict"])
+        weights = b"".join(weight.numpy().tobytes() for weight in student.state_dict().values())
+        content["weights"] = hashlib.sha256(weights).hexdigest()[:16]
     except UserError:
         raise
     except Exception as error:  # damaged files, or another model's
@@ -1696,7 +1696,7 @@ def compare(students, args, parts, patch, folder, fabric, say, stop):
     for name, (student, content) in students.items():
         weights = content["model_state_dict"]
         rows[name] |= burden(weights, lambda: torch.inference_mode()(student)(context))  # noqa: B023
-        rows[name] |= {"alpha": content.get("run_config", {}).get("alpha"), "weights": weights_digest(weights)}
+        rows[name] |= {"alpha": content.get("run_config", {}).get("alpha"), "weights": content["weights"]}
     if patch and fingerprint(args.teacher_model, args.teacher_revision):  # else the labels were carried here
         teacher = load_teacher(args.teacher_model, args.teacher_revision, "cpu", "32", say.note)
         size = labels.manifest["patch_sizes"][test.freqs[test.series[0]]]
@@ -1930,7 +1930,7 @@ def export(args, say, _stop):
         english = "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation"
         say(english, "与 PyTorch 在 {} 个上下文上的最大差异: {:.1e} 个标准差", len(contexts), difference)
     else:
-        scores = read_scores(base / "evaluation.json", weights_digest(content["model_state_dict"]))
+        scores = read_scores(base / "evaluation.json", content["weights"])
         student.info.update({"evaluation": scores} if scores else {})
         names = {"config.json", "model.safetensors", "README.md"}
         if output.exists() and {path.name for path in output.iterdir() if path.name[0] != "."} - names:
