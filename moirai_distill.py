@@ -960,7 +960,7 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
 
 
 def open_student(source, revision=None):
-    """(student in eval mode, dict of its checkpoint and `weights`, their short sha256). Raises UserError without one."""
+    """(student in eval mode, dict of its checkpoint and `weights`, a short sha256). Raises UserError without one."""
     try:
         content = read_student(source, revision)
         student = PatchStudent(**content["student_config"], info=shareable(content))
