@@ -12,7 +12,6 @@ The teacher is frozen and the windows are fixed, so its forecast is a function o
 labelled once, into a cache on disk, and no epoch, alpha, seed or student size after that costs teacher time.
 
 Parts stand above, programs below; a name is used only below the section that defines it:
-
     1 command line        every flag with its default, and every check of the arguments
     2 data                CSV -> regular series -> split -> windows
     3 files               atomic writes, safe reads, the hub, a clean stop
@@ -28,6 +27,7 @@ T rows of a series, W windows.
 """
 
 import argparse
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -347,22 +347,25 @@ class Series:
 
 
 def read_csv(path):
-    """DataFrame of a CSV in UTF-8, UTF-16 with a mark, GB18030 or Latin-1, separated as its header: comma, ; or tab."""
+    """DataFrame of a CSV in UTF-8, UTF-16 with a mark, GB18030 or Latin-1, separated by comma, ; or tab."""
     try:
         with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
             raw = file.read()
         for encoding in ("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "gb18030", "latin-1"):
             with contextlib.suppress(UnicodeDecodeError):
-                header = raw.decode(encoding).lstrip().partition("\n")[0]
+                lines = [*raw.decode(encoding).lstrip().split("\n", 2), ""]
                 break
-        separator = max(",;\t", key=header.count)
+        if encoding != "utf-16" and b"\0" in raw:  # pandas would cut a number there
+            raise ValueError("it holds NUL bytes: damaged, or UTF-16 without its mark")
+        counts = {mark: [line.count(mark) for line in lines[:2]] for mark in ",;\t"}  # in header and first row
+        separator = max(counts, key=lambda mark: (counts[mark][0] == counts[mark][1] > 0, counts[mark][0]))
         settings = {"encoding": encoding, "sep": separator, "decimal": "," if separator == ";" else "."}
         frame = pd.read_csv(io.BytesIO(raw), low_memory=False, **settings)
     except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' own errors are ValueErrors
         raise Unusable(f"unreadable: {' '.join(str(error).split())}") from error
     if frame.empty or not isinstance(frame.index, pd.RangeIndex):
         raise Unusable("no rows" if frame.empty else "its rows hold more fields than its header")
-    names = [str(name).strip() for name in frame.columns]
+    frame.attrs["decimal"], names = settings["decimal"], [str(name).strip() for name in frame.columns]
     return frame if names == [*frame.columns] or len({*names}) < len(names) else frame.set_axis(names, axis=1)
 
 
@@ -465,8 +468,9 @@ def continued(series, horizon, back=0):
     return (index + (last - day)).rename(series.stamps.name)
 
 
-def as_numbers(column):
+def as_numbers(column, decimal):
     """Values (T,) float64 of a column of which 9 in 10 values are numbers, NaN where not finite; else None."""
+    column = column.str.replace(",", ".") if column.dtype == object and decimal == "," else column
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     few = (~np.isnan(values)).sum() < 0.9 * column.notna().sum() or not np.isfinite(values).any()
     return None if few or pd.api.types.is_bool_dtype(column) else np.where(np.isfinite(values), values, np.nan)
@@ -491,7 +495,7 @@ def pick_columns(frame, columns):
         raise Unusable(f"no column {', '.join(missing)}; it has {', '.join(frame.columns[:20])}")
     values, passed = {}, []
     for name in [name for name in named or frame.columns if name not in (getattr(times, "name", None), id_name)]:
-        numbers, counter = as_numbers(frame[name]), name in steps and (steps[name] == 1).all()
+        numbers, counter = as_numbers(frame[name], frame.attrs["decimal"]), name in steps and (steps[name] == 1).all()
         index = lower[name] in TIME_NAMES + INDEX_NAMES or lower[name].startswith("unnamed:") or counter
         if numbers is None or index and not named:
             passed.append(name)
@@ -731,6 +735,8 @@ def atomic(path, replace=True):
             if replace:
                 raise
             os.replace(temporary, path)  # a file system without links
+    except OSError as error:  # a full disk, say
+        raise UserError(f"{path}: cannot be written ({error.strerror}); what was there before is as it was") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -904,7 +910,6 @@ Data: {data}.
 class PatchStudent(nn.Module, PyTorchModelHubMixin):
     """Univariate patch Transformer: raw context (B, L) -> raw forecast (B, H), both in the series' own units.
     float64 contexts are scaled in float64, which keeps small changes beside a large offset; the network is float32.
-
     Instance normalisation, patches of P points (where P does not divide L, the first value is repeated to the left),
     pre-norm Transformer layers of width D over N tokens with learnt positions, one linear head on all tokens."""
 
@@ -929,7 +934,8 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         x = F.pad(scaled, pad, mode="replicate")
         x = self.embed(x.unflatten(1, (-1, self.patch_size))) + self.position  # (B, N, D)
         x = self.norm(self.blocks(x))
-        return self.head(x.flatten(1)).float() * deviation + centre  # (B, H)
+        forecast = self.head(x.flatten(1)).float() * deviation + centre  # (B, H)
+        return torch.where((context == centre).all(1, keepdim=True), centre, forecast)  # of a constant: that constant
 
     @classmethod
     def from_pretrained(cls, source, revision=None):
@@ -955,23 +961,27 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
                 scores.append(f"| {name} | {' | '.join(numbers)} |")
         text = {"id": "cc-by-nc-4.0" if "CC-BY-NC-4.0" in licence else "other", "made": made, "licence": licence}
         text |= {"data": ", ".join(data), "scores": "\n".join(scores), "L": self.context_length}
-        size = sum(weight.numel() for weight in self.parameters())
-        return ModelCard(CARD.format(**text, H=self.prediction_length, size=size))
+        return ModelCard(CARD.format(**text, H=self.prediction_length, size=sum(map(torch.numel, self.parameters()))))
 
 
 def open_student(source, revision=None):
     """(student in eval mode, dict of its checkpoint and `weights`, a short sha256). Raises UserError without one."""
     try:
         content = read_student(source, revision)
-        student = PatchStudent(**content["student_config"], info=shareable(content))
-        student.load_state_dict(content["model_state_dict"])
+        config, weights = content["student_config"], content["model_state_dict"]
+        fits = config["d_model"] % config["num_heads"] == 0 and config["num_layers"] <= len(weights)
+        if not fits or not all(weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("heads or layers that do not fit, or weights that are not finite")
+        with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
+            student = PatchStudent(**config, info=shareable(content))
+        student.load_state_dict(weights, assign=True)
         weights = b"".join(weight.numpy().tobytes() for weight in student.state_dict().values())
         content["weights"] = hashlib.sha256(weights).hexdigest()[:16]
     except UserError:
         raise
     except Exception as error:  # damaged files, or another model's
         raise UserError(f"{source}: not a student of this program, or damaged ({repr(error)[:199]})") from error
-    return student.eval(), content
+    return student.float().eval(), content
 
 
 # == 5  Teacher: a frozen MOIRAI, and the cache of its labels ==========================================================
@@ -980,15 +990,9 @@ SAMPLED = 64  # training windows per sampling frequency on which the teacher is 
 MOIRAI_KEYS = {"distr_output", "d_model", "num_layers", "patch_sizes", "max_seq_len", "attn_dropout_p", "dropout_p"}
 
 
-@dataclasses.dataclass
-class Request:
-    """What labels are asked for; but for the names, all of it goes into the label key."""
-
-    teacher: str  # hub id or folder
-    revision: str
-    patch: object  # a size, "auto", or frequency -> size
-    point: str  # median or mean
-    samples: int
+# What labels are asked for: hub id or folder, its revision, patch (a size, "auto", or frequency -> size), point (median
+# or mean), samples; but for the names, all of it goes into the label key.
+Request = collections.namedtuple("Request", "teacher revision patch point samples")
 
 
 class Teacher:
@@ -1342,10 +1346,9 @@ def reduced(fabric, values, operation="sum"):
 
 
 def score(forecast, windows, batch_size, fabric, progress):
-    """Errors of `forecast(index, context (B, L)) -> (B, H)` over all windows and observed points.
-    mse and mae (also by step of the horizon, mse also by series) are in deviations of each series' train rows; mase is
-    over seasonal-naive's MAE inside each context, where that is 0 the window is left out of it and counted. What has
-    no observed point is nan. The sums are float64: the batch size does not matter."""
+    """Errors of `forecast(index, context (B, L)) -> (B, H)` over all windows and observed points; nan without any.
+    mse and mae (also by step, mse also by series) are in deviations of each series' train rows; mase is over the MAE of
+    seasonal-naive inside each context (a window where that is 0 is left out and counted). All sums are float64."""
     steps, series = torch.zeros(5, windows.horizon).double(), torch.zeros(2, len(windows.seasons)).double()
     mine, left_out = np.arange(fabric.global_rank, len(windows), fabric.world_size), torch.zeros(1).double()
     for start in tqdm(range(0, len(mine), batch_size), "scoring", leave=False, disable=not progress):
@@ -1662,9 +1665,8 @@ def verdict(rows, say):
     twin = min(twins, key=lambda name: twins[name]["mse"], default=None)
     for name, row in [(name, row) for name, row in rows.items() if row.get("alpha")]:
         if teacher < naive:
-            kept = 100 * (naive - row["mse"]) / (naive - teacher)
-            english = "{} keeps {:.0f} % of what the teacher gains over seasonal-naive"
-            say(english, "{} 保留了教师相对季节性朴素预测的 {:.0f} % 优势", name, kept)
+            english, kept = "{} keeps {:.0f} % of what the teacher gains over seasonal-naive", naive - row["mse"]
+            say(english, "{} 保留了教师相对季节性朴素预测的 {:.0f} % 优势", name, 100 * kept / (naive - teacher))
         if not twin:
             english = "Whether the teacher helped {} shows beside a twin: train one with --alpha 0, and evaluate both"
             say(english, "要知道教师是否帮助了 {}: 用 --alpha 0 再训练一个学生，一起 evaluate", name)
@@ -1708,8 +1710,6 @@ def compare(students, args, parts, patch, folder, fabric, say, stop):
         if "bytes" in row:
             line += f"{row['parameters']:>12,} parameters {1e-6 * row['bytes']:>6.1f} MB {row['cpu_ms']:>6.1f} ms (CPU)"
         say("{}", "{}", line)
-    if row["mase_left_out"]:
-        say.note(f"MASE leaves out {row['mase_left_out']} windows whose context has no seasonal error")
     verdict(rows, say)
     table = {"windows": len(test), "series": test.names, "context_length": test.length - test.horizon}
     table |= {"prediction_length": test.horizon, "cpu_threads": torch.get_num_threads(), "rows": rows}

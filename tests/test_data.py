@@ -381,7 +381,7 @@ def test_files_that_cannot_be_used_are_skipped_with_the_reason_and_the_others_ar
     found, series, remarks = m.read_files(tmp_path, 0, ["first"], False)
     parts, files, by, notes = split(series, remarks)
     reasons = {"flat": "constant", "short": "too short", "text": "no numeric column", "void": "no numeric column"}
-    reasons |= {"header": "no rows", "empty": "unreadable", "noise": "no numeric column", "folder": "unreadable"}
+    reasons |= {"header": "no rows", "empty": "unreadable", "noise": "NUL bytes", "folder": "unreadable"}
     assert found == 9 and by == "time" and files == {"train": 1, "validation": 1, "test": 1}
     assert len(parts["train"]) == 160 - LENGTH + 1 and notes.pop("good.csv") == ""
     assert sorted(notes) == sorted(f"{name}.csv" for name in reasons)
