@@ -226,11 +226,6 @@ def unwritable(folder):
     return "" if path.is_dir() and os.access(path, os.W_OK | os.X_OK) else f"{path} is not a folder to write to"
 
 
-def absent(name):
-    """Whether a model's name is a path for certain (`owner/name` may be a hub id), and nothing lies there."""
-    return (name.startswith((".", "/", "~")) or name.endswith(".pt")) and not Path(name).expanduser().exists()
-
-
 def contradictions(args):
     """Problems (list of str) of arguments that are right one by one; None is as in the run, or decided later."""
     if args.command == "label" and args.list:
@@ -240,6 +235,8 @@ def contradictions(args):
     cache = has.get("label_cache")  # one that is there may be carried, without the teacher, and need not be written to
     needed = not (training and args.alpha == 0) and cache and not Path(cache).expanduser().is_dir()
     made = training and args.demo and args.data_dir == DEMO["data_dir"]
+    sure = lambda name: name.startswith((".", "/", "~")) or name.endswith(".pt")  # noqa: E731  a path, not OWNER/NAME
+    absent = lambda name: sure(name) and not Path(name).expanduser().exists()  # noqa: E731
     named = [has["checkpoint"]] if isinstance(has.get("checkpoint"), str) else has.get("checkpoint", [])
     tests = [(not absent(name), f"--checkpoint {name}: no such file or folder") for name in named]
     for flag in ("data_dir", "input"):
@@ -802,11 +799,15 @@ def model_file(name, revision, filename):
     if folder.is_dir() and not (folder / filename).is_file():
         raise UserError(f"{name}: no {filename} in this folder; a model is config.json and model.safetensors")
     try:
-        return folder / filename if folder.is_dir() else Path(hf_hub_download(name, filename, revision=revision))
+        path = folder / filename if folder.is_dir() else Path(hf_hub_download(name, filename, revision=revision))
+        blob = path.resolve().name  # where the hub knows the sha256 of a file, its copy here is named so
+        if re.fullmatch("[0-9a-f]{64}", blob) and hashlib.sha256(path.read_bytes()).hexdigest() != blob:
+            raise ValueError(f"the file does not fit its checksum: delete {path}")
+        return path
     except Exception as error:  # of the hub, of HTTP, of the disk: all of them end here, with the remedy that fits
         remedy = next((text for kind, text in HUB_REMEDIES if isinstance(error, kind)), "the download failed")
         advice = "or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror, or give a local folder"
-        raise UserError(f"{name} ({filename}): {remedy}; {advice} [{' '.join(str(error).split())[:160]}]") from error
+        raise UserError(f"{name} ({filename}): {remedy}; {advice} [{' '.join(str(error).split())[:250]}]") from error
 
 
 class Interrupted(BaseException):
@@ -1852,14 +1853,13 @@ def predict(args, say, _stop):
     output = Path(args.output).expanduser()
     with atomic(output) as file:
         file.write(table.to_csv(float_format="%.12g").encode())
-    say("Forecast: {}", "预测结果: {}", output)
     if args.plot:
         panels = []
         for item, _, index, forecast, _ in rows[:4]:
             known = item.values[-held - min(student.context_length, 2 * horizon) :]
             panels.append((item.column, continued(item, len(known), len(known)), known, index, {"forecast": forecast}))
         draw_forecasts(output.with_suffix(".png"), panels)
-        say("Picture: {}", "图片: {}", output.with_suffix(".png"))
+    say("Forecast: {}{}", "预测结果: {}{}", output, f", {output.with_suffix('.png')}" * args.plot)
 
 
 def example_contexts(content, length, say):

@@ -22,6 +22,7 @@ FLAWS |= {
     "someone/gated": (403, "GatedRepo"),
     "someone/login": (401, "GatedRepo"),
     "someone/empty": (404, "EntryNotFound"),
+    "someone/broken": (500, "InternalError"),
 }
 
 # Runs several commands in one process, as importing takes longer than the commands. The waits between the hub client's
@@ -68,9 +69,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_header(
             "X-Error-Code" if flaw else "ETag", flaw[1] if flaw else f'"{hashlib.sha256(body).hexdigest()}"'
         )
+        if name == "someone/altered" and filename == "model.safetensors":
+            body = body[:-1] + bytes([body[-1] ^ 1])  # after its checksum was told
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if with_body and name == "someone/stalled" and filename == "model.safetensors":
+            self.wfile.write(body[:100])
+            self.server.stop.wait(60)
         if with_body and name == "someone/truncated" and filename == "model.safetensors":
             body, self.close_connection = body[: len(body) // 2], True
         self.wfile.write(body if with_body else b"")
@@ -88,6 +94,7 @@ class Net:
     def __init__(self, root, teacher):
         self.root, self.data, self.home = root, root / "data", root / "home"
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+        self.server.stop = threading.Event()
         self.server.daemon_threads, self.server.requests, self.server.folder = True, [], teacher
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.data.mkdir()
@@ -119,6 +126,7 @@ class Net:
 def net(tmp_path_factory, teacher_folder):
     net = Net(tmp_path_factory.mktemp("hub"), teacher_folder)
     yield net
+    net.server.stop.set()
     net.server.shutdown()
     net.server.server_close()
 
@@ -132,6 +140,9 @@ FAILURES = {  # command's further words, what the one line must say
     "no config": (["someone/empty"], ["someone/empty", "config.json", "no such file"]),
     "no weights": (["someone/half"], ["someone/half", "model.safetensors", "no such file"]),
     "truncated": (["someone/truncated"], ["someone/truncated", "model.safetensors", "download failed", "local folder"]),
+    "server error": (["someone/broken"], ["someone/broken", "out of reach", "local folder"]),
+    "stalled": (["someone/stalled"], ["someone/stalled", "model.safetensors", "local folder"]),
+    "altered": (["someone/altered"], ["someone/altered", "model.safetensors", "does not fit its checksum: delete /"]),
     "no id": (["not a valid id"], ["not a valid id", "local folder"]),
 }
 
@@ -141,7 +152,7 @@ def online(net):
     """Case -> result of a child with the hub at hand: training with the good model, then every failure; requests."""
     commands = [net.words("train", GOOD, "labels", "--num_epochs", "1", "--save_dir", str(net.root / "run"))]
     commands += [net.words("label", teacher, "none", *more) for (teacher, *more), _ in FAILURES.values()]
-    results, requests = net.run(commands)
+    results, requests = net.run(commands, HF_HUB_DOWNLOAD_TIMEOUT="1", HF_HUB_ETAG_TIMEOUT="1")
     return dict(zip(["good", *FAILURES], results, strict=True)), requests
 
 

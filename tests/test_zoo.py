@@ -123,6 +123,12 @@ USED = {  # name -> (content, values that must come out, frequency)
     "epoch seconds": (csv(TIMES.as_unit("s").asi8), VALUES, "h"),
     "epoch milliseconds": (csv(TIMES.as_unit("ms").asi8), VALUES, "h"),
     "fractions of seconds": (csv([f"{t}.000" for t in TIMES]), VALUES, "h"),
+    "year 0001, which no timestamp holds": (
+        csv([f"0001-01-{1 + d // 24:02d} {d % 24:02d}:00" for d in range(ROWS)]),
+        VALUES,
+        "",
+    ),
+    "years 1700 to 1819": (csv([f"{1700 + y}-12-31" for y in range(ROWS)]), VALUES, "YE-DEC"),
     "unnamed index": ("," + csv().replace("\n", "\n1,", ROWS), VALUES, "h"),
     "running index": (
         "index,date,value\n" + "".join(f"{i},{t},{v}\n" for i, (t, v) in enumerate(zip(TIMES, VALUES, strict=True))),
