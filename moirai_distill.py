@@ -767,10 +767,8 @@ def read_student(source, revision=None):
     path = path.is_dir() and best_in(path) or path
     if path.is_file() or path.suffix == ".pt":
         return read_checkpoint(path) | {"path": str(path)}
-    try:
-        from safetensors.torch import load_file  # not at the top: a .pt does not need it
-    except ImportError as error:
-        raise UserError(f"{source}: reading it takes safetensors ({error}); pip install safetensors") from error
+    from safetensors.torch import load_file  # not at the top: a .pt does not need it
+
     files = [model_file(source, revision, name) for name in ("config.json", "model.safetensors")]
     config = json.loads(files[0].read_text(encoding="utf-8"))
     info = config.pop("info", None) or {}
@@ -978,7 +976,7 @@ def open_student(source, revision=None):
         student.load_state_dict(weights, assign=True)
         weights = b"".join(weight.numpy().tobytes() for weight in student.state_dict().values())
         content["weights"] = hashlib.sha256(weights).hexdigest()[:16]
-    except UserError:
+    except (UserError, ModuleNotFoundError):
         raise
     except Exception as error:  # damaged files, or another model's
         raise UserError(f"{source}: not a student of this program, or damaged ({repr(error)[:199]})") from error
@@ -1879,11 +1877,9 @@ def example_contexts(content, length, say):
 def export_onnx(student, path, contexts):
     """Write the student as ONNX, (B, L) -> (B, H) in raw units, if it forecasts `contexts` as PyTorch does.
     Returns the largest difference, in deviations of a context."""
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch.onnx needs it
-    except ImportError as error:
-        raise UserError(f"ONNX export takes more packages ({error}); pip install onnxscript onnxruntime") from error
+    import onnxruntime
+    import onnxscript  # noqa: F401  torch.onnx needs it
+
     teacher = student.info.get("teacher") or {"teacher": "none", "licence": "no teacher was used"}
     facts = {"context_length": student.context_length, "prediction_length": student.prediction_length}
     facts |= {"sampling_frequency": ", ".join(student.info.get("freqs", [])), "teacher": teacher["teacher"]}
@@ -1986,6 +1982,8 @@ def main(argv=None):
         code, problem = 128 + interruption.args[0], f"stopped by {signal.Signals(interruption.args[0]).name}"
     except torch.OutOfMemoryError as error:
         problem = f"out of GPU memory ({str(error).splitlines()[0][:99]}); lower --batch_size or --teacher_batch_size"
+    except ModuleNotFoundError as error:  # predicting takes few packages, pictures and exports take more
+        problem = f"{error.name} is not installed: pip install -r requirements.txt, or pip install {error.name}"
     except (UserError, OSError) as error:
         problem = plain(error)
     finally:

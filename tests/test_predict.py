@@ -282,3 +282,11 @@ def test_predict_runs_where_only_torch_numpy_pandas_and_huggingface_hub_are(run,
     done = subprocess.run([*map(str, words), "--backtest"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(pd.read_csv(tmp_path / "out.csv")) == H
+    for name in ("matplotlib", "safetensors"):
+        (tmp_path / "blocked" / f"{name}.py").write_text(f"raise ModuleNotFoundError('blocked', name='{name}')")
+    (tmp_path / "exported").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "exported" / name).write_text("{}")
+    for more, name in ((["--plot"], "matplotlib"), (["--checkpoint", tmp_path / "exported"], "safetensors")):
+        done = subprocess.run([*map(str, words + more)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and f"pip install {name}" in done.stderr and "Traceback" not in done.stderr
