@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SCRIPT, SMALL, hourly
 
 import moirai_distill as md
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GOOD = "Salesforce/tiny"  # the server's one model that is whole
+STUDENT = "me/student"  # an exported student
 FLAWS = {"nobody/missing": (404, "RepoNotFound"), "someone/private": (401, "RepoNotFound")}
 FLAWS |= {
     "someone/gated": (403, "GatedRepo"),
@@ -58,7 +60,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         name, _, rest = self.path.strip("/").partition("/resolve/")
         revision, _, filename = rest.partition("/")
         self.server.requests.append((self.command, name, revision, filename))
-        path = self.server.folder / filename
+        path = (self.server.student if name == STUDENT else self.server.folder) / filename
         flaw = FLAWS.get(name)
         if not flaw and revision not in ("main", COMMIT):
             flaw = (404, "RevisionNotFound")
@@ -94,7 +96,8 @@ class Net:
     def __init__(self, root, teacher):
         self.root, self.data, self.home = root, root / "data", root / "home"
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-        self.server.stop = threading.Event()
+        self.server.stop, self.server.student = threading.Event(), root / "exported"
+        md.PatchStudent(64, 16, 16, 1, 2, 8, 0.1, {"freqs": ["h"]}).save_pretrained(root / "exported")
         self.server.daemon_threads, self.server.requests, self.server.folder = True, [], teacher
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.data.mkdir()
@@ -240,3 +243,23 @@ def test_without_a_server_the_local_copy_is_used(net, dead):
 
 def test_without_a_server_and_a_local_copy_is_one_clear_line(dead):
     assert_one_line(dead["no copy"], ["someone/other", "out of reach", "HF_ENDPOINT", "mirror", "local folder"])
+
+
+def test_every_command_takes_a_student_from_the_hub(net):
+    output, data = net.root / "forecast.csv", ["--data_dir", str(net.data), "--lang", "en", "--device", "cpu"]
+    commands = [["predict", "--checkpoint", STUDENT, "--input", str(net.data / "s00.csv"), "--output", str(output)]]
+    commands += [["export", "--checkpoint", STUDENT, "--format", "hub", "--output", str(net.root / "again")]]
+    commands += [["evaluate", "--checkpoint", STUDENT, *data, "--output_dir", str(net.root / "scores")]]
+    results, requests = net.run(commands)
+    assert [code for code, *_ in results] == [0, 0, 0], results
+    assert {(name, filename) for _, name, _, filename in requests} == {
+        (STUDENT, "config.json"),
+        (STUDENT, "model.safetensors"),
+    }
+    with torch.inference_mode():
+        student = md.PatchStudent.from_pretrained(net.root / "exported")
+        expected = student(torch.from_numpy(hourly(300)["value"].to_numpy()[None, -64:]))[0]
+    np.testing.assert_allclose(np.genfromtxt(output, delimiter=",", skip_header=1, usecols=1), expected, rtol=1e-9)
+    weights = [(net.root / folder / "model.safetensors").read_bytes() for folder in ("again", "exported")]
+    assert weights[0] == weights[1]
+    assert STUDENT in json.loads((net.root / "scores" / "evaluation.json").read_text())["rows"]
