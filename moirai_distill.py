@@ -123,12 +123,6 @@ def device_name(text):
     return text if there else Wrong(f"{text!r} is not here (PyTorch finds {gpus} CUDA GPUs); use --device cpu")
 
 
-def system_language():
-    """`zh` where the locale is Chinese, else `en`."""
-    names = [*map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG")), locale.getlocale()[0]]
-    return "zh" if next(filter(None, names), "").lower().startswith(("zh", "chinese")) else "en"
-
-
 def add_shared_flags(parser):
     """The flags that train, label and evaluate have in common: data, teacher, machine."""
     add, auto = parser.add_argument_group("data").add_argument, ("auto",)
@@ -213,8 +207,10 @@ def build_parser(demo):
     predict.add_argument("--backtest", action="store_true", help="hold the last steps out, and show the error on them")
     export.add_argument("--format", type=one_of("onnx", "hub"), required=True, help="onnx file, or hub folder")
     export.add_argument("--output", default=None, help="default: student.onnx or hub in the checkpoint's folder")
+    names = [*map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG")), locale.getlocale()[0]]
+    lang = "zh" if next(filter(None, names), "").lower().startswith(("zh", "chinese")) else "en"
     for parser in (train, evaluate, predict, export, label):
-        parser.add_argument("--lang", type=one_of("en", "zh"), default=system_language(), help="language of results")
+        parser.add_argument("--lang", type=one_of("en", "zh"), default=lang, help="of results; default: the locale's")
     train.set_defaults(**(DEMO if demo else {}))
     return program
 
@@ -644,13 +640,26 @@ def read_files(data_dir, max_files, columns, progress):
     found = [p for p in root.rglob("*") if p.name.lower().endswith((".csv", ".csv.gz"))] if root.is_dir() else [root]
     if not found:
         raise UserError(f"--data_dir {data_dir}: no .csv file in this folder or below")
-    names = {path.relative_to(root).as_posix() if root.is_dir() else path.name: path for path in found}
-    series, remarks = {}, {}
-    for name in tqdm(sorted(names)[: max_files or None], "reading", unit="file", leave=False, disable=not progress):
+    names = sorted(path.relative_to(root).as_posix() if root.is_dir() else path.name for path in found)
+    names, series, remarks = names[: max_files or None], {}, {}
+
+    def read(name):
         try:
-            series[name], remarks[name] = read_series(names[name], name, columns)
+            return name, *read_series(root / name if root.is_dir() else root, name, columns)
         except Unusable as reason:
-            remarks[name] = [f"skipped: {reason}"]
+            return name, None, [f"skipped: {reason}"]
+
+    def calm(_worker):  # Ctrl-C and SIGTERM are for the process that started it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # where forking is quick and sound
+    workers = cores if cores > 1 and len(names) >= 50 else 0
+    settings = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None, "worker_init_fn": calm}
+    loader = torch.utils.data.DataLoader(names, batch_size=None, collate_fn=read, **settings)
+    for name, items, notes in tqdm(loader, "reading", unit="file", leave=False, disable=not progress):
+        series |= {} if items is None else {name: items}
+        remarks[name] = notes
     return len(found), series, remarks
 
 
@@ -938,8 +947,7 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, source, revision=None):
-        """The student of a `.pt` file, a run's folder (its best), a `save_pretrained` folder or a hub id, in eval mode.
-        Raises UserError where there is none or its weights do not fit."""
+        """Student, in eval mode, of a `.pt`, a run's folder, an exported folder or a hub id. Raises UserError."""
         return open_student(source, revision)[0]
 
     def generate_model_card(self, *_args, **_kwargs):
@@ -1624,20 +1632,12 @@ def drawn(path, rows):
         figure.savefig(file, format="png", dpi=110)
 
 
-def draw_curves(path, curves, **labels):
-    """Picture of the curves {name: (x, y)}."""
-    with drawn(path, 1) as (axis,):
-        for name, (x, y) in curves.items():
-            axis.plot(x, y, ".-", label=name, linewidth=1.2)
-        axis.set(**labels)
-        axis.legend()
-
-
 def draw_forecasts(path, panels):
-    """Picture of panels: (title, steps (T,), known values (T,), steps ahead (H,), {name: forecast (H,)})."""
+    """Picture of panels: (title, steps (T,), known values (T,) or none, steps (H,), {name: forecast or curve (H,)})."""
     with drawn(path, len(panels)) as axes:
         for axis, (title, steps, known, ahead, forecasts) in zip(axes, panels, strict=True):
-            axis.plot(steps, known, color="0.6", label="known")
+            if len(known):
+                axis.plot(steps, known, color="0.6", label="known")
             for name, forecast in forecasts.items():
                 axis.plot(ahead, forecast, label=name[-40:], linewidth=1.2)
             axis.set_title(title, fontsize="small")
@@ -1715,8 +1715,8 @@ def compare(students, args, parts, patch, folder, fabric, say, stop):
     with atomic(folder / "evaluation.json") as file:
         file.write(json.dumps(json.loads(json.dumps(table), parse_constant=lambda _: None), indent=1).encode())
     steps, shown = np.arange(1, test.horizon + 1), 2 * test.horizon
-    curves = {name: (steps, row["mse_by_step"]) for name, row in rows.items() if name != "last value"}
-    draw_curves(folder / "error_by_horizon.png", curves, xlabel="step of the horizon", ylabel="MSE")
+    curves = {name: row["mse_by_step"] for name, row in rows.items() if name != "last value"}
+    draw_forecasts(folder / "error_by_horizon.png", [("MSE by step of the horizon", [], [], steps, curves)])
     index, panels = np.linspace(0, len(test) - 1, 5).astype(np.int64)[1:-1], []
     context, truth, _ = test.batch(index)
     drawings = {name: forecasts[name](index, context) for name in curves}
@@ -1760,8 +1760,9 @@ def train(args, say, stop):
         raise UserError("no epoch gave a finite validation loss; try a lower --learning_rate")
     if fabric.is_global_zero:
         history, names = loop["history"], ("train_loss", "train_mse", "train_distill", "validation_mse")
-        curves = {name: ([line["epoch"] for line in history], [line[name] for line in history]) for name in names}
-        draw_curves(folder / "training.png", curves, xlabel="epoch", ylabel="squared deviations of each series")
+        curves = {name: [line[name] for line in history] for name in names}
+        title = "losses by epoch, in squared deviations of each series"
+        draw_forecasts(folder / "training.png", [(title, [], [], [line["epoch"] for line in history], curves)])
     say("\nBest epoch: {}, {}", "\n最佳 epoch: {}，{}", loop["best_epoch"], folder / loop["best_file"])
     patch = facts["teacher"]["patch_sizes"] if args.demo and facts["teacher"] else None  # as chosen on training windows
     compare({"student": open_student(folder / loop["best_file"])}, args, parts, patch, folder, fabric, say, stop)
@@ -1807,9 +1808,10 @@ def tell_backtest(series, context, forecast, say):
     guesses = {"student": forecast, "seasonal-naive": seasonal_naive(context, season, len(forecast))[0].numpy()}
     for name, guess in guesses.items():
         error = np.abs(guess - truth)[seen] if seen.any() else np.array([math.nan])
-        mae, rmse = error.mean(), math.sqrt((error**2).mean())
-        line = f"  {series.column}: {name:<15} MAE {mae:.6g}  RMSE {rmse:.6g}  MASE {mae / scale:.4f}"
-        say("{}", "{}", line)
+        line = (
+            f"{name:<15} MAE {error.mean():.6g}  RMSE {(error**2).mean() ** 0.5:.6g}  MASE {error.mean() / scale:.4f}"
+        )
+        say("  {}: {}", "  {}: {}", series.column, line)
 
 
 def predict(args, say, _stop):
@@ -1875,8 +1877,7 @@ def example_contexts(content, length, say):
 
 
 def export_onnx(student, path, contexts):
-    """Write the student as ONNX, (B, L) -> (B, H) in raw units, if it forecasts `contexts` as PyTorch does.
-    Returns the largest difference, in deviations of a context."""
+    """Write the student as ONNX if it forecasts `contexts` as PyTorch does; returns the largest difference."""
     import onnxruntime
     import onnxscript  # noqa: F401  torch.onnx needs it
 

@@ -415,6 +415,26 @@ def test_a_folder_is_searched_below_in_sorted_order_and_cut_at_max_files(csv_fol
         np.testing.assert_array_equal(series[name][0].values, whole[1][name][0].values)
 
 
+def test_many_files_are_read_by_several_processes_in_the_same_order(tmp_path, monkeypatch):
+    for number in range(55):
+        hours(100 + number).to_csv(tmp_path / f"s{number:02d}.csv", index=False)
+    (tmp_path / "s10.csv").write_text("words\na\n")
+    results, processes, read = [], [], m.read_series
+    for cores in (1, 2):
+        monkeypatch.setattr(m.os, "sched_getaffinity", lambda _pid, cores=cores: set(range(cores)))
+        monkeypatch.setattr(m, "read_series", lambda *words: (lambda s, r: (s, [*r, m.os.getpid()]))(*read(*words)))
+        found, series, remarks = m.read_files(str(tmp_path), 0, ["first"], False)
+        monkeypatch.undo()
+        processes.append({note[-1] for name, note in remarks.items() if name != "s10.csv"})
+        assert found == 55 and [*remarks] == sorted(remarks) and [*series] == sorted(series) and len(series) == 54
+        assert remarks["s10.csv"][0].startswith("skipped: no numeric column")
+        results.append(series)
+    assert len(processes[0]) == 1 and len(processes[1]) == 2 and not processes[0] & processes[1]
+    for name, (one,) in results[0].items():
+        np.testing.assert_array_equal(one.values, results[1][name][0].values)
+        assert one.freq == results[1][name][0].freq and (one.stamps == results[1][name][0].stamps).all()
+
+
 def test_a_single_csv_file_works(csv_folder):
     found, series, _ = m.read_files(csv_folder / "s04.csv", 100, ["first"], False)
     np.testing.assert_allclose(series["s04.csv"][0].values, hourly(300, seed=4)["value"], rtol=1e-14)
