@@ -231,8 +231,7 @@ def contradictions(args):
     cache = has.get("label_cache")  # one that is there may be carried, without the teacher, and need not be written to
     needed = not (training and args.alpha == 0) and cache and not Path(cache).expanduser().is_dir()
     made = training and args.demo and args.data_dir == DEMO["data_dir"]
-    sure = lambda name: name.startswith((".", "/", "~")) or name.endswith(".pt")  # noqa: E731  a path, not OWNER/NAME
-    absent = lambda name: sure(name) and not Path(name).expanduser().exists()  # noqa: E731
+    absent = lambda name: re.match(r"[./~]|.*\.pt$", name) and not Path(name).expanduser().exists()  # noqa: E731
     named = [has["checkpoint"]] if isinstance(has.get("checkpoint"), str) else has.get("checkpoint", [])
     tests = [(not absent(name), f"--checkpoint {name}: no such file or folder") for name in named]
     for flag in ("data_dir", "input"):
@@ -241,10 +240,11 @@ def contradictions(args):
     for flag in ("save_dir", "output_dir", "output"):
         why = flag in has and unwritable(Path(has[flag]).parent if flag == "output" else has[flag])
         tests.append((not why, f"--{flag} {has.get(flag)}: {why}"))
-    if args.command == "predict":
-        output = Path(args.output).expanduser().absolute()
-        good = not output.is_dir() and output != Path(args.input).expanduser().absolute()
-        tests.append((good, f"--output {args.output}: is a folder, or the input itself"))
+    if "output" in has:
+        output, hub = Path(args.output).expanduser().resolve(), has.get("format") == "hub"
+        taken = output.is_file() if hub else output.is_dir() or has.get("plot") and output.suffix == ".png"
+        taken = taken or args.command == "predict" and output == Path(args.input).expanduser().resolve()
+        tests.append((not taken, f"--output {args.output}: is a file, a folder, the picture, or the input"))
     if "device" in has:
         cpu, teacher = args.device == "cpu" or args.device == "auto" and not gpus, has.get("teacher_model", "")
         tests += [
@@ -523,8 +523,9 @@ def read_series(path, name, columns):
 
 def last_context(values, length):
     """(context (length,), gaps filled in it, missing values at its end) of the end of a series. Raises Unusable."""
-    rows, known = len(values), np.flatnonzero(~np.isnan(values))
-    first = rows - length
+    rows, first, far = len(values), len(values) - length, (pd.Series(values) - pd.Series(values).median()).abs()
+    values = np.where(far > ABSURD * (far.median() or math.inf), np.nan, values)  # a glitch is no value
+    known = np.flatnonzero(~np.isnan(values))
     if first < 0 or not len(known) or known[-1] < first:
         what = f"too short: {rows} rows" if first < 0 else f"nothing but missing values in its last {length} rows"
         raise Unusable(f"{what}; the student takes {length}")
@@ -804,7 +805,7 @@ def model_file(name, revision, filename):
     """Local path of one file of a model; `name` is a folder or a hub id. Raises UserError with the remedy."""
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / filename).is_file():
-        raise UserError(f"{name}: no {filename} in this folder; a model is config.json and model.safetensors")
+        raise UserError(f"{name}: no {filename} in this folder: neither a model's nor a run's with a best epoch")
     try:
         path = folder / filename if folder.is_dir() else Path(hf_hub_download(name, filename, revision=revision))
         blob = path.resolve().name  # where the hub knows the sha256 of a file, its copy here is named so
@@ -1581,7 +1582,7 @@ def labels_of(windows, args, patch, fabric, say, stop, judged=None):
 
     def load():
         say("Loading teacher: {}", "加载教师模型: {}", args.teacher_model)
-        teacher = load_teacher(*names, device, args.teacher_precision, say.note)
+        teacher = load_teacher(*names, device, args.teacher_precision if device.type == "cuda" else "32", say.note)
         say("Teacher loaded", "教师模型加载成功")
         return teacher
 
@@ -1621,27 +1622,20 @@ def move_old_run(folder, say):
         say.note(f"an earlier run lay in {folder}; its files are now in {target}")
 
 
-@contextlib.contextmanager
-def drawn(path, rows):
-    """Axes, one above the other, of a picture that is written to `path` when they are filled."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.5 + 2.2 * rows), layout="constrained")
-    yield figure.subplots(rows, 1, squeeze=False)[:, 0]
-    with atomic(path) as file:
-        figure.savefig(file, format="png", dpi=110)
-
-
 def draw_forecasts(path, panels):
     """Picture of panels: (title, steps (T,), known values (T,) or none, steps (H,), {name: forecast or curve (H,)})."""
-    with drawn(path, len(panels)) as axes:
-        for axis, (title, steps, known, ahead, forecasts) in zip(axes, panels, strict=True):
-            if len(known):
-                axis.plot(steps, known, color="0.6", label="known")
-            for name, forecast in forecasts.items():
-                axis.plot(ahead, forecast, label=name[-40:], linewidth=1.2)
-            axis.set_title(title, fontsize="small")
-        axes[0].legend(ncols=3, loc="upper left", fontsize="small")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.5 + 2.2 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axis, (title, steps, known, ahead, forecasts) in zip(axes, panels, strict=True):
+        axis.plot(steps, known, color="0.6", label="known" if len(known) else "")
+        for name, forecast in forecasts.items():
+            axis.plot(ahead, forecast, label=name[-40:], linewidth=1.2)
+        axis.set_title(title, fontsize="small")
+    axes[0].legend(ncols=3, loc="upper left", fontsize="small")
+    with atomic(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def burden(weights, call):
@@ -1663,7 +1657,7 @@ def verdict(rows, say):
     twins = {name: row for name, row in rows.items() if row.get("alpha") == 0}
     twin = min(twins, key=lambda name: twins[name]["mse"], default=None)
     for name, row in [(name, row) for name, row in rows.items() if row.get("alpha")]:
-        if teacher < naive:
+        if max(teacher, row["mse"]) < naive:
             english, kept = "{} keeps {:.0f} % of what the teacher gains over seasonal-naive", naive - row["mse"]
             say(english, "{} 保留了教师相对季节性朴素预测的 {:.0f} % 优势", name, 100 * kept / (naive - teacher))
         if not twin:
@@ -1710,8 +1704,9 @@ def compare(students, args, parts, patch, folder, fabric, say, stop):
             line += f"{row['parameters']:>12,} parameters {1e-6 * row['bytes']:>6.1f} MB {row['cpu_ms']:>6.1f} ms (CPU)"
         say("{}", "{}", line)
     verdict(rows, say)
-    table = {"windows": len(test), "series": test.names, "context_length": test.length - test.horizon}
-    table |= {"prediction_length": test.horizon, "cpu_threads": torch.get_num_threads(), "rows": rows}
+    table = {"windows": len(test), "test": test.digest, "series": test.names}
+    table |= {"context_length": test.length - test.horizon, "prediction_length": test.horizon}
+    table |= {"cpu_threads": torch.get_num_threads(), "rows": rows}
     with atomic(folder / "evaluation.json") as file:
         file.write(json.dumps(json.loads(json.dumps(table), parse_constant=lambda _: None), indent=1).encode())
     steps, shown = np.arange(1, test.horizon + 1), 2 * test.horizon
@@ -1772,7 +1767,9 @@ def train(args, say, stop):
 
 def evaluate(args, say, stop):
     """Score checkpoints on the test windows of the first one's run, or of other data that is split likewise."""
-    students = {name: open_student(name) for name in dict.fromkeys(args.checkpoint)}
+    students = {
+        f"./{name}" if name in {"teacher", *BASELINES} else name: open_student(name) for name in args.checkpoint
+    }
     lengths = {name: (student.context_length, student.prediction_length) for name, (student, _) in students.items()}
     name, (_, first) = next(iter(students.items()))
     lengths["the flags"] = (args.context_length or lengths[name][0], args.prediction_length or lengths[name][1])
@@ -1782,28 +1779,30 @@ def evaluate(args, say, stop):
     given = {flag: value for flag, value in vars(args).items() if value is not None}
     given |= dict(zip(("context_length", "prediction_length"), lengths[name], strict=True))
     defaults = vars(build_parser(demo=False).parse_args(["train"])) | {"data_dir": ""}
-    run = argparse.Namespace(**defaults | first.get("run_config", {}) | given)
+    owner = next((content for _, content in students.values() if content.get("teacher")), first)  # of the teacher
+    asked = {k: v for k, v in owner.get("run_config", {}).items() if k.startswith("teacher_") or k == "num_samples"}
+    run = argparse.Namespace(**defaults | first.get("run_config", {}) | asked | given)
     if not run.data_dir or not Path(run.data_dir).expanduser().exists():
         raise UserError(f"the data of {name} ({run.data_dir or 'it does not say where'}) is not here; give --data_dir")
-    own = "path" in first and not args.data_dir
+    changed = {"data_dir", "columns", "max_files", "split_by", "split_ratio", "split_seed", "max_gap", "season"}
+    own = "path" in first and not changed & given.keys()
     folder = Path(args.output_dir or (Path(first["path"]).parent if own else "evaluation")).expanduser()
     if unwritable(folder):
         raise UserError(f"{unwritable(folder)}; give --output_dir")
     fabric = start_fabric(args, "32-true", say)
     parts = load_data(run, say)
     for name, (_, content) in students.items():
-        if not args.data_dir and content.get("data", {}).get("test") != parts["test"].digest:
+        if content.get("data", {}).get("test") != parts["test"].digest:
             say.note(f"WARNING: these are not the test windows of {name}'s own run: it may have been trained on them")
-    made = next((content["teacher"] for _, content in students.values() if content.get("teacher")), None)
-    known = made and not (args.teacher_model or args.teacher_patch_size)
-    patch = (made["patch_sizes"] if known else run.teacher_patch_size) if args.with_teacher else None
+    known = owner.get("teacher") and not args.teacher_patch_size
+    patch = (owner["teacher"]["patch_sizes"] if known else run.teacher_patch_size) if args.with_teacher else None
     compare(students, run, parts, patch, folder, fabric, say, stop)
 
 
-def tell_backtest(series, context, forecast, say):
+def tell_backtest(series, context, forecast, season, say):
     """Print the errors of a forecast (H,) of the last rows of `series` and of seasonal-naive, in its own units."""
     context, truth = torch.from_numpy(context)[None], series.values[-len(forecast) :]
-    season, seen = torch.tensor([season_of(series.freq)]), ~np.isnan(truth)
+    season, seen = torch.tensor([season_of(series.freq) if season == "auto" else season]), ~np.isnan(truth)
     scale = float(seasonal_scale(context, season)) or math.nan
     guesses = {"student": forecast, "seasonal-naive": seasonal_naive(context, season, len(forecast))[0].numpy()}
     for name, guess in guesses.items():
@@ -1847,12 +1846,12 @@ def predict(args, say, _stop):
     if held:
         say("Error on the last {} steps, which were held out:", "在留出的最后 {} 步上的误差:", held)
         for item, context, _, forecast, _ in rows:
-            tell_backtest(item, context, forecast, say)
+            tell_backtest(item, context, forecast, content.get("run_config", {}).get("season", "auto"), say)
     columns = {item.column: pd.Series(forecast, index) for item, _, index, forecast, _ in rows}
     table = pd.concat(columns, axis=1, sort=True).rename_axis(rows[0][2].name)
     output = Path(args.output).expanduser()
     with atomic(output) as file:
-        file.write(table.to_csv(float_format="%.12g").encode())
+        file.write(table.to_csv().encode())
     if args.plot:
         panels = []
         for item, _, index, forecast, _ in rows[:4]:
@@ -1872,7 +1871,8 @@ def example_contexts(content, length, say):
     if not contexts:
         say.note("the data of the run is not at hand: the export is checked on random walks")
         contexts = list(np.random.default_rng(0).standard_normal((8, length)).cumsum(1))
-    scaled = [context * scale for context, scale in itertools.product(contexts[:32], (1e-3, 1, 1e3))]
+    contexts = contexts[:32] + [context - context[-1] for context in contexts[:32]]  # offsets hide much in float32
+    scaled = [context * scale for context, scale in itertools.product(contexts, (1e-3, 1, 1e3))]
     return torch.from_numpy(np.stack([*scaled, np.ones(length)])).float()
 
 
@@ -1904,14 +1904,15 @@ def export_onnx(student, path, contexts):
     return difference
 
 
-def read_scores(path, digest):
-    """Windows and rows of evaluation.json that concern the weights with this digest; None where there are none."""
+def read_scores(path, content):
+    """Windows and rows of evaluation.json on a checkpoint's own test windows; None where it has none of its weights."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": {}}
-        rows = {name: row for name, row in table["rows"].items() if row.get("weights", digest) == digest}
+        table, own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}, {None, content["weights"]}
+        rows = {name: row for name, row in table.get("rows", {}).items() if row.get("weights") in own}
         rows = {"student" if "weights" in row else name: row for name, row in rows.items()}
         rows = {name: {key: row[key] for key in ("mse", "mae", "mase")} for name, row in rows.items()}
-        return {"windows": table["windows"], "rows": rows} if "student" in rows else None
+        fits = "student" in rows and table["test"] == content["data"]["test"]
+        return {"windows": table["windows"], "rows": rows} if fits else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error!r}); evaluate writes it anew") from error
 
@@ -1927,7 +1928,7 @@ def export(args, say, _stop):
         english = "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation"
         say(english, "与 PyTorch 在 {} 个上下文上的最大差异: {:.1e} 个标准差", len(contexts), difference)
     else:
-        scores = read_scores(base / "evaluation.json", content["weights"])
+        scores = read_scores(base / "evaluation.json", content)
         student.info.update({"evaluation": scores} if scores else {})
         names = {"config.json", "model.safetensors", "README.md"}
         if output.exists() and {path.name for path in output.iterdir() if path.name[0] != "."} - names:

@@ -114,6 +114,7 @@ def torture(root, kills, seed, epochs, windows, tell):
     rng, wrong, made, phases = random.Random(seed), [], 0, collections.Counter()
     number = rounds = 0
     while number < kills:
+        made = 0
         name, finished, last = f"killed{rounds}", False, min(kills, number + EACH)
         while number < last and not finished:
             child = start(root, name, epochs, windows)

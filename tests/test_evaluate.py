@@ -196,7 +196,12 @@ def test_other_data_is_scored_with_the_runs_own_settings_and_leaves_its_files_al
     assert table(tmp_path / "evaluation")["series"] == ["o0.csv", "o1.csv", "o2.csv"]
     assert table(tmp_path / "evaluation")["windows"] == 3 * (30 - 16 + 1)
     assert (trained / "distilled" / "evaluation.json").read_bytes() == before
+    assert "may have been trained" in capsys.readouterr().err
+    moved = ["--data_dir", trained / "data", "--output_dir", tmp_path / "moved"]
+    assert evaluate(trained / "distilled", *moved) == 0  # the run's own windows under another path
     assert "may have been trained" not in capsys.readouterr().err
+    assert evaluate(trained / "distilled", "--split_seed", "5") == 0
+    assert (trained / "distilled" / "evaluation.json").read_bytes() == before
 
 
 def test_a_checkpoint_of_another_split_is_marked(trained, tmp_path, capsys):
@@ -248,3 +253,39 @@ def test_a_checkpoint_with_a_pickle_is_refused_and_nothing_is_executed(tmp_path,
         error = capsys.readouterr().err
         assert "refused" in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
     assert (tmp_path / "precious").is_dir()
+
+
+def changed(trained, folder, run="twin", **flags):
+    """A copy of a run's checkpoint with other flags in its run_config."""
+    content = torch.load(next((trained / run).glob("best_model_epoch_*.pt")), weights_only=True)
+    content["run_config"] |= flags
+    folder.mkdir(exist_ok=True)
+    torch.save(content, folder / "best_model_epoch_1.pt")
+    return folder
+
+
+def test_the_teacher_is_that_of_the_run_that_had_one_wherever_it_stands(trained, tmp_path):
+    other = changed(trained, tmp_path / "plain", teacher_model="Salesforce/moirai-1.1-R-base", num_samples=100)
+    words = ["--with_teacher", "--output_dir", tmp_path]
+    assert evaluate(other, trained / "distilled", *words) == 0
+    first = table(tmp_path)["rows"]["teacher"]["mse"]
+    assert evaluate(trained / "distilled", other, *words) == 0
+    assert table(tmp_path)["rows"]["teacher"]["mse"] == first
+
+
+def test_a_run_from_a_gpu_is_labelled_in_float32_on_the_cpu(trained, tmp_path):
+    gpu = changed(
+        trained, tmp_path / "gpu", "distilled", teacher_precision="bf16", device="cuda", precision="bf16-mixed"
+    )
+    words = ["--with_teacher", "--output_dir", tmp_path, "--label_cache", tmp_path / "labels"]
+    assert evaluate(gpu, *words) == 0
+    (manifest,) = (tmp_path / "labels").glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["precision"] == "32"
+
+
+def test_a_checkpoint_that_is_called_teacher_is_no_teacher(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    changed(trained, tmp_path / "teacher", "distilled")
+    assert evaluate("teacher", "--output_dir", tmp_path / "out") == 0
+    rows = table(tmp_path / "out")["rows"]
+    assert [*rows] == ["./teacher", "seasonal-naive", "last value"] and "keeps" not in capsys.readouterr().out

@@ -262,7 +262,49 @@ def test_the_input_is_never_overwritten(run, tmp_path, capsys):
     path = save(tmp_path / "a.csv", pd.date_range("2024-01-01", periods=90, freq="h"))
     before = path.read_bytes()
     assert m.main(["predict", "--checkpoint", str(run), "--input", str(path), "--output", str(path)]) == 2
-    assert "the input itself" in capsys.readouterr().err and path.read_bytes() == before
+    (tmp_path / "link.csv").symlink_to(path)
+    for source, output in (("a.csv", "sub/../a.csv"), ("link.csv", "a.csv"), ("a.csv", "link.csv")):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        words = ["--input", str(tmp_path / source), "--output", str(tmp_path / output)]
+        assert m.main(["predict", "--checkpoint", str(run), *words]) == 2
+    words = ["--input", str(path), "--output", str(tmp_path / "p.png"), "--plot"]
+    assert m.main(["predict", "--checkpoint", str(run), *words]) == 2
+    assert capsys.readouterr().err.count("or the input") == 5 and path.read_bytes() == before
+
+
+def test_small_changes_beside_a_large_offset_reach_the_file(run, tmp_path):
+    values = 1e9 + 1e-3 * np.random.default_rng(0).standard_normal(90).cumsum()
+    path = save(
+        tmp_path / "a.csv", pd.date_range("2024-01-01", periods=90, freq="h"), [repr(v) for v in values.tolist()]
+    )
+    with torch.inference_mode():
+        expected = m.PatchStudent.from_pretrained(run)(torch.from_numpy(values[None, -L:]))[0].numpy()
+    assert predict(run, path)["value"].to_numpy() == pytest.approx(expected, rel=0, abs=2e-7)
+
+
+@pytest.mark.parametrize("where", [-1, -20])
+def test_a_glitch_in_the_context_counts_as_missing(run, tmp_path, capsys, where):
+    times, values = pd.date_range("2024-01-01", periods=90, freq="h"), np.sin(np.arange(90.0))
+    broken, gone = values.copy(), values.copy()
+    broken[where], gone[where] = 1e12, np.nan
+    table, expected = (
+        predict(run, save(tmp_path / "a.csv", times, broken)),
+        predict(run, save(tmp_path / "b.csv", times, gone)),
+    )
+    pd.testing.assert_frame_equal(table, expected)
+    assert capsys.readouterr().err.count("missing") == 2
+
+
+def test_a_backtest_uses_the_seasonal_period_of_the_run(trained, tmp_path, capsys):
+    content = torch.load(next((trained / "twin").glob("best*.pt")), weights_only=True)
+    hourly(200).to_csv(tmp_path / "a.csv", index=False)
+    lines = []
+    for season in ("auto", 12):
+        content["run_config"]["season"] = season
+        torch.save(content, tmp_path / "a.pt")
+        predict(tmp_path / "a.pt", tmp_path / "a.csv", "--backtest")
+        lines.append([line for line in capsys.readouterr().out.splitlines() if "seasonal-naive" in line])
+    assert lines[0] != lines[1]
 
 
 def test_a_file_that_cannot_be_used_is_one_line(run, tmp_path, capsys):
