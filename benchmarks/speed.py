@@ -370,7 +370,7 @@ def whole(device):
     with tempfile.TemporaryDirectory() as root:
         root = Path(root)
         module.save_pretrained(root / "teacher")
-        request.teacher = str(root / "teacher")
+        request = request._replace(teacher=str(root / "teacher"))
         first = run(0.5, root / "labels", root / "first")
         calls = len(asked)
         second = run(0.9, root / "labels", root / "second")
