@@ -797,7 +797,7 @@ def shareable(content):
         path = part.get(name, "")
         if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):  # not a hub id
             part[name] = PureWindowsPath(path).name
-            part["licence"] = part.get("licence", "").replace(path, part[name])
+            part |= {"licence": part["licence"].replace(path, part[name])} if "licence" in part else {}
     return json.loads(json.dumps(facts), parse_constant=lambda _: None)  # JSON has no nan
 
 
