@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import moirai_distill as md
@@ -83,15 +84,17 @@ def train_student(fabric, parts, labels, alpha, seed, args, folder):
 
 def draw(path, table, teacher, naive):
     """Picture of the table: error over the number of series, a line per alpha with the spread of the seeds."""
-
-    with md.drawn(path, 1) as (axis,):
-        for alpha in ALPHAS:
-            rows = np.array([table[count, alpha] for count in COUNTS])
-            axis.errorbar(COUNTS, rows.mean(1), rows.std(1), marker="o", capsize=3, label=f"student, alpha {alpha:g}")
-        axis.axhline(teacher, color="0.3", linestyle="--", label="teacher")
-        axis.axhline(naive, color="0.7", linestyle=":", label="seasonal-naive")
-        axis.set(xscale="log", xlabel="training series", ylabel="test MSE", xticks=COUNTS, xticklabels=COUNTS)
-        axis.legend()
+    figure = Figure(figsize=(9, 3.7), layout="constrained")
+    axis = figure.subplots()
+    for alpha in ALPHAS:
+        rows = np.array([table[count, alpha] for count in COUNTS])
+        axis.errorbar(COUNTS, rows.mean(1), rows.std(1), marker="o", capsize=3, label=f"student, alpha {alpha:g}")
+    axis.axhline(teacher, color="0.3", linestyle="--", label="teacher")
+    axis.axhline(naive, color="0.7", linestyle=":", label="seasonal-naive")
+    axis.set(xscale="log", xlabel="training series", ylabel="test MSE", xticks=COUNTS, xticklabels=COUNTS)
+    axis.legend()
+    with md.atomic(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def main():
