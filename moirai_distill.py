@@ -34,6 +34,7 @@ import dataclasses
 import difflib
 import gzip
 import hashlib
+import importlib
 import io
 import itertools
 import json
@@ -995,7 +996,12 @@ def open_student(source, revision=None):
 # == 5  Teacher: a frozen MOIRAI, and the cache of its labels ==========================================================
 
 SAMPLED = 64  # training windows per sampling frequency on which the teacher is judged before it labels
-MOIRAI_KEYS = {"distr_output", "d_model", "num_layers", "patch_sizes", "max_seq_len", "attn_dropout_p", "dropout_p"}
+NEEDED = {"d_model", "num_layers", "max_seq_len", "attn_dropout_p", "dropout_p"}
+GENERATIONS = {  # package in uni2ts.model: prefix of its classes, and what a config.json of it has; the longest decides
+    "moirai": ("Moirai", NEEDED | {"distr_output", "patch_sizes"}),  # 1.0 and 1.1
+    "moirai_moe": ("MoiraiMoE", NEEDED | {"distr_output", "patch_sizes", "d_ff"}),
+    "moirai2": ("Moirai2", NEEDED | {"patch_size", "quantile_levels", "d_ff"}),
+}
 
 
 # What labels are asked for: hub id or folder, its revision, patch (a size, "auto", or frequency -> size), point (median
@@ -1004,19 +1010,22 @@ Request = collections.namedtuple("Request", "teacher revision patch point sample
 
 
 class Teacher:
-    """A frozen MOIRAI 1.0 or 1.1 (uni2ts's MoiraiModule) that forecasts one variate from exactly its last L points."""
+    """A frozen MOIRAI (uni2ts's module) that forecasts one variate from exactly its last L points.
+    `whole` is None for 1.0 and 1.1, whose horizon is computed and sampled here; else uni2ts's own forecast class: MoE
+    samples one patch after the other, 2.0 gives quantiles."""
 
-    def __init__(self, module, device, precision, note):
+    def __init__(self, module, device, precision, note, whole=None):
         self.module = module.requires_grad_(False).eval().to(device)
         for part in module.modules():  # uni2ts passes this to the attention in eval mode, too
             if hasattr(part, "attn_dropout_p"):
                 part.attn_dropout_p = 0.0
-        self.device, self.precision, self.note = torch.device(device), precision, note
+        self.whole, self.device, self.precision, self.note = whole, torch.device(device), precision, note
         self.most = 2**31  # windows a call
+        self.samples_itself = hasattr(module, "distr_output") and whole is not None  # MoE
 
     def patch_sizes(self, context_length, horizon):
         """The patch sizes with which context and horizon fit into the module's `max_seq_len` tokens."""
-        sizes = self.module.patch_sizes
+        sizes = [16] if self.samples_itself else getattr(self.module, "patch_sizes", None) or [self.module.patch_size]
         return [p for p in sizes if -(-context_length // p) - (-horizon // p) <= self.module.max_seq_len]
 
     def parameters_of(self, context, horizon, patch):
@@ -1056,19 +1065,35 @@ class Teacher:
             values[row, column] = component.distribution(own, *affine).sample()
         return values.median(1).values.view(shape).masked_fill(~finite, math.nan)
 
+    def whole_forecast(self, context, horizon, samples):
+        """Median of samples (MoE), or the 0.5 quantile (2.0), (B, H), of contexts (B, L), by uni2ts's own forecast."""
+        settings = dict.fromkeys(("feat_dynamic_real_dim", "past_feat_dynamic_real_dim"), 0) | {"target_dim": 1}
+        settings |= {"context_length": context.shape[1], "prediction_length": horizon, "module": self.module}
+        settings |= {"patch_size": 16, "num_samples": samples} if self.samples_itself else {}
+        past, seen = context[..., None], torch.ones_like(context[..., None]).bool()
+        values = self.whole(**settings)(past_target=past, past_observed_target=seen, past_is_pad=~seen[..., 0])
+        if self.samples_itself:
+            return values.float().median(1).values
+        return values[:, list(self.module.quantile_levels).index(0.5)].float()
+
     @torch.inference_mode()
     def forecast(self, context, horizon, patch, point, samples):
         """Point forecast (B, H) float32 on the CPU, in the units of the contexts (B, L); of a constant its constant.
         Contexts reach MOIRAI in their own deviations, as its scaler adds 1e-5 to the variance: small values change."""
+        if self.whole and point == "mean":
+            raise UserError("--teacher_point mean: only a MOIRAI 1.0 or 1.1 has an exact mean; use median")
         context = context.double()
         constant = context.amin(1, keepdim=True) == context.amax(1, keepdim=True)
         mean = torch.where(constant, context[:, -1:], context.mean(1, keepdim=True))
         deviation = torch.where(constant, 1.0, context.std(1, keepdim=True, unbiased=False))
-        scaled = ((context - mean) / deviation).float()
+        scaled, asked = ((context - mean) / deviation).float(), (horizon, samples if self.whole else patch)
+        network = self.whole_forecast if self.whole else self.parameters_of
+        if self.samples_itself:  # each window is `samples` sequences
+            self.most = min(self.most, max(1, 2048 // samples))
         while True:
             try:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    parts = [self.parameters_of(x.to(self.device), horizon, patch) for x in scaled.split(self.most)]
+                    parts = [network(x.to(self.device), *asked) for x in scaled.split(self.most)]
                 break
             except torch.OutOfMemoryError:
                 if self.most == 1:
@@ -1076,9 +1101,11 @@ class Teacher:
             self.most = max(1, min(self.most, len(context)) // 2)
             torch.cuda.empty_cache()
             self.note(f"out of GPU memory: the teacher goes on with {self.most} windows a call")
-        values = self.points_of(*tree_map(lambda *leaves: torch.cat(leaves), *parts), point, samples)
-        assert values.shape == (len(context), -(-horizon // patch), patch), values.shape
-        return torch.where(constant, mean, values.flatten(1)[:, :horizon].cpu() * deviation + mean).float()
+        values = tree_map(lambda *leaves: torch.cat(leaves), *parts)
+        if not self.whole:
+            values = self.points_of(*values, point, samples).flatten(1)[:, :horizon]
+        assert values.shape == (len(context), horizon), values.shape
+        return torch.where(constant, mean, values.cpu() * deviation + mean).float()
 
 
 def fingerprint(name, revision):
@@ -1102,25 +1129,35 @@ def load_teacher(name, revision, device, precision, note):
         settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
-    keys = set(settings) if isinstance(settings, dict) else set()
-    kind = "a MOIRAI-MoE" if {"d_ff", "distr_output"} <= keys else "a MOIRAI 2.0" if "quantile_levels" in keys else None
-    if kind or not keys >= MOIRAI_KEYS:
-        kind = f"{kind or 'another kind of model'}, not a MOIRAI 1.0 or 1.1"
-        raise UserError(f"{name}: {kind} such as Salesforce/moirai-1.1-R-base")
+    fits = {
+        kind: needs for kind, (_, needs) in GENERATIONS.items() if isinstance(settings, dict) and needs <= {*settings}
+    }
+    if not fits:
+        raise UserError(f"{name}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base")
+    kind = max(fits, key=lambda kind: len(fits[kind]))
+    if kind == "moirai_moe" and precision == "bf16":
+        raise UserError("--teacher_precision bf16: a MOIRAI-MoE draws samples as it goes, in float32; use 32")
     if "_target_" in re.sub(r'"_target_": "uni2ts\.distribution\.(\w+\.)?\w+Output"', "", json.dumps(settings)):
         raise UserError(f"{name}: config.json names a class outside uni2ts.distribution; refused")
     try:
         from safetensors.torch import load_file
-        from uni2ts.model.moirai.module import MoiraiModule, decode_distr_output
+        from uni2ts.model.moirai.module import decode_distr_output
+
+        package = importlib.import_module(f"uni2ts.model.{kind}")
     except ImportError as error:
         raise UserError(f"uni2ts cannot be imported ({error}); pip install -r requirements.txt") from error
     try:
-        module = MoiraiModule(distr_output=decode_distr_output(settings.pop("distr_output")), **settings)
+        if "distr_output" in settings:
+            settings["distr_output"] = decode_distr_output(settings["distr_output"])
+        module = getattr(package, f"{GENERATIONS[kind][0]}Module")(**settings)
         module.load_state_dict(load_file(weights), strict=True)
+        if 0.5 not in settings.get("quantile_levels", [0.5]):
+            raise ValueError("quantile_levels without 0.5")
     except Exception as error:  # damaged weights, or a config that uni2ts, hydra or torch refuses in their own ways
         what = f"is damaged or of another model ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         raise UserError(f"{name}: config.json or model.safetensors {what}") from error
-    return Teacher(module, device, precision, note)
+    whole = None if kind == "moirai" else getattr(package, f"{GENERATIONS[kind][0]}Forecast")
+    return Teacher(module, device, precision, note, whole)
 
 
 class LabelFile:

@@ -194,6 +194,41 @@ def labelling(device):
     return figures
 
 
+@torch.inference_mode()
+def generations(device):
+    """Labels of the other MOIRAI generations, small, against the forward of uni2ts's own forecast class."""
+    from uni2ts.distribution import LogNormalOutput, MixtureOutput, NormalFixedScaleOutput, StudentTOutput
+    from uni2ts.model.moirai2 import Moirai2Forecast, Moirai2Module
+    from uni2ts.model.moirai_moe import MoiraiMoEForecast, MoiraiMoEModule
+
+    figures, windows = [], series_windows(256)
+    sizes = {"d_model": 384, "num_layers": 6, "max_seq_len": 512, "attn_dropout_p": 0.0, "dropout_p": 0.0}
+    outputs = MixtureOutput([StudentTOutput(), NormalFixedScaleOutput(), LogNormalOutput()])
+    experts = MoiraiMoEModule(outputs, patch_sizes=(16,), d_ff=512, **sizes).to(device)
+    experts.encoder.centroid.normal_()  # uni2ts leaves what routes tokens to experts uninitialised
+    second = Moirai2Module(patch_size=16, d_ff=1024, num_predict_token=4, **sizes).to(device)
+    gpu = device.type == "cuda"
+    for name, module, kind, count in (
+        ("MOIRAI-MoE", experts, MoiraiMoEForecast, 64 if gpu else 1),
+        ("MOIRAI 2.0", second, Moirai2Forecast, 256),
+    ):
+        teacher = md.Teacher(module, device, "32", print, kind)
+        samples = 100 if gpu else 5
+        request = md.Request(name, None, 16, "median", samples)
+        context = windows.batch(np.arange(count))[0].to(device)
+        settings = {"target_dim": 1, "feat_dynamic_real_dim": 0, "past_feat_dynamic_real_dim": 0, "module": module}
+        settings |= {"num_samples": samples} if kind is MoiraiMoEForecast else {}
+        own = kind(context_length=LENGTH, prediction_length=HORIZON, **settings).eval()
+        inputs, index = own_inputs(context), np.arange(count)
+        calls = {"own": lambda own=own, inputs=inputs: own(*inputs)}
+        calls["labels"] = lambda t=teacher, r=request, i=index: md.label_windows(t, windows, i, {"h": 16}, r, 0)
+        took = race(calls, 3, device)
+        text = f"{1e3 * statistics.median(took['labels']) / count:.4g} ms a window"
+        text += f" of {samples} samples" if kind is MoiraiMoEForecast else ""
+        figures.append(figure(f"{name}, its own forward / labels, small", took, "own", "labels", 0.9, False, text))
+    return figures
+
+
 class PlainStudent(nn.Module):
     """The student's shape with torch.nn.TransformerEncoder as its body."""
 
@@ -487,8 +522,8 @@ def shipped(device):
     return [figure("base teacher / exported student, batch 1", took, "teacher", "student", 100, False, text, 50)]
 
 
-ROWS = {row.__name__: row for row in (labelling, student, training, whole, loading, memory, shipped)}
-ON_GPU = ("labelling", "student", "training", "whole")
+ROWS = {row.__name__: row for row in (labelling, generations, student, training, whole, loading, memory, shipped)}
+ON_GPU = ("labelling", "generations", "student", "training", "whole")
 
 
 def growth(path, device):

@@ -46,6 +46,23 @@ def save_module(folder, seed=0, **changes):
     return Path(folder)
 
 
+def save_generation(folder, kind, seed=0, **changes):
+    """Save a MOIRAI-MoE ("moe") or a MOIRAI 2.0 ("2.0") with few random weights; returns the folder."""
+    from uni2ts.distribution import MixtureOutput, NormalOutput, StudentTOutput
+    from uni2ts.model.moirai2 import Moirai2Module
+    from uni2ts.model.moirai_moe import MoiraiMoEModule
+
+    settings = {"d_model": 64, "d_ff": 128, "num_layers": 1, "max_seq_len": 64, "attn_dropout_p": 0.3, "dropout_p": 0.1}
+    settings |= {"moe": {"patch_sizes": (16,)}, "2.0": {"patch_size": 16, "num_predict_token": 2}}[kind]
+    settings |= {"distr_output": MixtureOutput([StudentTOutput(), NormalOutput()])} if kind == "moe" else {}
+    torch.manual_seed(seed)
+    module = {"moe": MoiraiMoEModule, "2.0": Moirai2Module}[kind](**(settings | changes))
+    if kind == "moe":
+        module.encoder.centroid.normal_()  # uni2ts leaves what routes tokens to experts uninitialised
+    module.save_pretrained(folder)
+    return Path(folder)
+
+
 @pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory):
     """Folder of a random MOIRAI of 0.2M weights."""
