@@ -48,6 +48,7 @@ import signal
 import sys
 import tempfile
 import time
+import timeit
 import zlib
 from pathlib import Path, PureWindowsPath
 
@@ -65,8 +66,8 @@ from tqdm import tqdm
 COMMANDS = ("train", "evaluate", "predict", "export", "label")
 
 # What --demo changes among the defaults below; a flag given beside --demo still wins.
-DEMO = {"data_dir": "checkpoints/demo/data", "label_cache": "checkpoints/demo/labels"}
-DEMO |= {"save_dir": "checkpoints/demo/run", "max_windows": 100, "num_epochs": 8, "learning_rate": 1e-3}
+DEMO = {"data_dir": "checkpoints/demo/data", "label_cache": "checkpoints/demo/labels", "max_windows": 100}
+DEMO |= {"save_dir": "checkpoints/demo/run", "num_epochs": 8, "learning_rate": 1e-3}
 DEMO |= {"teacher_model": str(Path(__file__).resolve().parent / "checkpoints" / "demo_teacher")}
 
 
@@ -229,17 +230,16 @@ def contradictions(args):
     has = {name: value for name, value in vars(args).items() if value is not None}
     training, gpus = args.command == "train", torch.cuda.device_count()
     cache = has.get("label_cache")  # one that is there may be carried, without the teacher, and need not be written to
-    needed = not (training and args.alpha == 0) and cache and not Path(cache).expanduser().is_dir()
+    needed = not (training and args.alpha == 0) and bool(cache) and not Path(cache).expanduser().is_dir()
     made = training and args.demo and args.data_dir == DEMO["data_dir"]
     absent = lambda name: re.match(r"[./~]|.*\.pt$", name) and not Path(name).expanduser().exists()  # noqa: E731
     named = [has["checkpoint"]] if isinstance(has.get("checkpoint"), str) else has.get("checkpoint", [])
     tests = [(not absent(name), f"--checkpoint {name}: no such file or folder") for name in named]
-    for flag in ("data_dir", "input"):
-        there = made or flag not in has or Path(has[flag]).expanduser().exists()
-        tests.append((there, f"--{flag} {has.get(flag)}: no such folder or file"))
-    for flag in ("save_dir", "output_dir", "output"):
-        why = flag in has and unwritable(Path(has[flag]).parent if flag == "output" else has[flag])
-        tests.append((not why, f"--{flag} {has.get(flag)}: {why}"))
+    for flag in has.keys() & {"data_dir", "input"}:
+        tests.append((made or Path(has[flag]).expanduser().exists(), f"--{flag} {has[flag]}: no such folder or file"))
+    for flag in [name for name in ("save_dir", "output_dir", "output", *["label_cache"] * needed) if name in has]:
+        why = unwritable(Path(has[flag]).parent if flag == "output" else has[flag])
+        tests.append((not why, f"--{flag} {has[flag]}: {why}"))
     if "output" in has:
         output, hub = Path(args.output).expanduser().resolve(), has.get("format") == "hub"
         taken = output.is_file() if hub else output.is_dir() or has.get("plot") and output.suffix == ".png"
@@ -249,7 +249,6 @@ def contradictions(args):
         cpu, teacher = args.device == "cpu" or args.device == "auto" and not gpus, has.get("teacher_model", "")
         tests += [
             (not (needed and absent(teacher)), f"--teacher_model {teacher}: no such folder"),
-            (not (needed and unwritable(cache)), f"--label_cache {cache}: {unwritable(cache or '.')}"),
             (not cpu or args.teacher_precision != "bf16", "--teacher_precision bf16: needs a GPU; use 32"),
             (args.devices == 1 or ":" not in args.device, f"--devices {args.devices}: not with --device {args.device}"),
             (cpu or args.devices <= max(1, gpus), f"--devices {args.devices}: PyTorch finds {gpus} GPUs"),
@@ -734,14 +733,11 @@ def atomic(path, replace=True):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.replace(temporary, path) if replace else os.link(temporary, path)
-        except FileExistsError:
-            pass  # the first writer has won
-        except OSError:
-            if replace:
-                raise
-            os.replace(temporary, path)  # a file system without links
+        if not replace:
+            with contextlib.suppress(OSError):  # the first writer has won, or this is a file system without links
+                os.link(temporary, path)
+        if replace or not path.exists():
+            os.replace(temporary, path)
     except OSError as error:  # a full disk, say
         raise UserError(f"{path}: cannot be written ({error.strerror}); what was there before is as it was") from error
     finally:
@@ -788,9 +784,7 @@ def read_student(source, revision=None):
 def shareable(content):
     """The facts of a checkpoint that go wherever its student goes: no path of the machine that trained it."""
     kept = ("epoch", "validation_metrics", "freqs", "counts", "versions", "data", "evaluation")
-    run = {
-        name: value for name, value in content.get("run_config", {}).items() if not name.endswith(("_dir", "_cache"))
-    }
+    run = {k: v for k, v in content.get("run_config", {}).items() if not k.endswith(("_dir", "_cache"))}
     facts = {name: content[name] for name in kept if name in content} | {"run_config": run}
     facts["teacher"] = dict(content["teacher"]) if content.get("teacher") else None
     for part, name in ((run, "teacher_model"), (facts["teacher"] or {}, "teacher")):
@@ -1642,13 +1636,8 @@ def burden(weights, call):
     """Parameters, bytes as a weights file, and median CPU milliseconds of `call()`, one forecast, once warmed up."""
     from safetensors.torch import save
 
-    took = []
-    for _ in range(25):
-        begin = time.perf_counter()
-        call()
-        took.append(1e3 * (time.perf_counter() - begin))
-    size = {"parameters": sum(weight.numel() for weight in weights.values()), "bytes": len(save(weights))}
-    return size | {"cpu_ms": float(np.median(took[5:]))}
+    size = {"parameters": sum(map(torch.numel, weights.values())), "bytes": len(save(weights))}
+    return size | {"cpu_ms": 1e3 * float(np.median(timeit.repeat(call, number=1, repeat=25)[5:]))}
 
 
 def verdict(rows, say):
@@ -1767,9 +1756,7 @@ def train(args, say, stop):
 
 def evaluate(args, say, stop):
     """Score checkpoints on the test windows of the first one's run, or of other data that is split likewise."""
-    students = {
-        f"./{name}" if name in {"teacher", *BASELINES} else name: open_student(name) for name in args.checkpoint
-    }
+    students = {f"./{n}" if n in {"teacher", *BASELINES} else n: open_student(n) for n in args.checkpoint}
     lengths = {name: (student.context_length, student.prediction_length) for name, (student, _) in students.items()}
     name, (_, first) = next(iter(students.items()))
     lengths["the flags"] = (args.context_length or lengths[name][0], args.prediction_length or lengths[name][1])
@@ -1807,10 +1794,9 @@ def tell_backtest(series, context, forecast, season, say):
     guesses = {"student": forecast, "seasonal-naive": seasonal_naive(context, season, len(forecast))[0].numpy()}
     for name, guess in guesses.items():
         error = np.abs(guess - truth)[seen] if seen.any() else np.array([math.nan])
-        line = (
-            f"{name:<15} MAE {error.mean():.6g}  RMSE {(error**2).mean() ** 0.5:.6g}  MASE {error.mean() / scale:.4f}"
-        )
-        say("  {}: {}", "  {}: {}", series.column, line)
+        mae, rmse = error.mean(), (error**2).mean() ** 0.5
+        line = f"  {series.column}: {name:<15} MAE {mae:.6g}  RMSE {rmse:.6g}  MASE {mae / scale:.4f}"
+        say("{}", "{}", line)
 
 
 def predict(args, say, _stop):
@@ -1956,12 +1942,10 @@ def label(args, say, stop):
     for folder in folders:
         manifest, line = read_manifest(folder), "its manifest is damaged"
         if manifest:
-            file, key = LabelFile(folder, manifest), manifest["key"]
-            made, size = 100 - 100 * len(file.missing()) / file.count, 4e-6 * file.windows * file.horizon
-            line = (
-                f"{manifest['teacher']}, {file.windows:,} windows, {key['context']} -> {file.horizon}, {key['point']}"
-            )
-            line += f", patch {manifest['patch_sizes']}, {size:.1f} MB, {made:.0f} % made, {manifest['made']}"
+            file, facts = LabelFile(folder, manifest), manifest | manifest["key"]
+            facts |= {"MB": 4e-6 * file.windows * file.horizon, "done": 100 - 100 * len(file.missing()) / file.count}
+            line = "{teacher}, {windows:,} windows, {context} -> {horizon}, {point}, patch {patch_sizes}, {MB:.1f} MB"
+            line = (line + ", {done:.0f} % made, {made}").format(**facts)
         say("{}: {}", "{}: {}", folder.name, line)
 
 
