@@ -389,8 +389,7 @@ def parse_times(column, most_unread):
         gaps = [np.diff(np.unique(reading.dropna().astype("int64"))) for reading in readings]
         uneven = [gap.max() / np.median(gap) if len(gap) else math.inf for gap in gaps]
     times = readings[np.argmin(uneven)]
-    zones = [re.search(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$", stamp) for stamp in sample]
-    zones = {zone[1].replace(":", "") if zone else "" for zone in zones}
+    zones = {*sample.str.extract(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0].fillna("").str.replace(":", "")}
     one = min(zones, default="")  # as pandas wants it: +08:00
     zone = None if zones <= {""} else "UTC" if len(zones) > 1 or one == "Z" else f"{one[:3]}:{one[3:] or '00'}"
     return None if times.isna().mean() > most_unread else pd.DatetimeIndex(times).tz_convert(zone).as_unit("ns")
@@ -405,8 +404,6 @@ def regular_grid(times):
         near = ROUND_STEPS[np.abs(np.log(gaps[:, None] / ROUND_STEPS)).argmin(1)]
         steps, counts = np.unique(np.where(np.abs(gaps - near) <= near // 10, near, gaps), return_counts=True)
     step = int(steps[counts.argmax()])  # in ns
-    if len(steps) == 1 and step < DAY:  # regular as it stands
-        return np.arange(len(times)), pd.tseries.frequencies.to_offset(pd.Timedelta(step)).freqstr
     rules = next((rules for low, high, rules, _ in CALENDAR if low * DAY <= step <= high * DAY), [])
     days = times.normalize() if rules else times
     months = days.to_period("M").to_timestamp() if rules else days  # once a month on any day, as the 30th
@@ -423,11 +420,10 @@ def regular_grid(times):
 
 def on_grid(times, values, has_ids):
     """(values (T,) on the regular grid of `times`, frequency, last stamps). Raises Unusable where there is no grid."""
-    rows, duplicates = len(times), 0
-    if times.hasnans or not (np.diff(times.asi8) > 0).all():
-        column = pd.Series(values, times)[times.notna()].sort_index(kind="stable")
-        last = ~column.index.duplicated(keep="last")  # of exact duplicates the last one stays
-        times, values, duplicates = column.index[last], column.to_numpy()[last], int((~last).sum())
+    rows, zone, clock = len(times), times.tz, times.tz_localize(None)  # the grid is that of the clock they show
+    column = pd.Series(values, clock)[clock.notna()].sort_index(kind="stable")
+    last = ~column.index.duplicated(keep="last")  # of exact duplicates the last one stays
+    times, values, duplicates = column.index[last], column.to_numpy()[last], int((~last).sum())
     if duplicates > 0.01 * rows and not has_ids:
         raise Unusable(f"{duplicates} of {rows} timestamps are duplicates; is an id column missing?")
     if len(times) < 3:
@@ -442,7 +438,7 @@ def on_grid(times, values, has_ids):
         raise Unusable(f"sparse timestamps: {placed} rows over {length} steps of {freq}")
     grid = np.full(length, np.nan)
     grid[positions - positions.min()] = values  # where two snap to one position, the later stays
-    return grid, freq, times[-12:]
+    return grid, freq, times[-12:].tz_localize(zone)
 
 
 def continued(series, horizon, back=0):
@@ -509,9 +505,8 @@ def read_series(path, name, columns):
         heading = label[len(name) + 3 :] or column
         try:
             grid, freq, stamps = values[rows], "", None
-            if times is not None:  # the grid is that of the clock they show
-                grid, freq, stamps = on_grid(times[rows].tz_localize(None), grid, bool(id_name))
-                stamps = stamps.tz_localize(times.tz)
+            if times is not None:
+                grid, freq, stamps = on_grid(times[rows], grid, bool(id_name))
             series.append(Series(label, grid, freq, heading, stamps))
         except Unusable as reason:
             remarks.append(f"skipped: {label}: {reason}")
