@@ -27,7 +27,6 @@ T rows of a series, W windows.
 """
 
 import argparse
-import collections
 import contextlib
 import copy
 import dataclasses
@@ -834,12 +833,6 @@ class Stop:
             raise Interrupted(self.signum)
 
 
-def plain(error):
-    """What a UserError or an OSError tells the user."""
-    known = isinstance(error, UserError)
-    return str(error) if known else f"{error.filename or 'input or output'}: {error.strerror or error}"
-
-
 def on_first(fabric, act):
     """What `act()` gives on the first process, on all of them; its UserError or OSError is raised on all, too."""
     result = problem = None
@@ -847,10 +840,10 @@ def on_first(fabric, act):
         try:
             result = act()
         except (UserError, OSError) as error:
-            problem = plain(error)
+            problem = error
     result, problem = fabric.broadcast((result, problem))
     if problem:
-        raise UserError(problem)
+        raise problem
     return result
 
 
@@ -985,11 +978,9 @@ def open_student(source, revision=None):
 
 SAMPLED = 64  # training windows per sampling frequency on which the teacher is judged before it labels
 MOIRAI_KEYS = {"distr_output", "d_model", "num_layers", "patch_sizes", "max_seq_len", "attn_dropout_p", "dropout_p"}
-
-
 # What labels are asked for: hub id or folder, its revision, patch (a size, "auto", or frequency -> size), point (median
 # or mean), samples; but for the names, all of it goes into the label key.
-Request = collections.namedtuple("Request", "teacher revision patch point samples")
+Request = dataclasses.make_dataclass("Request", ("teacher", "revision", "patch", "point", "samples"))
 
 
 class Teacher:
@@ -1229,8 +1220,7 @@ def judge(teacher, windows, request, baselines, say):
 
 def find_labels(cache, key, request):
     """A whole LabelFile for `key`, or None. Where the weights are not at hand, the teacher's name decides."""
-    weights = fingerprint(request.teacher, request.revision)
-    found = []
+    weights, found = fingerprint(request.teacher, request.revision), []
     for folder in [key_folder(cache, key | {"weights": weights})] if weights else sorted(cache.glob("*")):
         manifest = read_manifest(folder)
         if manifest and manifest["key"] | {"weights": None} == key | {"weights": None}:
@@ -1330,11 +1320,9 @@ def seasonal_naive(context, season, horizon):
 
 def seasonal_scale(context, season):
     """MASE's unit (B, 1) float64: mean absolute seasonal difference in each context (B, L); 0 where there is none."""
-    scale = torch.zeros(len(context), 1, dtype=torch.float64)
-    for period in [period for period in season.unique().tolist() if period < context.shape[1]]:
-        rows = context[season == period].double()
-        scale[season == period] = (rows[:, period:] - rows[:, :-period]).abs().mean(1, keepdim=True)
-    return scale
+    context, earlier = context.double(), torch.arange(context.shape[1]) - season[:, None]  # (B, L) each
+    difference = (context - context.gather(1, earlier.clamp(min=0))).abs() * (earlier >= 0)
+    return difference.sum(1, keepdim=True) / (earlier >= 0).sum(1, keepdim=True).clamp(min=1)
 
 
 def reduced(fabric, values, operation="sum"):
@@ -1536,10 +1524,9 @@ def start_fabric(args, precision, say):
 
 def load_data(args, say):
     """part -> Windows of the arguments; prints what was found, used and skipped."""
-    say("Data directory: {}", "数据目录: {}", args.data_dir)
-    say("Context length: {}", "上下文长度: {}", args.context_length)
-    say("Prediction length: {}", "预测长度: {}", args.prediction_length)
-    say("\nCreating datasets...", "\n创建数据集...")
+    english = "Data directory: {}\nContext length: {}\nPrediction length: {}\n\nCreating datasets..."
+    chinese = "数据目录: {}\n上下文长度: {}\n预测长度: {}\n\n创建数据集..."
+    say(english, chinese, args.data_dir, args.context_length, args.prediction_length)
     found, series, remarks = read_files(args.data_dir, args.max_files, args.columns, say.on)
     say("Found {} CSV files", "找到 {} 个 CSV 文件", found)
     if len(remarks) < found:
@@ -1583,9 +1570,7 @@ def labels_of(windows, args, patch, fabric, say, stop, judged=None):
 
 
 def resumed(args, facts):
-    """The last.pt to go on from, or None without --resume. Raises UserError with all that does not fit."""
-    if not args.resume:
-        return None
+    """The last.pt to go on from. Raises UserError with all that does not fit."""
     path = Path(args.save_dir).expanduser() / "last.pt"
     content, now = read_checkpoint(path), facts["run_config"]
     before, names = content["run_config"], sorted(now.keys() - MAY_CHANGE)
@@ -1601,8 +1586,7 @@ def resumed(args, facts):
 
 def move_old_run(folder, say):
     """Move an earlier run's files in `folder` to folder/old-TIME: a run never destroys another."""
-    old = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
-    if old:
+    if old := [path for pattern in RUN_FILES for path in folder.glob(pattern)]:
         stamp = time.strftime("old-%Y%m%d-%H%M%S")
         target = next(n for i in itertools.count() if not (n := folder / (stamp + f"-{i}" * (i > 0))).exists())
         target.mkdir()
@@ -1660,9 +1644,8 @@ def verdict(rows, say):
 def compare(students, args, parts, patch, folder, fabric, say, stop):
     """Score students, naive forecasts and, where `patch` is given, the teacher on the test windows, all with one ruler.
     `students` holds name -> (student, content of its checkpoint); table and pictures are written to `folder`."""
-    test, forecasts = parts["test"], {}
-    for name, (student, _) in students.items():
-        forecasts[name] = forecaster(copy.deepcopy(student).to(fabric.device), fabric)
+    test, copies = parts["test"], {name: copy.deepcopy(student) for name, (student, _) in students.items()}
+    forecasts = {name: forecaster(student.to(fabric.device), fabric) for name, student in copies.items()}
     if patch:
         labels = labels_of(test, args, patch, fabric, say, stop, parts["train"])
         forecasts["teacher"] = lambda index, _context: torch.from_numpy(np.array(labels.array[index]))
@@ -1715,10 +1698,9 @@ def train(args, say, stop):
     sizes = ("context_length", "prediction_length", "d_model", "num_layers", "num_heads", "patch_size", "dropout")
     facts = {"format": FORMAT, "student_config": {n: vars(args)[n] for n in sizes}, "run_config": dict(vars(args))}
     facts["versions"] = {"python": sys.version.split()[0], "torch": str(torch.__version__), "numpy": np.__version__}
-    facts["data"] = {part: windows.digest for part, windows in parts.items()}
-    facts["freqs"] = sorted({*parts["train"].freqs})
+    facts |= {"data": {part: w.digest for part, w in parts.items()}, "freqs": sorted({*parts["train"].freqs})}
     facts["counts"] = {part: [len(windows.names), len(windows)] for part, windows in parts.items()}
-    content = resumed(args, facts)
+    content = resumed(args, facts) if args.resume else None
     labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if args.alpha > 0 else None
     facts["teacher"] = labels.manifest if labels else None
     if content and labels and content["teacher"]["key"] != labels.manifest["key"]:
@@ -1729,8 +1711,8 @@ def train(args, say, stop):
     say("Student parameters: {:,}", "学生模型参数量: {:,}", sum(weight.numel() for weight in student.parameters()))
     validation, folder = parts["validation"], Path(args.save_dir).expanduser()
     on_first(fabric, lambda: None if content else move_old_run(folder, say))
-    say("\nTraining for {} epochs", "\n开始训练，共 {} 个 epoch", args.num_epochs)
-    say("Checkpoints: {}", "模型保存目录: {}", args.save_dir)
+    text = "\nTraining for {} epochs\nCheckpoints: {}", "\n开始训练，共 {} 个 epoch\n模型保存目录: {}"
+    say(*text, args.num_epochs, args.save_dir)
     naive = lambda index, context: seasonal_naive(context, validation.season(index), validation.horizon)  # noqa: E731
     floor = score(naive, validation, EVAL_BATCH, fabric, say.on)["mse"]
     say("Validation loss of seasonal-naive: {:.4f}", "季节性朴素预测的验证损失: {:.4f}", floor)
@@ -1784,11 +1766,11 @@ def evaluate(args, say, stop):
 def tell_backtest(series, context, forecast, season, say):
     """Print the errors of a forecast (H,) of the last rows of `series` and of seasonal-naive, in its own units."""
     context, truth = torch.from_numpy(context)[None], series.values[-len(forecast) :]
-    season, seen = torch.tensor([season_of(series.freq) if season == "auto" else season]), ~np.isnan(truth)
+    season = torch.tensor([season_of(series.freq) if season == "auto" else season])
     scale = float(seasonal_scale(context, season)) or math.nan
     guesses = {"student": forecast, "seasonal-naive": seasonal_naive(context, season, len(forecast))[0].numpy()}
     for name, guess in guesses.items():
-        error = np.abs(guess - truth)[seen] if seen.any() else np.array([math.nan])
+        error = pd.Series(guess - truth).abs()  # its means leave out what is missing
         mae, rmse = error.mean(), (error**2).mean() ** 0.5
         line = f"  {series.column}: {name:<15} MAE {mae:.6g}  RMSE {rmse:.6g}  MASE {mae / scale:.4f}"
         say("{}", "{}", line)
@@ -1798,10 +1780,9 @@ def predict(args, say, _stop):
     """Forecast the H steps after the end of each series of a CSV; with --backtest its last H steps, held out."""
     student, content = open_student(args.checkpoint)
     path, horizon, freqs = Path(args.input).expanduser(), student.prediction_length, content.get("freqs", [])
-    held = horizon if args.backtest else 0
-    columns = args.columns or content.get("run_config", {}).get("columns", ["first"])
+    run, held = content.get("run_config", {}), horizon if args.backtest else 0
     try:
-        series, remarks = read_series(path, path.name, columns)
+        series, remarks = read_series(path, path.name, args.columns or run.get("columns", ["first"]))
     except Unusable as reason:
         raise UserError(f"--input {args.input}: {reason}") from reason
     rows = []
@@ -1827,7 +1808,7 @@ def predict(args, say, _stop):
     if held:
         say("Error on the last {} steps, which were held out:", "在留出的最后 {} 步上的误差:", held)
         for item, context, _, forecast, _ in rows:
-            tell_backtest(item, context, forecast, content.get("run_config", {}).get("season", "auto"), say)
+            tell_backtest(item, context, forecast, run.get("season", "auto"), say)
     columns = {item.column: pd.Series(forecast, index) for item, _, index, forecast, _ in rows}
     table = pd.concat(columns, axis=1, sort=True).rename_axis(rows[0][2].name)
     output = Path(args.output).expanduser()
@@ -1965,8 +1946,10 @@ def main(argv=None):
         problem = f"out of GPU memory ({str(error).splitlines()[0][:99]}); lower --batch_size or --teacher_batch_size"
     except ModuleNotFoundError as error:  # predicting takes few packages, pictures and exports take more
         problem = f"{error.name} is not installed: pip install -r requirements.txt, or pip install {error.name}"
-    except (UserError, OSError) as error:
-        problem = plain(error)
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"{error.filename or 'input or output'}: {error.strerror or error}"
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
