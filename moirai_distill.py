@@ -115,11 +115,10 @@ def ratio(text):
 
 def device_name(text):
     """Type of a device that is there: auto, cpu, mps, cuda or cuda:INDEX."""
-    kind, _, index = text.partition(":")
-    if text not in ("auto", "cpu", "mps") and (kind != "cuda" or index and not index.isdecimal()):
+    form, gpus = re.fullmatch(r"auto|cpu|mps|(cuda)(?::(\d+))?", text), torch.cuda.device_count()
+    if not form:
         return Wrong(f"{text!r} is not auto, cpu, cuda, cuda:1 or mps")
-    gpus = torch.cuda.device_count()
-    there = torch.backends.mps.is_available() if kind == "mps" else kind != "cuda" or int(index or 0) < gpus
+    there = torch.backends.mps.is_available() if text == "mps" else not form[1] or int(form[2] or 0) < gpus
     return text if there else Wrong(f"{text!r} is not here (PyTorch finds {gpus} CUDA GPUs); use --device cpu")
 
 
@@ -503,9 +502,8 @@ def read_series(path, name, columns):
         label = " / ".join([name] + [str(key)] * bool(id_name) + [column] * (len(columns_values) > 1))
         heading = label[len(name) + 3 :] or column
         try:
-            grid, freq, stamps = values[rows], "", None
-            if times is not None:
-                grid, freq, stamps = on_grid(times[rows], grid, bool(id_name))
+            bare = values[rows], "", None
+            grid, freq, stamps = bare if times is None else on_grid(times[rows], values[rows], bool(id_name))
             series.append(Series(label, grid, freq, heading, stamps))
         except Unusable as reason:
             remarks.append(f"skipped: {label}: {reason}")
@@ -1282,13 +1280,11 @@ def get_labels(windows, request, load, cache, block, baselines, fabric, say, sto
             for first in range(0, len(missing), fabric.world_size):  # each process labels one block of them
                 blocks = missing[first : first + fabric.world_size]
                 for number in blocks[fabric.global_rank : fabric.global_rank + 1]:
-                    labels = label_windows(teacher, windows, file.index(number), patches, request, seed=number)
-                    file.write(number, labels)
+                    file.write(number, label_windows(teacher, windows, file.index(number), patches, request, number))
                 bar.update(sum(len(file.index(number)) for number in blocks))
                 if signum := int(fabric.all_reduce(torch.tensor(float(stop.signum)), reduce_op="max")):
                     say.note(f"the labels made so far are kept in {file.folder}")
                     raise Interrupted(signum)
-        fabric.barrier()
     on_first(fabric, file.join)
     return file.open()
 
