@@ -27,7 +27,6 @@ T rows of a series, W windows.
 """
 
 import argparse
-import collections
 import contextlib
 import copy
 import dataclasses
@@ -49,6 +48,7 @@ import signal
 import sys
 import tempfile
 import time
+import timeit
 import zlib
 from pathlib import Path, PureWindowsPath
 
@@ -66,8 +66,8 @@ from tqdm import tqdm
 COMMANDS = ("train", "evaluate", "predict", "export", "label")
 
 # What --demo changes among the defaults below; a flag given beside --demo still wins.
-DEMO = {"data_dir": "checkpoints/demo/data", "label_cache": "checkpoints/demo/labels"}
-DEMO |= {"save_dir": "checkpoints/demo/run", "max_windows": 100, "num_epochs": 8, "learning_rate": 1e-3}
+DEMO = {"data_dir": "checkpoints/demo/data", "label_cache": "checkpoints/demo/labels", "max_windows": 100}
+DEMO |= {"save_dir": "checkpoints/demo/run", "num_epochs": 8, "learning_rate": 1e-3}
 DEMO |= {"teacher_model": str(Path(__file__).resolve().parent / "checkpoints" / "demo_teacher")}
 
 
@@ -116,11 +116,10 @@ def ratio(text):
 
 def device_name(text):
     """Type of a device that is there: auto, cpu, mps, cuda or cuda:INDEX."""
-    kind, _, index = text.partition(":")
-    if text not in ("auto", "cpu", "mps") and (kind != "cuda" or index and not index.isdecimal()):
+    form, gpus = re.fullmatch(r"auto|cpu|mps|(cuda)(?::(\d+))?", text), torch.cuda.device_count()
+    if not form:
         return Wrong(f"{text!r} is not auto, cpu, cuda, cuda:1 or mps")
-    gpus = torch.cuda.device_count()
-    there = torch.backends.mps.is_available() if kind == "mps" else kind != "cuda" or int(index or 0) < gpus
+    there = torch.backends.mps.is_available() if text == "mps" else not form[1] or int(form[2] or 0) < gpus
     return text if there else Wrong(f"{text!r} is not here (PyTorch finds {gpus} CUDA GPUs); use --device cpu")
 
 
@@ -230,17 +229,16 @@ def contradictions(args):
     has = {name: value for name, value in vars(args).items() if value is not None}
     training, gpus = args.command == "train", torch.cuda.device_count()
     cache = has.get("label_cache")  # one that is there may be carried, without the teacher, and need not be written to
-    needed = not (training and args.alpha == 0) and cache and not Path(cache).expanduser().is_dir()
+    needed = not (training and args.alpha == 0) and bool(cache) and not Path(cache).expanduser().is_dir()
     made = training and args.demo and args.data_dir == DEMO["data_dir"]
     absent = lambda name: re.match(r"[./~]|.*\.pt$", name) and not Path(name).expanduser().exists()  # noqa: E731
     named = [has["checkpoint"]] if isinstance(has.get("checkpoint"), str) else has.get("checkpoint", [])
     tests = [(not absent(name), f"--checkpoint {name}: no such file or folder") for name in named]
-    for flag in ("data_dir", "input"):
-        there = made or flag not in has or Path(has[flag]).expanduser().exists()
-        tests.append((there, f"--{flag} {has.get(flag)}: no such folder or file"))
-    for flag in ("save_dir", "output_dir", "output"):
-        why = flag in has and unwritable(Path(has[flag]).parent if flag == "output" else has[flag])
-        tests.append((not why, f"--{flag} {has.get(flag)}: {why}"))
+    for flag in has.keys() & {"data_dir", "input"}:
+        tests.append((made or Path(has[flag]).expanduser().exists(), f"--{flag} {has[flag]}: no such folder or file"))
+    for flag in [name for name in ("save_dir", "output_dir", "output", *["label_cache"] * needed) if name in has]:
+        why = unwritable(Path(has[flag]).parent if flag == "output" else has[flag])
+        tests.append((not why, f"--{flag} {has[flag]}: {why}"))
     if "output" in has:
         output, hub = Path(args.output).expanduser().resolve(), has.get("format") == "hub"
         taken = output.is_file() if hub else output.is_dir() or has.get("plot") and output.suffix == ".png"
@@ -250,7 +248,6 @@ def contradictions(args):
         cpu, teacher = args.device == "cpu" or args.device == "auto" and not gpus, has.get("teacher_model", "")
         tests += [
             (not (needed and absent(teacher)), f"--teacher_model {teacher}: no such folder"),
-            (not (needed and unwritable(cache)), f"--label_cache {cache}: {unwritable(cache or '.')}"),
             (not cpu or args.teacher_precision != "bf16", "--teacher_precision bf16: needs a GPU; use 32"),
             (args.devices == 1 or ":" not in args.device, f"--devices {args.devices}: not with --device {args.device}"),
             (cpu or args.devices <= max(1, gpus), f"--devices {args.devices}: PyTorch finds {gpus} GPUs"),
@@ -391,8 +388,7 @@ def parse_times(column, most_unread):
         gaps = [np.diff(np.unique(reading.dropna().astype("int64"))) for reading in readings]
         uneven = [gap.max() / np.median(gap) if len(gap) else math.inf for gap in gaps]
     times = readings[np.argmin(uneven)]
-    zones = [re.search(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$", stamp) for stamp in sample]
-    zones = {zone[1].replace(":", "") if zone else "" for zone in zones}
+    zones = {*sample.str.extract(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0].fillna("").str.replace(":", "")}
     one = min(zones, default="")  # as pandas wants it: +08:00
     zone = None if zones <= {""} else "UTC" if len(zones) > 1 or one == "Z" else f"{one[:3]}:{one[3:] or '00'}"
     return None if times.isna().mean() > most_unread else pd.DatetimeIndex(times).tz_convert(zone).as_unit("ns")
@@ -407,8 +403,6 @@ def regular_grid(times):
         near = ROUND_STEPS[np.abs(np.log(gaps[:, None] / ROUND_STEPS)).argmin(1)]
         steps, counts = np.unique(np.where(np.abs(gaps - near) <= near // 10, near, gaps), return_counts=True)
     step = int(steps[counts.argmax()])  # in ns
-    if len(steps) == 1 and step < DAY:  # regular as it stands
-        return np.arange(len(times)), pd.tseries.frequencies.to_offset(pd.Timedelta(step)).freqstr
     rules = next((rules for low, high, rules, _ in CALENDAR if low * DAY <= step <= high * DAY), [])
     days = times.normalize() if rules else times
     months = days.to_period("M").to_timestamp() if rules else days  # once a month on any day, as the 30th
@@ -425,11 +419,10 @@ def regular_grid(times):
 
 def on_grid(times, values, has_ids):
     """(values (T,) on the regular grid of `times`, frequency, last stamps). Raises Unusable where there is no grid."""
-    rows, duplicates = len(times), 0
-    if times.hasnans or not (np.diff(times.asi8) > 0).all():
-        column = pd.Series(values, times)[times.notna()].sort_index(kind="stable")
-        last = ~column.index.duplicated(keep="last")  # of exact duplicates the last one stays
-        times, values, duplicates = column.index[last], column.to_numpy()[last], int((~last).sum())
+    rows, zone, clock = len(times), times.tz, times.tz_localize(None)  # the grid is that of the clock they show
+    column = pd.Series(values, clock)[clock.notna()].sort_index(kind="stable")
+    last = ~column.index.duplicated(keep="last")  # of exact duplicates the last one stays
+    times, values, duplicates = column.index[last], column.to_numpy()[last], int((~last).sum())
     if duplicates > 0.01 * rows and not has_ids:
         raise Unusable(f"{duplicates} of {rows} timestamps are duplicates; is an id column missing?")
     if len(times) < 3:
@@ -444,7 +437,7 @@ def on_grid(times, values, has_ids):
         raise Unusable(f"sparse timestamps: {placed} rows over {length} steps of {freq}")
     grid = np.full(length, np.nan)
     grid[positions - positions.min()] = values  # where two snap to one position, the later stays
-    return grid, freq, times[-12:]
+    return grid, freq, times[-12:].tz_localize(zone)
 
 
 def continued(series, horizon, back=0):
@@ -510,10 +503,8 @@ def read_series(path, name, columns):
         label = " / ".join([name] + [str(key)] * bool(id_name) + [column] * (len(columns_values) > 1))
         heading = label[len(name) + 3 :] or column
         try:
-            grid, freq, stamps = values[rows], "", None
-            if times is not None:  # the grid is that of the clock they show
-                grid, freq, stamps = on_grid(times[rows].tz_localize(None), grid, bool(id_name))
-                stamps = stamps.tz_localize(times.tz)
+            bare = values[rows], "", None
+            grid, freq, stamps = bare if times is None else on_grid(times[rows], values[rows], bool(id_name))
             series.append(Series(label, grid, freq, heading, stamps))
         except Unusable as reason:
             remarks.append(f"skipped: {label}: {reason}")
@@ -735,14 +726,11 @@ def atomic(path, replace=True):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        try:
-            os.replace(temporary, path) if replace else os.link(temporary, path)
-        except FileExistsError:
-            pass  # the first writer has won
-        except OSError:
-            if replace:
-                raise
-            os.replace(temporary, path)  # a file system without links
+        if not replace:
+            with contextlib.suppress(OSError):  # the first writer has won, or this is a file system without links
+                os.link(temporary, path)
+        if replace or not path.exists():
+            os.replace(temporary, path)
     except OSError as error:  # a full disk, say
         raise UserError(f"{path}: cannot be written ({error.strerror}); what was there before is as it was") from error
     finally:
@@ -789,9 +777,7 @@ def read_student(source, revision=None):
 def shareable(content):
     """The facts of a checkpoint that go wherever its student goes: no path of the machine that trained it."""
     kept = ("epoch", "validation_metrics", "freqs", "counts", "versions", "data", "evaluation")
-    run = {
-        name: value for name, value in content.get("run_config", {}).items() if not name.endswith(("_dir", "_cache"))
-    }
+    run = {k: v for k, v in content.get("run_config", {}).items() if not k.endswith(("_dir", "_cache"))}
     facts = {name: content[name] for name in kept if name in content} | {"run_config": run}
     facts["teacher"] = dict(content["teacher"]) if content.get("teacher") else None
     for part, name in ((run, "teacher_model"), (facts["teacher"] or {}, "teacher")):
@@ -846,12 +832,6 @@ class Stop:
             raise Interrupted(self.signum)
 
 
-def plain(error):
-    """What a UserError or an OSError tells the user."""
-    known = isinstance(error, UserError)
-    return str(error) if known else f"{error.filename or 'input or output'}: {error.strerror or error}"
-
-
 def on_first(fabric, act):
     """What `act()` gives on the first process, on all of them; its UserError or OSError is raised on all, too."""
     result = problem = None
@@ -859,10 +839,10 @@ def on_first(fabric, act):
         try:
             result = act()
         except (UserError, OSError) as error:
-            problem = plain(error)
+            problem = error
     result, problem = fabric.broadcast((result, problem))
     if problem:
-        raise UserError(problem)
+        raise problem
     return result
 
 
@@ -997,7 +977,7 @@ def open_student(source, revision=None):
 
 SAMPLED = 64  # training windows per sampling frequency on which the teacher is judged before it labels
 NEEDED = {"d_model", "num_layers", "max_seq_len", "attn_dropout_p", "dropout_p"}
-GENERATIONS = {  # package in uni2ts.model: prefix of its classes, and what a config.json of it has; the longest decides
+GENERATIONS = {  # package in uni2ts.model: prefix of its classes, keys of its config.json; where several fit, the longest
     "moirai": ("Moirai", NEEDED | {"distr_output", "patch_sizes"}),  # 1.0 and 1.1
     "moirai_moe": ("MoiraiMoE", NEEDED | {"distr_output", "patch_sizes", "d_ff"}),
     "moirai2": ("Moirai2", NEEDED | {"patch_size", "quantile_levels", "d_ff"}),
@@ -1006,7 +986,7 @@ GENERATIONS = {  # package in uni2ts.model: prefix of its classes, and what a co
 
 # What labels are asked for: hub id or folder, its revision, patch (a size, "auto", or frequency -> size), point (median
 # or mean), samples; but for the names, all of it goes into the label key.
-Request = collections.namedtuple("Request", "teacher revision patch point samples")
+Request = dataclasses.make_dataclass("Request", ("teacher", "revision", "patch", "point", "samples"))
 
 
 class Teacher:
@@ -1277,8 +1257,7 @@ def judge(teacher, windows, request, baselines, say):
 
 def find_labels(cache, key, request):
     """A whole LabelFile for `key`, or None. Where the weights are not at hand, the teacher's name decides."""
-    weights = fingerprint(request.teacher, request.revision)
-    found = []
+    weights, found = fingerprint(request.teacher, request.revision), []
     for folder in [key_folder(cache, key | {"weights": weights})] if weights else sorted(cache.glob("*")):
         manifest = read_manifest(folder)
         if manifest and manifest["key"] | {"weights": None} == key | {"weights": None}:
@@ -1340,13 +1319,11 @@ def get_labels(windows, request, load, cache, block, baselines, fabric, say, sto
             for first in range(0, len(missing), fabric.world_size):  # each process labels one block of them
                 blocks = missing[first : first + fabric.world_size]
                 for number in blocks[fabric.global_rank : fabric.global_rank + 1]:
-                    labels = label_windows(teacher, windows, file.index(number), patches, request, seed=number)
-                    file.write(number, labels)
+                    file.write(number, label_windows(teacher, windows, file.index(number), patches, request, number))
                 bar.update(sum(len(file.index(number)) for number in blocks))
                 if signum := int(fabric.all_reduce(torch.tensor(float(stop.signum)), reduce_op="max")):
                     say.note(f"the labels made so far are kept in {file.folder}")
                     raise Interrupted(signum)
-        fabric.barrier()
     on_first(fabric, file.join)
     return file.open()
 
@@ -1378,11 +1355,9 @@ def seasonal_naive(context, season, horizon):
 
 def seasonal_scale(context, season):
     """MASE's unit (B, 1) float64: mean absolute seasonal difference in each context (B, L); 0 where there is none."""
-    scale = torch.zeros(len(context), 1, dtype=torch.float64)
-    for period in [period for period in season.unique().tolist() if period < context.shape[1]]:
-        rows = context[season == period].double()
-        scale[season == period] = (rows[:, period:] - rows[:, :-period]).abs().mean(1, keepdim=True)
-    return scale
+    context, earlier = context.double(), torch.arange(context.shape[1]) - season[:, None]  # (B, L) each
+    difference = (context - context.gather(1, earlier.clamp(min=0))).abs() * (earlier >= 0)
+    return difference.sum(1, keepdim=True) / (earlier >= 0).sum(1, keepdim=True).clamp(min=1)
 
 
 def reduced(fabric, values, operation="sum"):
@@ -1584,10 +1559,9 @@ def start_fabric(args, precision, say):
 
 def load_data(args, say):
     """part -> Windows of the arguments; prints what was found, used and skipped."""
-    say("Data directory: {}", "数据目录: {}", args.data_dir)
-    say("Context length: {}", "上下文长度: {}", args.context_length)
-    say("Prediction length: {}", "预测长度: {}", args.prediction_length)
-    say("\nCreating datasets...", "\n创建数据集...")
+    english = "Data directory: {}\nContext length: {}\nPrediction length: {}\n\nCreating datasets..."
+    chinese = "数据目录: {}\n上下文长度: {}\n预测长度: {}\n\n创建数据集..."
+    say(english, chinese, args.data_dir, args.context_length, args.prediction_length)
     found, series, remarks = read_files(args.data_dir, args.max_files, args.columns, say.on)
     say("Found {} CSV files", "找到 {} 个 CSV 文件", found)
     if len(remarks) < found:
@@ -1631,9 +1605,7 @@ def labels_of(windows, args, patch, fabric, say, stop, judged=None):
 
 
 def resumed(args, facts):
-    """The last.pt to go on from, or None without --resume. Raises UserError with all that does not fit."""
-    if not args.resume:
-        return None
+    """The last.pt to go on from. Raises UserError with all that does not fit."""
     path = Path(args.save_dir).expanduser() / "last.pt"
     content, now = read_checkpoint(path), facts["run_config"]
     before, names = content["run_config"], sorted(now.keys() - MAY_CHANGE)
@@ -1649,8 +1621,7 @@ def resumed(args, facts):
 
 def move_old_run(folder, say):
     """Move an earlier run's files in `folder` to folder/old-TIME: a run never destroys another."""
-    old = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
-    if old:
+    if old := [path for pattern in RUN_FILES for path in folder.glob(pattern)]:
         stamp = time.strftime("old-%Y%m%d-%H%M%S")
         target = next(n for i in itertools.count() if not (n := folder / (stamp + f"-{i}" * (i > 0))).exists())
         target.mkdir()
@@ -1679,13 +1650,8 @@ def burden(weights, call):
     """Parameters, bytes as a weights file, and median CPU milliseconds of `call()`, one forecast, once warmed up."""
     from safetensors.torch import save
 
-    took = []
-    for _ in range(25):
-        begin = time.perf_counter()
-        call()
-        took.append(1e3 * (time.perf_counter() - begin))
-    size = {"parameters": sum(weight.numel() for weight in weights.values()), "bytes": len(save(weights))}
-    return size | {"cpu_ms": float(np.median(took[5:]))}
+    size = {"parameters": sum(map(torch.numel, weights.values())), "bytes": len(save(weights))}
+    return size | {"cpu_ms": 1e3 * float(np.median(timeit.repeat(call, number=1, repeat=25)[5:]))}
 
 
 def verdict(rows, say):
@@ -1713,9 +1679,8 @@ def verdict(rows, say):
 def compare(students, args, parts, patch, folder, fabric, say, stop):
     """Score students, naive forecasts and, where `patch` is given, the teacher on the test windows, all with one ruler.
     `students` holds name -> (student, content of its checkpoint); table and pictures are written to `folder`."""
-    test, forecasts = parts["test"], {}
-    for name, (student, _) in students.items():
-        forecasts[name] = forecaster(copy.deepcopy(student).to(fabric.device), fabric)
+    test, copies = parts["test"], {name: copy.deepcopy(student) for name, (student, _) in students.items()}
+    forecasts = {name: forecaster(student.to(fabric.device), fabric) for name, student in copies.items()}
     if patch:
         labels = labels_of(test, args, patch, fabric, say, stop, parts["train"])
         forecasts["teacher"] = lambda index, _context: torch.from_numpy(np.array(labels.array[index]))
@@ -1768,10 +1733,9 @@ def train(args, say, stop):
     sizes = ("context_length", "prediction_length", "d_model", "num_layers", "num_heads", "patch_size", "dropout")
     facts = {"format": FORMAT, "student_config": {n: vars(args)[n] for n in sizes}, "run_config": dict(vars(args))}
     facts["versions"] = {"python": sys.version.split()[0], "torch": str(torch.__version__), "numpy": np.__version__}
-    facts["data"] = {part: windows.digest for part, windows in parts.items()}
-    facts["freqs"] = sorted({*parts["train"].freqs})
+    facts |= {"data": {part: w.digest for part, w in parts.items()}, "freqs": sorted({*parts["train"].freqs})}
     facts["counts"] = {part: [len(windows.names), len(windows)] for part, windows in parts.items()}
-    content = resumed(args, facts)
+    content = resumed(args, facts) if args.resume else None
     labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if args.alpha > 0 else None
     facts["teacher"] = labels.manifest if labels else None
     if content and labels and content["teacher"]["key"] != labels.manifest["key"]:
@@ -1782,8 +1746,8 @@ def train(args, say, stop):
     say("Student parameters: {:,}", "学生模型参数量: {:,}", sum(weight.numel() for weight in student.parameters()))
     validation, folder = parts["validation"], Path(args.save_dir).expanduser()
     on_first(fabric, lambda: None if content else move_old_run(folder, say))
-    say("\nTraining for {} epochs", "\n开始训练，共 {} 个 epoch", args.num_epochs)
-    say("Checkpoints: {}", "模型保存目录: {}", args.save_dir)
+    text = "\nTraining for {} epochs\nCheckpoints: {}", "\n开始训练，共 {} 个 epoch\n模型保存目录: {}"
+    say(*text, args.num_epochs, args.save_dir)
     naive = lambda index, context: seasonal_naive(context, validation.season(index), validation.horizon)  # noqa: E731
     floor = score(naive, validation, EVAL_BATCH, fabric, say.on)["mse"]
     say("Validation loss of seasonal-naive: {:.4f}", "季节性朴素预测的验证损失: {:.4f}", floor)
@@ -1804,9 +1768,7 @@ def train(args, say, stop):
 
 def evaluate(args, say, stop):
     """Score checkpoints on the test windows of the first one's run, or of other data that is split likewise."""
-    students = {
-        f"./{name}" if name in {"teacher", *BASELINES} else name: open_student(name) for name in args.checkpoint
-    }
+    students = {f"./{n}" if n in {"teacher", *BASELINES} else n: open_student(n) for n in args.checkpoint}
     lengths = {name: (student.context_length, student.prediction_length) for name, (student, _) in students.items()}
     name, (_, first) = next(iter(students.items()))
     lengths["the flags"] = (args.context_length or lengths[name][0], args.prediction_length or lengths[name][1])
@@ -1839,25 +1801,23 @@ def evaluate(args, say, stop):
 def tell_backtest(series, context, forecast, season, say):
     """Print the errors of a forecast (H,) of the last rows of `series` and of seasonal-naive, in its own units."""
     context, truth = torch.from_numpy(context)[None], series.values[-len(forecast) :]
-    season, seen = torch.tensor([season_of(series.freq) if season == "auto" else season]), ~np.isnan(truth)
+    season = torch.tensor([season_of(series.freq) if season == "auto" else season])
     scale = float(seasonal_scale(context, season)) or math.nan
     guesses = {"student": forecast, "seasonal-naive": seasonal_naive(context, season, len(forecast))[0].numpy()}
     for name, guess in guesses.items():
-        error = np.abs(guess - truth)[seen] if seen.any() else np.array([math.nan])
-        line = (
-            f"{name:<15} MAE {error.mean():.6g}  RMSE {(error**2).mean() ** 0.5:.6g}  MASE {error.mean() / scale:.4f}"
-        )
-        say("  {}: {}", "  {}: {}", series.column, line)
+        error = pd.Series(guess - truth).abs()  # its means leave out what is missing
+        mae, rmse = error.mean(), (error**2).mean() ** 0.5
+        line = f"  {series.column}: {name:<15} MAE {mae:.6g}  RMSE {rmse:.6g}  MASE {mae / scale:.4f}"
+        say("{}", "{}", line)
 
 
 def predict(args, say, _stop):
     """Forecast the H steps after the end of each series of a CSV; with --backtest its last H steps, held out."""
     student, content = open_student(args.checkpoint)
     path, horizon, freqs = Path(args.input).expanduser(), student.prediction_length, content.get("freqs", [])
-    held = horizon if args.backtest else 0
-    columns = args.columns or content.get("run_config", {}).get("columns", ["first"])
+    run, held = content.get("run_config", {}), horizon if args.backtest else 0
     try:
-        series, remarks = read_series(path, path.name, columns)
+        series, remarks = read_series(path, path.name, args.columns or run.get("columns", ["first"]))
     except Unusable as reason:
         raise UserError(f"--input {args.input}: {reason}") from reason
     rows = []
@@ -1883,7 +1843,7 @@ def predict(args, say, _stop):
     if held:
         say("Error on the last {} steps, which were held out:", "在留出的最后 {} 步上的误差:", held)
         for item, context, _, forecast, _ in rows:
-            tell_backtest(item, context, forecast, content.get("run_config", {}).get("season", "auto"), say)
+            tell_backtest(item, context, forecast, run.get("season", "auto"), say)
     columns = {item.column: pd.Series(forecast, index) for item, _, index, forecast, _ in rows}
     table = pd.concat(columns, axis=1, sort=True).rename_axis(rows[0][2].name)
     output = Path(args.output).expanduser()
@@ -1993,12 +1953,10 @@ def label(args, say, stop):
     for folder in folders:
         manifest, line = read_manifest(folder), "its manifest is damaged"
         if manifest:
-            file, key = LabelFile(folder, manifest), manifest["key"]
-            made, size = 100 - 100 * len(file.missing()) / file.count, 4e-6 * file.windows * file.horizon
-            line = (
-                f"{manifest['teacher']}, {file.windows:,} windows, {key['context']} -> {file.horizon}, {key['point']}"
-            )
-            line += f", patch {manifest['patch_sizes']}, {size:.1f} MB, {made:.0f} % made, {manifest['made']}"
+            file, facts = LabelFile(folder, manifest), manifest | manifest["key"]
+            facts |= {"MB": 4e-6 * file.windows * file.horizon, "done": 100 - 100 * len(file.missing()) / file.count}
+            line = "{teacher}, {windows:,} windows, {context} -> {horizon}, {point}, patch {patch_sizes}, {MB:.1f} MB"
+            line = (line + ", {done:.0f} % made, {made}").format(**facts)
         say("{}: {}", "{}: {}", folder.name, line)
 
 
@@ -2023,8 +1981,10 @@ def main(argv=None):
         problem = f"out of GPU memory ({str(error).splitlines()[0][:99]}); lower --batch_size or --teacher_batch_size"
     except ModuleNotFoundError as error:  # predicting takes few packages, pictures and exports take more
         problem = f"{error.name} is not installed: pip install -r requirements.txt, or pip install {error.name}"
-    except (UserError, OSError) as error:
-        problem = plain(error)
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"{error.filename or 'input or output'}: {error.strerror or error}"
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
