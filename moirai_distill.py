@@ -168,6 +168,7 @@ def add_train_flags(parser):
     add("--learning_rate", type=number(float, above=0), default=1e-4, help="of AdamW; halved when validation stalls")
     add("--weight_decay", type=number(float, 0), default=1e-5, help="of AdamW")
     add("--max_grad_norm", type=number(float, above=0), default=1.0, help="gradients are clipped to this norm")
+    add("--augment", type=one_of("on", "off"), default="on", help="train on sums and mirror images of windows, too")
     add("--patience", type=number(int, 0), default=0, help="stop after this many epochs without a new best; 0 = never")
     add("--precision", type=one_of("32-true", "bf16-mixed"), default="32-true", help="bf16-mixed is faster on new GPUs")
     add("--seed", type=number(int, 0, 2**64 - 1), default=0, help="of weights, order, dropout; not of split and labels")
@@ -977,7 +978,7 @@ def open_student(source, revision=None):
 
 SAMPLED = 64  # training windows per sampling frequency on which the teacher is judged before it labels
 NEEDED = {"d_model", "num_layers", "max_seq_len", "attn_dropout_p", "dropout_p"}
-GENERATIONS = {  # package in uni2ts.model: prefix of its classes, keys of its config.json; where several fit, the longest
+GENERATIONS = {  # package in uni2ts.model: prefix of its classes, keys of its config.json; the longest that fits
     "moirai": ("Moirai", NEEDED | {"distr_output", "patch_sizes"}),  # 1.0 and 1.1
     "moirai_moe": ("MoiraiMoE", NEEDED | {"distr_output", "patch_sizes", "d_ff"}),
     "moirai2": ("Moirai2", NEEDED | {"patch_size", "quantile_levels", "d_ff"}),
@@ -1406,9 +1407,25 @@ def forecaster(model, fabric):
     return torch.inference_mode()(lambda _index, context: model.eval()(fabric.to_device(context)).cpu())
 
 
-def train_epoch(fabric, model, optimizer, windows, labels, run, loop, stop, progress):
+def gather(windows, labels, alpha, index):
+    """(context (b, L), truth, observed, label (b, H), its weight (b, 1)) of the windows `index`, for `blend`."""
+    context, truth, observed = windows.batch(index)
+    label, finite = labels.batch(index) if labels else (truth, torch.zeros(len(index), 1))
+    return context, truth, observed, label, alpha * finite
+
+
+def augmented(batch, other, sign, share):
+    """Sums of two batches of windows as `gather` gives them, each with its own sign and share (b, 1) of the other.
+    Truth and labels move with the contexts: what is expected of a sum is the sum of what is expected of its parts."""
+    factor = sign / (1 + share**2).sqrt()  # so that sums are no larger than their parts
+    context, truth, label = (factor * (batch[i] + share * other[i]) for i in (0, 1, 3))
+    return context, truth, batch[2] * other[2], label, torch.minimum(batch[4], other[4])
+
+
+def train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, stop, progress):
     """The steps of one epoch from loop["step"] on; adds to loop["sums"]. Returns early when a signal came.
-    Each process takes its share of every batch; the weight of a window is the same whatever their number."""
+    Each process takes its share of every batch; the weight of a window is the same whatever their number.
+    `average` follows the weights: it is their mean over about the last ninth of all steps so far."""
     rank, world, epoch = fabric.global_rank, fabric.world_size, loop["epoch"]
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(stream(run["seed"], epoch))).numpy()
     steps = math.ceil(len(windows) / run["batch_size"])
@@ -1416,12 +1433,17 @@ def train_epoch(fabric, model, optimizer, windows, labels, run, loop, stop, prog
     model.train()
     while loop["step"] < steps and not loop["stopping"]:
         index = order[loop["step"] * run["batch_size"] :][: run["batch_size"]]
-        mine = index[rank::world] if len(index) > rank else index[:1]
-        context, truth, observed = windows.batch(mine)
-        points = float(observed.sum() if world == 1 else windows.batch(index)[2].sum())
-        observed = observed if len(index) > rank else 0 * observed  # a process without a window still joins the step
-        label, finite = labels.batch(mine) if labels else (truth, torch.zeros(len(mine), 1))
-        batch = [fabric.to_device(part) for part in (context, truth, observed, label, run["alpha"] * finite)]
+        drawn, count = torch.Generator().manual_seed(stream(run["seed"], epoch, loop["step"])), len(index)
+        partner = index[torch.randperm(count, generator=drawn).numpy()]
+        sign, share = 1 - 2 * torch.randint(2, (count, 1), generator=drawn), torch.rand(count, 1, generator=drawn)
+        own = slice(rank, None, world) if count > rank else slice(1)  # a process without a window joins the step
+        batch = gather(windows, labels, run["alpha"], index[own])
+        if run["augment"] == "on":
+            batch = augmented(batch, gather(windows, labels, run["alpha"], partner[own]), sign[own], share[own])
+        seen = [windows.batch(part)[2] for part in [index] + [partner] * (run["augment"] == "on")] if world > 1 else []
+        points = float(math.prod(seen).sum() if seen else batch[2].sum()) or 1.0  # over all processes
+        batch = [fabric.to_device(part) for part in batch]
+        batch[2] = batch[2] * (count > rank)
         torch.manual_seed(stream(run["seed"], epoch, loop["step"], rank))  # dropout
         sums = blend(model(batch[0]), *batch[1:])
         optimizer.zero_grad()
@@ -1434,6 +1456,9 @@ def train_epoch(fabric, model, optimizer, windows, labels, run, loop, stop, prog
         loop["failed"], loop["skipped"] = (loop["failed"] + 1) * failed, loop["skipped"] + failed
         if not failed:
             optimizer.step()
+            rate = 9 / (10 + epoch * steps + loop["step"])
+            for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
+                mean.lerp_(weight.detach(), rate)
             added = [*reduced(fabric, seen[:4]).tolist(), points]
             loop["sums"] = [a + b for a, b in zip(loop["sums"], added, strict=True)]
         if loop["failed"] >= MAX_FAILED:
@@ -1476,7 +1501,9 @@ def fit(fabric, student, train, validation, labels, run, content, facts, folder,
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
     loop = {"epoch": 0, "step": 0, "sums": [0.0] * 5, "failed": 0, "skipped": 0, "history": []}
     loop |= {"best_epoch": 0, "best_loss": math.inf, "best_file": "", "since_best": 0, "stopping": 0}
-    parts = {"model_state_dict": student, "optimizer_state_dict": optimizer, "scheduler_state_dict": scheduler}
+    average = copy.deepcopy(student).requires_grad_(False)  # this is what forecasts
+    parts = {"model_state_dict": average, "training_state_dict": student}
+    parts |= {"optimizer_state_dict": optimizer, "scheduler_state_dict": scheduler}
     if content:
         loop = content["loop"] | {"stopping": 0}
         for name, part in parts.items():
@@ -1507,9 +1534,9 @@ def fit(fabric, student, train, validation, labels, run, content, facts, folder,
         while loop["epoch"] < run["num_epochs"] and not 0 < run["patience"] <= loop["since_best"]:
             begin = time.perf_counter()
             say("\nEpoch {}/{}", "\nEpoch {}/{}", loop["epoch"] + 1, run["num_epochs"])
-            train_epoch(fabric, model, wrapped, train, labels, run, loop, stop, say.on)
+            train_epoch(fabric, model, average, wrapped, train, labels, run, loop, stop, say.on)
             if not loop["stopping"]:
-                result = score(forecaster(model, fabric), validation, EVAL_BATCH, fabric, say.on)
+                result = score(forecaster(average, fabric), validation, EVAL_BATCH, fabric, say.on)
                 rate, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - begin
                 end_epoch(loop, result, rate, seconds, run["num_epochs"], say)
                 scheduler.step(result["mse"])

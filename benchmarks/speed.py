@@ -14,6 +14,7 @@ Teachers have random weights in the shapes of MOIRAI small and base, which chang
 
 import argparse
 import contextlib
+import copy
 import io
 import math
 import multiprocessing
@@ -360,13 +361,14 @@ def training(device):
     fabric, stop = start_fabric(device), md.Stop()
     labels = Labels(windows.batch(np.arange(len(windows)))[1].numpy() + 0.1)
     model, optimizer = student_of("student", device)
+    average = copy.deepcopy(model).requires_grad_(False)
     model, optimizer = fabric.setup(model, optimizer)
-    run = {"seed": 0, "batch_size": 32, "alpha": 0.5, "max_grad_norm": 1.0}
+    run = {"seed": 0, "batch_size": 32, "alpha": 0.5, "max_grad_norm": 1.0, "augment": "on"}
 
     def epoch():
         loop = {"epoch": 0, "step": 0, "sums": [0.0] * 5, "failed": 0, "skipped": 0, "stopping": 0}
         with contextlib.redirect_stderr(io.StringIO()):
-            md.train_epoch(fabric, model, optimizer, windows, labels, run, loop, stop, True)
+            md.train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, stop, True)
 
     step = step_of("student", [part.to(device) for part in windows.batch(np.arange(32))[:2]], device)
     took = race({"epoch": epoch, "fixed": lambda: [step() for _ in range(steps)]}, 11, device)
@@ -531,8 +533,10 @@ def growth(path, device):
     teacher = md.Teacher(moirai("small", device), device, "32", print)
     request = md.Request("small", None, PATCH, "median", 100)
     fabric, lines = start_fabric(device), {"labelling": [], "training, one epoch": [], "loading, files": []}
-    model, optimizer = fabric.setup(*student_of("student", device))
-    run = {"seed": 0, "batch_size": 32, "alpha": 0.5, "max_grad_norm": 1.0}
+    model, optimizer = student_of("student", device)
+    average = copy.deepcopy(model).requires_grad_(False)
+    model, optimizer = fabric.setup(model, optimizer)
+    run = {"seed": 0, "batch_size": 32, "alpha": 0.5, "max_grad_norm": 1.0, "augment": "on"}
     for count in (256, 512, 1024, 2048):
         windows = series_windows(count)
         begin = time.perf_counter()
@@ -542,7 +546,7 @@ def growth(path, device):
         labels = Labels(windows.batch(np.arange(count))[1].numpy())
         loop = {"epoch": 0, "step": 0, "sums": [0.0] * 5, "failed": 0, "skipped": 0, "stopping": 0}
         begin = time.perf_counter()
-        md.train_epoch(fabric, model, optimizer, windows, labels, run, loop, md.Stop(), False)
+        md.train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, md.Stop(), False)
         lines["training, one epoch"].append((count, time.perf_counter() - begin))
     for count in (50, 100, 200, 400):
         with tempfile.TemporaryDirectory() as root:

@@ -49,6 +49,7 @@ TRAIN = SHARED | {
     "learning_rate": 1e-4,
     "weight_decay": 1e-5,
     "max_grad_norm": 1.0,
+    "augment": "on",
     "patience": 0,
     "precision": "32-true",
     "seed": 0,

@@ -491,7 +491,7 @@ def test_each_epoch_takes_every_window_once_in_an_order_of_its_own_and_of_the_se
     )
     for seed in (0, 1):
         steps.clear()
-        assert run(data, tmp_path / str(seed), "--seed", seed, "--num_epochs", 2) == 0
+        assert run(data, tmp_path / str(seed), "--seed", seed, "--num_epochs", 2, "--augment", "off") == 0
         assert len(steps) == 2 * STEPS
         orders |= {(seed, epoch): torch.cat(steps[epoch * STEPS :][:STEPS])[:, 0].tolist() for epoch in (0, 1)}
     train = windows_of(data)["train"]
@@ -597,6 +597,74 @@ def test_gradients_are_clipped_to_max_grad_norm(data, tmp_path, monkeypatch):
     assert run(data, tmp_path / "clipped", "--num_epochs", 1, "--max_grad_norm", limit) == 0
     assert len(free) == len(norms) == STEPS
     assert norms == pytest.approx([limit] * STEPS, rel=1e-3)
+
+
+# Averaged weights, augmented windows
+
+
+def test_what_forecasts_is_the_mean_of_the_weights_over_the_last_steps(data, tmp_path, monkeypatch):
+    real, steps = torch.optim.AdamW.step, []
+
+    def step(self, *args, **more):
+        real(self, *args, **more)
+        steps.append(torch.cat([weight.detach().flatten() for weight in self.param_groups[0]["params"]]).clone())
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    assert run(data, tmp_path / "run", "--num_epochs", 2) == 0
+    assert len(steps) == 2 * STEPS
+    torch.manual_seed(0)  # the weights before the first step
+    config = load(tmp_path / "run")["student_config"]
+    mean = torch.cat([weight.detach().flatten() for weight in PatchStudent(**config).parameters()])
+    for number, now in enumerate(steps):
+        mean += (now - mean) * 9 / (11 + number)
+    last = load(tmp_path / "run")
+    saved = torch.cat([weight.flatten() for weight in last["model_state_dict"].values()])
+    torch.testing.assert_close(saved, mean, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(saved, steps[-1], atol=1e-4)
+    training = torch.cat([weight.flatten() for weight in last["training_state_dict"].values()])
+    torch.testing.assert_close(training, steps[-1])
+
+
+def batches(data, seed, count=8):
+    """Two different batches of training windows as the loop gathers them, labels by seasonal-naive, and draws."""
+    windows, drawn = windows_of(data)["train"], torch.Generator().manual_seed(seed)
+
+    class Labels:
+        def batch(self, index):
+            context = windows.batch(index)[0]
+            finite = torch.from_numpy((index % 3 > 0).astype(np.float32))[:, None]
+            return moirai_distill.seasonal_naive(context, windows.season(index), windows.horizon), finite
+
+    order = torch.randperm(len(windows), generator=drawn).numpy()
+    both = [moirai_distill.gather(windows, Labels(), 0.5, part) for part in (order[:count], order[count : 2 * count])]
+    sign = 1 - 2 * torch.randint(2, (count, 1), generator=drawn)
+    return *both, sign, torch.rand(count, 1, generator=drawn)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_and_truth_move_with_augmented_contexts(data, seed):
+    """For a forecaster that is linear in the context, the label of the sum is the sum of the labels, exactly."""
+    one, other, sign, share = batches(data, seed)
+    context, truth, observed, label, weight = moirai_distill.augmented(one, other, sign, share)
+    season = torch.full((8,), 24)
+    torch.testing.assert_close(label, moirai_distill.seasonal_naive(context, season, 16), rtol=1e-5, atol=1e-5)
+    series, whole = (torch.cat([*batch[:2]], 1) for batch in (one, (context, truth)))
+    second = torch.cat([*other[:2]], 1)
+    expected = sign * (series + share * second) / (1 + share**2).sqrt()
+    torch.testing.assert_close(whole, expected)
+    assert torch.equal(observed, ((one[2] > 0) & (other[2] > 0)).float())
+    assert torch.equal(weight > 0, (one[4] > 0) & (other[4] > 0)) and set(weight.flatten().tolist()) == {0.0, 0.5}
+
+
+def test_augment_off_trains_on_the_windows_as_they_are(data, tmp_path, monkeypatch):
+    real, seen = moirai_distill.blend, []
+    monkeypatch.setattr(moirai_distill, "blend", lambda *batch: seen.append(batch[1:]) or real(*batch))
+    for state in ("on", "off"):
+        assert run(data, tmp_path / state, "--augment", state, "--num_epochs", 1) == 0
+    every = {tuple(row) for row in windows_of(data)["train"].batch(np.arange(48))[1].tolist()}
+    truths = [{tuple(row) for batch in part for row in batch[0].tolist()} for part in (seen[:STEPS], seen[STEPS:])]
+    assert truths[1] == every and not truths[0] & every
+    assert (weights(tmp_path / "on") - weights(tmp_path / "off")).abs().max() > 1e-3
 
 
 # Several processes
