@@ -75,6 +75,12 @@ class UserError(Exception):
     """A problem that the user can mend: what, where, what to do. Shown without a traceback, exit code 2."""
 
 
+def require(good, problem, kind=UserError):
+    """Raise `problem` as a UserError, or another kind, unless all is `good`."""
+    if not good:
+        raise kind(problem)
+
+
 class Wrong(str):
     """What is wrong with an argument. A type returns it instead of raising, so that all problems are told at once."""
 
@@ -277,8 +283,7 @@ def parse_arguments(argv):
         problems.append(f"{word}: not an argument of {args.command}{hint}")
     defaults = vars(parser.parse_args(["train"]))  # where --format is wrong there is none, and it does not matter
     problems += contradictions(argparse.Namespace(**(vars(args) | {name: defaults.get(name) for name in wrong})))
-    if problems:
-        raise UserError("\n  ".join([f"{len(problems)} problem(s) with the arguments", *problems]))
+    require(not problems, "\n  ".join([f"{len(problems)} problem(s) with the arguments", *problems]))
     return args
 
 
@@ -426,16 +431,14 @@ def on_grid(times, values, has_ids):
     times, values, duplicates = column.index[last], column.to_numpy()[last], int((~last).sum())
     if duplicates > 0.01 * rows and not has_ids:
         raise Unusable(f"{duplicates} of {rows} timestamps are duplicates; is an id column missing?")
-    if len(times) < 3:
-        raise Unusable(f"too short: {len(times)} timestamps")
+    require(len(times) >= 3, f"too short: {len(times)} timestamps", Unusable)
     positions, freq = regular_grid(times)
     times, positions, values = times[positions >= 0], positions[positions >= 0], values[positions >= 0]
     placed = len(positions[:1]) + int((np.diff(positions) > 0).sum())  # they are sorted
     if placed < 0.9 * (rows - duplicates):
         raise Unusable(f"irregular timestamps: only {placed} of {rows - duplicates} fit one step ({freq})")
     length = int(positions.max() - positions.min()) + 1
-    if length > 10 * placed + 1000:
-        raise Unusable(f"sparse timestamps: {placed} rows over {length} steps of {freq}")
+    require(length <= 10 * placed + 1000, f"sparse timestamps: {placed} rows over {length} steps of {freq}", Unusable)
     grid = np.full(length, np.nan)
     grid[positions - positions.min()] = values  # where two snap to one position, the later stays
     return grid, freq, times[-12:].tz_localize(zone)
@@ -489,8 +492,7 @@ def pick_columns(frame, columns):
             passed.append(name)
         elif not values or columns != ["first"]:
             values[name] = numbers
-    if not values:
-        raise Unusable(f"no numeric column among {', '.join(frame.columns[:20])}")
+    require(values, f"no numeric column among {', '.join(frame.columns[:20])}", Unusable)
     return times, id_name, values, passed
 
 
@@ -632,8 +634,7 @@ def read_files(data_dir, max_files, columns, progress):
     """(number of CSVs found, file -> list of Series, file -> remarks), by path below `data_dir`. Raises UserError."""
     root = Path(data_dir).expanduser()
     found = [p for p in root.rglob("*") if p.name.lower().endswith((".csv", ".csv.gz"))] if root.is_dir() else [root]
-    if not found:
-        raise UserError(f"--data_dir {data_dir}: no .csv file in this folder or below")
+    require(found, f"--data_dir {data_dir}: no .csv file in this folder or below")
     names = sorted(path.relative_to(root).as_posix() if root.is_dir() else path.name for path in found)
     names, series, remarks = names[: max_files or None], {}, {}
 
@@ -681,8 +682,7 @@ def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_w
     if not by_files:
         ready, notes = prepare_files(series, remarks, split_ratio, limits)
     told = "".join([f"\n  {name}: {note}" for name, note in notes.items() if note][:20])  # under an error
-    if by_files and len(ready) < 3:
-        raise UserError(f"{len(ready)} usable files, it takes 3; or use --split_by time{told}")
+    require(not by_files or len(ready) >= 3, f"{len(ready)} usable files, it takes 3; or use --split_by time{told}")
     part_of = split_files(ready, split_ratio, split_seed) if by_files else {}
     chosen, files = {part: [] for part in PARTS}, {part: set() for part in PARTS}
     for name, item in [(name, item) for name, items in sorted(ready.items()) for item in items]:
@@ -740,17 +740,15 @@ def atomic(path, replace=True):
 
 def read_checkpoint(path):
     """Dict of a checkpoint of this program, on the CPU. Nothing in the file is executed. Raises UserError."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such checkpoint")
+    require(Path(path).is_file(), f"{path}: no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
         raise UserError(f"{path}: refused: damaged, or not plain data ({repr(error)[:99]})") from error
     keys = {"format", "model_state_dict", "student_config"}
-    if not isinstance(content, dict) or not keys <= content.keys() or not isinstance(content["format"], int):
-        raise UserError(f"{path}: not a checkpoint of this program")
-    if content["format"] > FORMAT:
-        raise UserError(f"{path}: of a newer format ({content['format']}); update moirai_distill.py")
+    own = isinstance(content, dict) and keys <= content.keys() and isinstance(content["format"], int)
+    require(own, f"{path}: not a checkpoint of this program")
+    require(content["format"] <= FORMAT, f"{path}: of a newer format ({content['format']}); update moirai_distill.py")
     return content
 
 
@@ -1305,8 +1303,7 @@ def get_labels(windows, request, load, cache, block, baselines, fabric, say, sto
     if file:
         say("Label cache hit, no teacher call: {}", "标签缓存命中，无需调用教师: {}", file.folder)
     else:
-        if unwritable(cache):
-            raise UserError(f"--label_cache: {unwritable(cache)}, and the labels are not in it")
+        require(not unwritable(cache), f"--label_cache: {unwritable(cache)}, and the labels are not in it")
         loaded = []  # the first process may have to fetch the teacher for all
         on_first(fabric, lambda: loaded.append(load()))
         teacher = loaded[0] if loaded else load()
@@ -1641,8 +1638,7 @@ def resumed(args, facts):
     weights = fingerprint(args.teacher_model, args.teacher_revision) if args.alpha > 0 else None
     if weights and content["teacher"] and weights != content["teacher"]["key"]["weights"]:
         differ.append("the teacher's weights are not the same")
-    if differ:
-        raise UserError("\n  ".join([f"--resume: {path} does not fit this command", *differ]))
+    require(not differ, "\n  ".join([f"--resume: {path} does not fit this command", *differ]))
     return content
 
 
@@ -1733,9 +1729,8 @@ def compare(students, args, parts, patch, folder, fabric, say, stop):
             line += f"{row['parameters']:>12,} parameters {1e-6 * row['bytes']:>6.1f} MB {row['cpu_ms']:>6.1f} ms (CPU)"
         say("{}", "{}", line)
     verdict(rows, say)
-    table = {"windows": len(test), "test": test.digest, "series": test.names}
-    table |= {"context_length": test.length - test.horizon, "prediction_length": test.horizon}
-    table |= {"cpu_threads": torch.get_num_threads(), "rows": rows}
+    table = {"windows": len(test), "test": test.digest, "series": test.names, "cpu_threads": torch.get_num_threads()}
+    table |= {"context_length": test.length - test.horizon, "prediction_length": test.horizon, "rows": rows}
     with atomic(folder / "evaluation.json") as file:
         file.write(json.dumps(json.loads(json.dumps(table), parse_constant=lambda _: None), indent=1).encode())
     steps, shown = np.arange(1, test.horizon + 1), 2 * test.horizon
@@ -1779,8 +1774,7 @@ def train(args, say, stop):
     floor = score(naive, validation, EVAL_BATCH, fabric, say.on)["mse"]
     say("Validation loss of seasonal-naive: {:.4f}", "季节性朴素预测的验证损失: {:.4f}", floor)
     loop = fit(fabric, student, parts["train"], validation, labels, vars(args), content, facts, folder, stop, say)
-    if not loop["best_file"]:
-        raise UserError("no epoch gave a finite validation loss; try a lower --learning_rate")
+    require(loop["best_file"], "no epoch gave a finite validation loss; try a lower --learning_rate")
     if fabric.is_global_zero:
         history, names = loop["history"], ("train_loss", "train_mse", "train_distill", "validation_mse")
         curves = {name: [line[name] for line in history] for name in names}
@@ -1813,8 +1807,7 @@ def evaluate(args, say, stop):
     changed = {"data_dir", "columns", "max_files", "split_by", "split_ratio", "split_seed", "max_gap", "season"}
     own = "path" in first and not changed & given.keys()
     folder = Path(args.output_dir or (Path(first["path"]).parent if own else "evaluation")).expanduser()
-    if unwritable(folder):
-        raise UserError(f"{unwritable(folder)}; give --output_dir")
+    require(not unwritable(folder), f"{unwritable(folder)}; give --output_dir")
     fabric = start_fabric(args, "32-true", say)
     parts = load_data(run, say)
     for name, (_, content) in students.items():
@@ -1860,8 +1853,7 @@ def predict(args, say, _stop):
         remarks += [text] * (end > 0)
         text = f"its step is {item.freq or 'unknown'}, the student was trained on {', '.join(freqs) or 'unknown ones'}"
         remarks += [f"WARNING: {item.name}: {text}"] * (item.freq not in freqs)
-    if not rows:
-        raise UserError(f"--input {args.input}: no series to forecast\n  " + "\n  ".join(remarks[:20]))
+    require(rows, f"--input {args.input}: no series to forecast\n  " + "\n  ".join(remarks[:20]))
     for remark in remarks[:20] + [f"… and {len(remarks) - 20} more such notes"] * (len(remarks) > 20):
         say.note(remark)
     contexts = torch.from_numpy(np.stack([context for _, context, _ in rows])).split(EVAL_BATCH)
@@ -1922,8 +1914,8 @@ def export_onnx(student, path, contexts):
         given = [session.run(None, {"context": part.numpy()})[0] for part in contexts.split([len(contexts) - 1, 1])]
         difference = (torch.from_numpy(np.concatenate(given)) - truth) / instance_scale(contexts)[1]
         difference = float(difference.abs().max())
-        if not difference < 1e-4:
-            raise UserError(f"{path}: not kept: its forecasts differ from PyTorch's by {difference:.1e} deviations")
+        text = f"{path}: not kept: its forecasts differ from PyTorch's by {difference:.1e} deviations"
+        require(difference < 1e-4, text)
         os.replace(file, path)
     return difference
 
