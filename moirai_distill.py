@@ -161,14 +161,15 @@ def add_shared_flags(parser):
 
 def add_train_flags(parser):
     """The flags of train alone: student, optimisation, run."""
-    add = parser.add_argument_group("student").add_argument
+    add, auto = parser.add_argument_group("student").add_argument, ("auto",)
     add("--d_model", type=number(int, 1), default=128, help="width D")
     add("--num_layers", type=number(int, 1), default=4, help="Transformer layers")
     add("--num_heads", type=number(int, 1), default=8, help="attention heads; must divide d_model")
     add("--patch_size", type=number(int, 1), default=16, help="points per token")
     add("--dropout", type=number(float, 0, 0.99), default=0.1, help="on the residual branches; more for few series")
     add = parser.add_argument_group("training").add_argument
-    add("--alpha", type=number(float, 0, 1), default=0.5, help="1 = teacher's labels only, 0 = truth only (no teacher)")
+    what = "1 = teacher's labels only, 0 = truth only (no teacher), auto = tried on validation"
+    add("--alpha", type=number(float, 0, 1, words=auto), default=0.5, help=what)
     add("--batch_size", type=number(int, 1), default=32, help="windows per step, over all devices together")
     add("--num_epochs", type=number(int, 1), default=10, help="passes over the training windows")
     add("--learning_rate", type=number(float, above=0), default=1e-4, help="of AdamW; halved when validation stalls")
@@ -260,11 +261,12 @@ def contradictions(args):
             (cpu or args.devices <= max(1, gpus), f"--devices {args.devices}: PyTorch finds {gpus} GPUs"),
         ]
     if training:
+        tried = args.alpha == "auto" and any(Path(args.save_dir).expanduser().glob("alpha_*/last.pt"))
         last, heads, patch = Path(args.save_dir).expanduser() / "last.pt", args.num_heads, args.patch_size
         tests += [
             (args.d_model % heads == 0, f"--num_heads {heads}: does not divide --d_model {args.d_model}"),
             (patch <= args.context_length, f"--patch_size {patch}: longer than --context_length {args.context_length}"),
-            (not args.resume or last.is_file(), f"--resume: no {last} to go on from; start without --resume"),
+            (not args.resume or last.is_file() or tried, f"--resume: no {last} to go on from; start without --resume"),
         ]
     return [problem for good, problem in tests if not good]
 
@@ -288,13 +290,14 @@ def parse_arguments(argv):
 
 
 class Say:
-    """Prints results on stdout in English or Chinese, and notes on stderr in English; only where `on`."""
+    """Prints results on stdout in English or Chinese, and notes on stderr in English; only where `on`. Where `muted`,
+    notes alone."""
 
     def __init__(self, lang):
-        self.lang, self.on = lang, True
+        self.lang, self.on, self.muted = lang, True, False
 
     def __call__(self, english, chinese, *values):
-        if self.on:
+        if self.on and not self.muted:
             print((chinese if self.lang == "zh" else english).format(*values), flush=True)
 
     def note(self, text):
@@ -1391,7 +1394,7 @@ def score(forecast, windows, batch_size, fabric, progress):
 EVAL_BATCH = 512
 MAX_FAILED = 10  # steps in a row with a non-finite loss or gradient that end the run
 RUN_FILES = ("last.pt", "best_model_epoch_*.pt", "metrics.jsonl", "*.png", "tensorboard", "evaluation.json")
-RUN_FILES += ("student.onnx", "hub")
+RUN_FILES += ("student.onnx", "hub", "alpha_*")
 
 
 def stream(*numbers):
@@ -1547,6 +1550,7 @@ def fit(fabric, student, train, validation, labels, run, content, facts, folder,
 # == 8  Commands: the only functions that see `args` ===================================================================
 
 MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}  # on --resume
+ALPHAS, TRIAL_EPOCHS = (0.0, 0.25, 0.5, 0.75, 1.0), 3  # of --alpha auto
 BASELINES = {"seasonal-naive": seasonal_naive, "last value": last_value}
 
 
@@ -1628,14 +1632,14 @@ def labels_of(windows, args, patch, fabric, say, stop, judged=None):
     return labels
 
 
-def resumed(args, facts):
-    """The last.pt to go on from. Raises UserError with all that does not fit."""
-    path = Path(args.save_dir).expanduser() / "last.pt"
+def resumed(folder, args, facts):
+    """The last.pt in `folder` to go on from. Raises UserError with all that does not fit."""
+    path = folder / "last.pt"
     content, now = read_checkpoint(path), facts["run_config"]
     before, names = content["run_config"], sorted(now.keys() - MAY_CHANGE)
     differ = [f"--{name} was {before.get(name)}, is {now[name]}" for name in names if before.get(name) != now[name]]
     differ += ["the data is not the same"] * (content["data"] != facts["data"])
-    weights = fingerprint(args.teacher_model, args.teacher_revision) if args.alpha > 0 else None
+    weights = fingerprint(args.teacher_model, args.teacher_revision) if now["alpha"] != 0 else None
     if weights and content["teacher"] and weights != content["teacher"]["key"]["weights"]:
         differ.append("the teacher's weights are not the same")
     require(not differ, "\n  ".join([f"--resume: {path} does not fit this command", *differ]))
@@ -1746,6 +1750,28 @@ def compare(students, args, parts, patch, folder, fabric, say, stop):
     say("Table and pictures: {}", "表格与图片: {}", folder)
 
 
+def choose_alpha(distil, epochs, folder, say):
+    """(alpha with the lowest validation loss, alpha -> that loss) of students that `distil(folder, alpha)` trains."""
+    epochs, tried = min(TRIAL_EPOCHS, epochs), {}
+    say("\nTrying each alpha for {} epochs:", "\n每个 alpha 试训 {} 个 epoch:", epochs)
+    for alpha in ALPHAS:
+        say.muted = True  # but for the progress
+        place = folder / f"alpha_{alpha:g}"
+        tried[alpha] = distil(place, alpha, num_epochs=epochs, patience=0, save_dir=str(place))["best_loss"]
+        say.muted = False
+        say("  alpha {:g}: validation loss {:.4f}", "  alpha {:g}: 验证损失 {:.4f}", alpha, tried[alpha])
+    best, second = sorted(tried, key=tried.get)[:2]
+    rival = 0.0 if best else second
+    text = (
+        "Best: alpha {:g}, {:+.1f} % of validation loss beside alpha {:g}",
+        "最好: alpha {:g}，验证损失 {:+.1f} % (相对 alpha {:g})",
+    )
+    say(*text, best, 100 * (tried[best] / tried[rival] - 1), rival)
+    if not best:
+        say("The teacher does not help here: this trains on truth alone", "教师在这里没有帮助: 只用真值训练")
+    return best, tried
+
+
 def train(args, say, stop):
     """Label the training windows (unless alpha is 0), train the student, score it on the test windows."""
     fabric = start_fabric(args, args.precision, say)
@@ -1757,23 +1783,39 @@ def train(args, say, stop):
     facts["versions"] = {"python": sys.version.split()[0], "torch": str(torch.__version__), "numpy": np.__version__}
     facts |= {"data": {part: w.digest for part, w in parts.items()}, "freqs": sorted({*parts["train"].freqs})}
     facts["counts"] = {part: [len(windows.names), len(windows)] for part, windows in parts.items()}
-    content = resumed(args, facts) if args.resume else None
-    labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if args.alpha > 0 else None
-    facts["teacher"] = labels.manifest if labels else None
+    folder, validation = Path(args.save_dir).expanduser(), parts["validation"]
+    ahead = args.resume and (folder / "last.pt").is_file()  # beyond the trials of --alpha auto
+    tried = read_checkpoint(folder / "last.pt").get("alpha_tried") if ahead and args.alpha == "auto" else None
+    if tried:
+        args.alpha, facts["alpha_tried"] = min(tried, key=tried.get), tried
+        facts["run_config"]["alpha"] = args.alpha
+    content = resumed(folder, args, facts) if ahead else None
+    labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if args.alpha != 0 else None
     if content and labels and content["teacher"]["key"] != labels.manifest["key"]:
         raise UserError(f"--resume: {args.save_dir} was trained on labels of other weights of this teacher")
     say("\nCreating student...", "\n创建学生模型...")
-    torch.manual_seed(args.seed)
-    student = PatchStudent(**facts["student_config"])
-    say("Student parameters: {:,}", "学生模型参数量: {:,}", sum(weight.numel() for weight in student.parameters()))
-    validation, folder = parts["validation"], Path(args.save_dir).expanduser()
-    on_first(fabric, lambda: None if content else move_old_run(folder, say))
-    text = "\nTraining for {} epochs\nCheckpoints: {}", "\n开始训练，共 {} 个 epoch\n模型保存目录: {}"
-    say(*text, args.num_epochs, args.save_dir)
+
+    def distil(folder, alpha, **changes):
+        """The loop's state of a student trained in `folder`; with --resume it goes on from the last.pt there."""
+        run = facts["run_config"] | {"alpha": alpha} | changes
+        own = facts | {"run_config": run, "teacher": labels.manifest if labels and alpha else None}
+        content = resumed(folder, args, own) if args.resume and (folder / "last.pt").is_file() else None
+        torch.manual_seed(args.seed)
+        student, used = PatchStudent(**facts["student_config"]), labels if alpha else None
+        return fit(fabric, student, parts["train"], validation, used, run, content, own, folder, stop, say)
+
+    size = sum(weight.numel() for weight in PatchStudent(**facts["student_config"]).parameters())
+    say("Student parameters: {:,}", "学生模型参数量: {:,}", size)
+    on_first(fabric, lambda: None if args.resume else move_old_run(folder, say))
     naive = lambda index, context: seasonal_naive(context, validation.season(index), validation.horizon)  # noqa: E731
     floor = score(naive, validation, EVAL_BATCH, fabric, say.on)["mse"]
     say("Validation loss of seasonal-naive: {:.4f}", "季节性朴素预测的验证损失: {:.4f}", floor)
-    loop = fit(fabric, student, parts["train"], validation, labels, vars(args), content, facts, folder, stop, say)
+    if args.alpha == "auto":
+        args.alpha, facts["alpha_tried"] = choose_alpha(distil, args.num_epochs, folder, say)
+    text = "\nTraining for {} epochs\nCheckpoints: {}", "\n开始训练，共 {} 个 epoch\n模型保存目录: {}"
+    say(*text, args.num_epochs, args.save_dir)
+    loop = distil(folder, args.alpha)
+    on_first(fabric, lambda: [shutil.rmtree(path) for path in folder.glob("alpha_*")])
     require(loop["best_file"], "no epoch gave a finite validation loss; try a lower --learning_rate")
     if fabric.is_global_zero:
         history, names = loop["history"], ("train_loss", "train_mse", "train_distill", "validation_mse")
@@ -1781,7 +1823,7 @@ def train(args, say, stop):
         title = "losses by epoch, in squared deviations of each series"
         draw_forecasts(folder / "training.png", [(title, [], [], [line["epoch"] for line in history], curves)])
     say("\nBest epoch: {}, {}", "\n最佳 epoch: {}，{}", loop["best_epoch"], folder / loop["best_file"])
-    patch = facts["teacher"]["patch_sizes"] if args.demo and facts["teacher"] else None  # as chosen on training windows
+    patch = labels.manifest["patch_sizes"] if args.demo and labels else None  # as chosen on training windows
     compare({"student": open_student(folder / loop["best_file"])}, args, parts, patch, folder, fabric, say, stop)
     command = "python moirai_distill.py evaluate --with_teacher --checkpoint"
     say("\nNext: {} {}", "\n下一步: {} {}", command, shlex.quote(args.save_dir))
