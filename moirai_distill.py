@@ -524,9 +524,8 @@ def last_context(values, length):
     rows, first, far = len(values), len(values) - length, (pd.Series(values) - pd.Series(values).median()).abs()
     values = np.where(far > ABSURD * (far.median() or math.inf), np.nan, values)  # a glitch is no value
     known = np.flatnonzero(~np.isnan(values))
-    if first < 0 or not len(known) or known[-1] < first:
-        what = f"too short: {rows} rows" if first < 0 else f"nothing but missing values in its last {length} rows"
-        raise Unusable(f"{what}; the student takes {length}")
+    what = f"too short: {rows} rows" if first < 0 else f"nothing but missing values in its last {length} rows"
+    require(first >= 0 and (known >= first).any(), f"{what}; the student takes {length}", Unusable)
     end = rows - 1 - int(known[-1])
     context = np.interp(np.arange(first, rows), known, values[known])  # beyond the last known value: that one
     return context, int(np.isnan(values[first:]).sum()) - end, end
@@ -689,8 +688,7 @@ def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_w
     part_of = split_files(ready, split_ratio, split_seed) if by_files else {}
     chosen, files = {part: [] for part in PARTS}, {part: set() for part in PARTS}
     for name, item in [(name, item) for name, items in sorted(ready.items()) for item in items]:
-        for part in [part_of[name]] if by_files else PARTS:
-            starts = item.starts["whole" if by_files else part]
+        for part, starts in ({part_of[name]: item.starts["whole"]} if by_files else item.starts).items():
             if part == "train":
                 starts = starts[::stride]
                 count = min(len(starts), max_windows or len(starts))
@@ -698,9 +696,8 @@ def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_w
             if len(starts):
                 chosen[part].append((item, starts))
                 files[part].add(name)
-    if empty := [part for part in PARTS if not chosen[part]]:
-        remedy = "use more or longer series, or shorter lengths"
-        raise UserError(f"the data gives no {' and no '.join(empty)} window; {remedy}{told}")
+    empty = " and no ".join(part for part in PARTS if not chosen[part])
+    require(not empty, f"the data gives no {empty} window; use more or longer series, or shorter lengths{told}")
     parts = {part: pack(chosen[part], season, limits["length"], limits["horizon"]) for part in PARTS}
     return parts, {part: len(names) for part, names in files.items()}, "files" if by_files else "time", notes
 
