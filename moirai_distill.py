@@ -11,16 +11,10 @@
 The teacher is frozen and the windows are fixed, so its forecast is a function of the window: every training window is
 labelled once, into a cache on disk, and no epoch, alpha, seed or student size after that costs teacher time.
 
-Parts stand above, programs below; a name is used only below the section that defines it:
-    1 command line        every flag with its default, and every check of the arguments
-    2 data                CSV -> regular series -> split -> windows
-    3 files               atomic writes, safe reads, the hub, a clean stop
-    4 student             PatchStudent: raw context (B, L) -> raw forecast (B, H)
-    5 teacher             a frozen MOIRAI, and the cache of its labels
-    6 loss and metrics    the blend, naive forecasts, one ruler for every forecaster
-    7 training            the loop
-    8 commands            train, evaluate, predict, export, label: the only functions that see `args`
-    9 entry               main
+Parts stand above, programs below; a name is used only below the section that defines it: 1 command line (every flag,
+default and check), 2 data (CSV -> regular series -> split -> windows), 3 files (atomic writes, safe reads, the hub),
+4 student (PatchStudent), 5 teacher (a frozen MOIRAI, the cache of its labels), 6 loss and metrics, 7 training (the
+loop), 8 commands (the only functions that see `args`), 9 entry (main).
 
 Shapes: B batch, L context length, H horizon (prediction length), N patches, P patch size, D width of the model,
 T rows of a series, W windows.
@@ -48,7 +42,6 @@ import signal
 import sys
 import tempfile
 import time
-import timeit
 import zlib
 from pathlib import Path, PureWindowsPath
 
@@ -290,8 +283,7 @@ def parse_arguments(argv):
 
 
 class Say:
-    """Prints results on stdout in English or Chinese, and notes on stderr in English; only where `on`. Where `muted`,
-    notes alone."""
+    """Prints results (unless `muted`) on stdout in English or Chinese, notes on stderr in English; only where `on`."""
 
     def __init__(self, lang):
         self.lang, self.on, self.muted = lang, True, False
@@ -601,8 +593,7 @@ class Windows:
 
 
 def label_digest(series, starts, length):
-    """Bytes that identify what the labels of one series depend on: values under windows, their starts, the scaler.
-    Rounded to 1e-6 deviations: another kind of CPU may compute the last bit differently."""
+    """Bytes that identify what the labels of one series depend on; to 1e-6 deviations, as CPUs differ in last bits."""
     rows, (mean, deviation) = len(series.values) + 1, series.scaler
     edges = np.bincount(starts, minlength=rows) - np.bincount(starts + length, minlength=rows)
     covered = np.rint((series.values[np.cumsum(edges[:-1]) > 0] - mean) / deviation * 1e6).astype("<i8")
@@ -646,10 +637,8 @@ def read_files(data_dir, max_files, columns, progress):
         except Unusable as reason:
             return name, None, [f"skipped: {reason}"]
 
-    def calm(_worker):  # Ctrl-C and SIGTERM are for the process that started it
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
+    # Ctrl-C and SIGTERM are for the process that starts the workers.
+    calm = lambda _: (signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_DFL))  # noqa: E731
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # where forking is quick and sound
     workers = cores if cores > 1 and len(names) >= 50 else 0
     settings = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None, "worker_init_fn": calm}
@@ -717,8 +706,7 @@ HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
 
 @contextlib.contextmanager
 def atomic(path, replace=True):
-    """A file open for writing bytes, which takes the name `path` only when it is whole and on the disk.
-    Without `replace`, the first of several writers wins."""
+    """A file to write bytes to, named `path` once it is whole and on disk; without `replace`, the first one wins."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -809,8 +797,7 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """Handler that turns a signal into Interrupted; while `held`, the loop looks at `signum` and stops where it may.
-    A second signal is not held."""
+    """Handler that turns a signal into Interrupted; while `held`, the loop looks at `signum`. A second is not held."""
 
     signum, held = 0, False
 
@@ -876,35 +863,13 @@ def instance_scale(context):
     return centre, torch.where(deviation == 0, 1.0, deviation)
 
 
-CARD = """---
-library_name: pytorch
-pipeline_tag: time-series-forecasting
-license: {id}
----
-# A small forecaster made by moirai_distill.py
-
-A univariate patch Transformer of {size:,} parameters: {L} points in, {H} points out, raw values in and out.
-
-    from moirai_distill import PatchStudent
-    forecast = PatchStudent.from_pretrained("FOLDER OR HUB ID")(context)  # (B, {L}) -> (B, {H})
-
-{made} {licence}
-
-{scores}
-
-Data: {data}.
-"""
-
-
 class PatchStudent(nn.Module, PyTorchModelHubMixin):
     """Univariate patch Transformer: raw context (B, L) -> raw forecast (B, H), both in the series' own units.
     float64 contexts are scaled in float64, which keeps small changes beside a large offset; the network is float32.
     Instance normalisation, patches of P points (where P does not divide L, the first value is repeated to the left),
     pre-norm Transformer layers of width D over N tokens with learnt positions, one linear head on all tokens."""
 
-    def __init__(
-        self, context_length, prediction_length, d_model, num_layers, num_heads, patch_size, dropout, info=None
-    ):
+    def __init__(self, context_length, prediction_length, d_model, num_layers, num_heads, patch_size, dropout, info=()):
         super().__init__()
         self.context_length, self.prediction_length, self.patch_size = context_length, prediction_length, patch_size
         self.info = info or {}  # plain facts of its making; they go into config.json and the model card
@@ -947,9 +912,18 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
             for name, row in sorted(table["rows"].items(), key=lambda item: item[1]["mse"] or math.inf):
                 numbers = ["-" if row[key] is None else f"{row[key]:.4f}" for key in ("mse", "mae", "mase")]
                 scores.append(f"| {name} | {' | '.join(numbers)} |")
-        text = {"id": "cc-by-nc-4.0" if "CC-BY-NC-4.0" in licence else "other", "made": made, "licence": licence}
-        text |= {"data": ", ".join(data), "scores": "\n".join(scores), "L": self.context_length}
-        return ModelCard(CARD.format(**text, H=self.prediction_length, size=sum(map(torch.numel, self.parameters()))))
+        kind = "cc-by-nc-4.0" if "CC-BY-NC-4.0" in licence else "other"
+        size, length, horizon = sum(map(torch.numel, self.parameters())), self.context_length, self.prediction_length
+        paragraphs = [
+            f"---\nlibrary_name: pytorch\npipeline_tag: time-series-forecasting\nlicense: {kind}\n---\n"
+            "# A small forecaster made by moirai_distill.py",
+            f"A univariate patch Transformer of {size:,} parameters: {length} points in, {horizon} out, in raw units.",
+            "    from moirai_distill import PatchStudent\n    forecast = PatchStudent.from_pretrained"
+            f'("FOLDER OR HUB ID")(context)  # (B, {length}) -> (B, {horizon})',
+            f"{made} {licence}",
+            "\n".join(scores),
+        ]
+        return ModelCard("\n\n".join([*paragraphs, f"Data: {', '.join(data)}.\n"]))
 
 
 def open_student(source, revision=None):
@@ -1033,9 +1007,8 @@ class Teacher:
         if point == "mean":
             return output.distribution(safe, loc, scale).mean.masked_fill(~finite, math.nan)
         parts = safe.get("components", [safe])  # of a mixture, or of the one distribution
-        weights = (
-            safe["weights_logits"].softmax(-1) if "components" in safe else torch.ones_like(safe["loc"])[..., None]
-        )
+        logits = safe["weights_logits"] if "components" in safe else torch.zeros_like(safe["loc"])[..., None]
+        weights = logits.softmax(-1)
         drawn = torch.multinomial(weights.flatten(0, 2), samples, replacement=True)  # (B * future * P, samples)
         values = torch.empty(drawn.shape, device=drawn.device)
         for number, (component, own) in enumerate(zip(getattr(output, "components", [output]), parts, strict=True)):
@@ -1108,9 +1081,8 @@ def load_teacher(name, revision, device, precision, note):
         settings = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
-    fits = {
-        kind: needs for kind, (_, needs) in GENERATIONS.items() if isinstance(settings, dict) and needs <= {*settings}
-    }
+    keys = set(settings) if isinstance(settings, dict) else set()
+    fits = {kind: needs for kind, (_, needs) in GENERATIONS.items() if needs <= keys}
     if not fits:
         raise UserError(f"{name}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base")
     kind = max(fits, key=lambda kind: len(fits[kind]))
@@ -1270,8 +1242,7 @@ def find_labels(cache, key, request):
 
 
 def begin_labels(folder, key, teacher, windows, judged, request, block, baselines, say):
-    """Write the manifest of a new label file, unless there is one: then its blocks go on as they were begun.
-    The teacher is judged, and its patch size chosen, on `judged`."""
+    """Write the manifest of a new label file, unless one is begun. The teacher's patch size is chosen on `judged`."""
     old = read_manifest(folder)
     if old and set(windows.freqs) <= old["patch_sizes"].keys():
         say.note(f"going on with the unfinished labels in {folder}")
@@ -1404,19 +1375,14 @@ def forecaster(model, fabric):
     return torch.inference_mode()(lambda _index, context: model.eval()(fabric.to_device(context)).cpu())
 
 
-def gather(windows, labels, alpha, index):
-    """(context (b, L), truth, observed, label (b, H), its weight (b, 1)) of the windows `index`, for `blend`."""
-    context, truth, observed = windows.batch(index)
-    label, finite = labels.batch(index) if labels else (truth, torch.zeros(len(index), 1))
-    return context, truth, observed, label, alpha * finite
-
-
-def augmented(batch, other, sign, share):
-    """Sums of two batches of windows as `gather` gives them, each with its own sign and share (b, 1) of the other.
+def augmented(batch, seed):
+    """Windows (context (B, L), and as `blend` takes them) plus a random share of another one, half of them mirrored.
     Truth and labels move with the contexts: what is expected of a sum is the sum of what is expected of its parts."""
-    factor = sign / (1 + share**2).sqrt()  # so that sums are no larger than their parts
-    context, truth, label = (factor * (batch[i] + share * other[i]) for i in (0, 1, 3))
-    return context, truth, batch[2] * other[2], label, torch.minimum(batch[4], other[4])
+    drawn, rows = torch.Generator().manual_seed(seed), len(batch[0])
+    order, share = torch.randperm(rows, generator=drawn), torch.rand(rows, 1, generator=drawn)
+    factor = (1 - 2 * torch.randint(2, (rows, 1), generator=drawn)) / (1 + share**2).sqrt()  # no larger than the parts
+    context, truth, label = (factor * (part + share * part[order]) for part in (batch[0], batch[1], batch[3]))
+    return context, truth, batch[2] * batch[2][order], label, torch.minimum(batch[4], batch[4][order])
 
 
 def train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, stop, progress):
@@ -1430,17 +1396,14 @@ def train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, s
     model.train()
     while loop["step"] < steps and not loop["stopping"]:
         index = order[loop["step"] * run["batch_size"] :][: run["batch_size"]]
-        drawn, count = torch.Generator().manual_seed(stream(run["seed"], epoch, loop["step"])), len(index)
-        partner = index[torch.randperm(count, generator=drawn).numpy()]
-        sign, share = 1 - 2 * torch.randint(2, (count, 1), generator=drawn), torch.rand(count, 1, generator=drawn)
-        own = slice(rank, None, world) if count > rank else slice(1)  # a process without a window joins the step
-        batch = gather(windows, labels, run["alpha"], index[own])
+        label, finite = labels.batch(index) if labels else (windows.batch(index)[1], torch.zeros(len(index), 1))
+        batch = (*windows.batch(index), label, run["alpha"] * finite)
         if run["augment"] == "on":
-            batch = augmented(batch, gather(windows, labels, run["alpha"], partner[own]), sign[own], share[own])
-        seen = [windows.batch(part)[2] for part in [index] + [partner] * (run["augment"] == "on")] if world > 1 else []
-        points = float(math.prod(seen).sum() if seen else batch[2].sum()) or 1.0  # over all processes
-        batch = [fabric.to_device(part) for part in batch]
-        batch[2] = batch[2] * (count > rank)
+            batch = augmented(batch, stream(run["seed"], epoch, loop["step"]))
+        points = float(batch[2].sum()) or 1.0  # over all processes
+        own = slice(rank, None, world) if len(index) > rank else slice(1)  # one without a window joins the step
+        batch = [fabric.to_device(part[own]) for part in batch]
+        batch[2] = batch[2] * (len(index) > rank)
         torch.manual_seed(stream(run["seed"], epoch, loop["step"], rank))  # dropout
         sums = blend(model(batch[0]), *batch[1:])
         optimizer.zero_grad()
@@ -1473,9 +1436,9 @@ def end_epoch(loop, validation, rate, seconds, epochs, say):
     line |= {f"validation_{name}": validation[name] for name in ("mse", "mae", "mase")}
     loop["history"].append(line | {"learning_rate": rate, "skipped_steps": loop["skipped"]})
     distill = "-" if line["train_distill"] is None else f"{line['train_distill']:.4f}"
-    numbers = f"{line['train_loss']:.4f} (MSE: {line['train_mse']:.4f}, Distill: {distill})"
-    say("Training loss: {}", "训练损失: {}", numbers)
-    say("Validation loss: {:.4f}", "验证损失: {:.4f}", validation["mse"])
+    english = "Training loss: {:.4f} (MSE: {:.4f}, Distill: {})\nValidation loss: {:.4f}"
+    chinese = "训练损失: {:.4f} (MSE: {:.4f}, Distill: {})\n验证损失: {:.4f}"
+    say(english, chinese, line["train_loss"], line["train_mse"], distill, validation["mse"])
     numbers = (rate, seconds, seconds * (epochs - line["epoch"]) / 60)
     say("Learning rate: {:.1e}, {:.0f} s, {:.1f} min to go", "学习率: {:.1e}，{:.0f} 秒，剩 {:.1f} 分钟", *numbers)
     if loop["skipped"]:
@@ -1673,9 +1636,11 @@ def draw_forecasts(path, panels):
 def burden(weights, call):
     """Parameters, bytes as a weights file, and median CPU milliseconds of `call()`, one forecast, once warmed up."""
     from safetensors.torch import save
+    from torch.utils.benchmark import Timer
 
-    size = {"parameters": sum(map(torch.numel, weights.values())), "bytes": len(save(weights))}
-    return size | {"cpu_ms": 1e3 * float(np.median(timeit.repeat(call, number=1, repeat=25)[5:]))}
+    took = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()).blocked_autorange()
+    parameters = sum(weight.numel() for weight in weights.values())
+    return {"parameters": parameters, "bytes": len(save(weights)), "cpu_ms": 1e3 * took.median}
 
 
 def verdict(rows, say):
@@ -1759,11 +1724,9 @@ def choose_alpha(distil, epochs, folder, say):
         say("  alpha {:g}: validation loss {:.4f}", "  alpha {:g}: 验证损失 {:.4f}", alpha, tried[alpha])
     best, second = sorted(tried, key=tried.get)[:2]
     rival = 0.0 if best else second
-    text = (
-        "Best: alpha {:g}, {:+.1f} % of validation loss beside alpha {:g}",
-        "最好: alpha {:g}，验证损失 {:+.1f} % (相对 alpha {:g})",
-    )
-    say(*text, best, 100 * (tried[best] / tried[rival] - 1), rival)
+    english = "Best: alpha {:g}, {:+.1f} % of validation loss beside alpha {:g}"
+    chinese = "最好: alpha {:g}，验证损失 {:+.1f} % (相对 alpha {:g})"
+    say(english, chinese, best, 100 * (tried[best] / tried[rival] - 1), rival)
     if not best:
         say("The teacher does not help here: this trains on truth alone", "教师在这里没有帮助: 只用真值训练")
     return best, tried
@@ -1963,8 +1926,9 @@ def read_scores(path, content):
     """Windows and rows of evaluation.json on a checkpoint's own test windows; None where it has none of its weights."""
     try:
         table, own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}, {None, content["weights"]}
-        rows = {name: row for name, row in table.get("rows", {}).items() if row.get("weights") in own}
-        rows = {"student" if "weights" in row else name: row for name, row in rows.items()}
+        rows = {
+            "student" if "weights" in r else n: r for n, r in table.get("rows", {}).items() if r.get("weights") in own
+        }
         rows = {name: {key: row[key] for key in ("mse", "mae", "mase")} for name, row in rows.items()}
         fits = "student" in rows and table["test"] == content["data"]["test"]
         return {"windows": table["windows"], "rows": rows} if fits else None
