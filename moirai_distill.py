@@ -11,10 +11,12 @@
 The teacher is frozen and the windows are fixed, so its forecast is a function of the window: every training window is
 labelled once, into a cache on disk, and no epoch, alpha, seed or student size after that costs teacher time.
 
-Parts stand above, programs below; a name is used only below the section that defines it: 1 command line (every flag,
-default and check), 2 data (CSV -> regular series -> split -> windows), 3 files (atomic writes, safe reads, the hub),
-4 student (PatchStudent), 5 teacher (a frozen MOIRAI, the cache of its labels), 6 loss and metrics, 7 training (the
-loop), 8 commands (the only functions that see `args`), 9 entry (main).
+Parts stand above, programs below; a name is used only below the section that defines it:
+    1 command line  flags, defaults, checks          2 data              CSV -> regular series -> split -> windows
+    3 files         atomic writes, safe reads        4 student           PatchStudent: (B, L) -> (B, H)
+    5 teacher       a frozen MOIRAI, its labels      6 loss and metrics  the blend, one ruler for every forecaster
+    7 training      the loop                         8 commands          the only functions that see `args`
+    9 entry         main
 
 Shapes: B batch, L context length, H horizon (prediction length), N patches, P patch size, D width of the model,
 T rows of a series, W windows.
@@ -558,8 +560,8 @@ def prepare(series, bounds, length, horizon, max_gap):
     if not len(next(iter(starts.values()))):
         raise Unusable(f"too short: {len(rows)} rows; a window takes {length} without a gap longer than {max_gap}")
     scaled = scaler.transform(filled[:, None])[:, 0].astype(np.float32)
-    changes = {"values": filled, "scaled": scaled, "observed": observed, "scaler": (mean, deviation)}
-    return dataclasses.replace(series, starts=starts, **changes)
+    changed = {"values": filled, "scaled": scaled, "observed": observed, "scaler": (mean, deviation), "starts": starts}
+    return dataclasses.replace(series, **changed)
 
 
 @dataclasses.dataclass
@@ -949,13 +951,11 @@ def open_student(source, revision=None):
 # == 5  Teacher: a frozen MOIRAI, and the cache of its labels ==========================================================
 
 SAMPLED = 64  # training windows per sampling frequency on which the teacher is judged before it labels
-NEEDED = {"d_model", "num_layers", "max_seq_len", "attn_dropout_p", "dropout_p"}
-GENERATIONS = {  # package in uni2ts.model: prefix of its classes, keys of its config.json; the longest that fits
-    "moirai": ("Moirai", NEEDED | {"distr_output", "patch_sizes"}),  # 1.0 and 1.1
-    "moirai_moe": ("MoiraiMoE", NEEDED | {"distr_output", "patch_sizes", "d_ff"}),
-    "moirai2": ("Moirai2", NEEDED | {"patch_size", "quantile_levels", "d_ff"}),
+GENERATIONS = {  # package in uni2ts.model: prefix of its classes, and keys of its config.json; the longest that fits
+    "moirai": ("Moirai", {"max_seq_len", "attn_dropout_p", "dropout_p", "distr_output", "patch_sizes"}),  # 1.0 and 1.1
+    "moirai_moe": ("MoiraiMoE", {"max_seq_len", "attn_dropout_p", "dropout_p", "distr_output", "patch_sizes", "d_ff"}),
+    "moirai2": ("Moirai2", {"max_seq_len", "attn_dropout_p", "dropout_p", "patch_size", "quantile_levels", "d_ff"}),
 }
-
 
 # What labels are asked for: hub id or folder, its revision, patch (a size, "auto", or frequency -> size), point (median
 # or mean), samples; but for the names, all of it goes into the label key.
@@ -1439,8 +1439,8 @@ def end_epoch(loop, validation, rate, seconds, epochs, say):
     english = "Training loss: {:.4f} (MSE: {:.4f}, Distill: {})\nValidation loss: {:.4f}"
     chinese = "训练损失: {:.4f} (MSE: {:.4f}, Distill: {})\n验证损失: {:.4f}"
     say(english, chinese, line["train_loss"], line["train_mse"], distill, validation["mse"])
-    numbers = (rate, seconds, seconds * (epochs - line["epoch"]) / 60)
-    say("Learning rate: {:.1e}, {:.0f} s, {:.1f} min to go", "学习率: {:.1e}，{:.0f} 秒，剩 {:.1f} 分钟", *numbers)
+    text = "Learning rate: {:.1e}, {:.0f} s, {:.1f} min to go", "学习率: {:.1e}，{:.0f} 秒，剩 {:.1f} 分钟"
+    say(*text, rate, seconds, seconds * (epochs - line["epoch"]) / 60)
     if loop["skipped"]:
         say.note(f"{loop['skipped']} steps with a non-finite loss or gradient were skipped")
     loop.update(epoch=line["epoch"], step=0, sums=[0.0] * 5, skipped=0, since_best=loop["since_best"] + 1)
@@ -1680,8 +1680,7 @@ def compare(students, args, parts, patch, folder, fabric, say, stop):
         return
     context = test.batch(np.arange(1))[0]
     for name, (student, content) in students.items():
-        weights = content["model_state_dict"]
-        rows[name] |= burden(weights, lambda: torch.inference_mode()(student)(context))  # noqa: B023
+        rows[name] |= burden(content["model_state_dict"], lambda: torch.inference_mode()(student)(context))  # noqa: B023
         rows[name] |= {"alpha": content.get("run_config", {}).get("alpha"), "weights": content["weights"]}
     if patch and fingerprint(args.teacher_model, args.teacher_revision):  # else the labels were carried here
         teacher = load_teacher(args.teacher_model, args.teacher_revision, "cpu", "32", say.note)
@@ -1744,13 +1743,12 @@ def train(args, say, stop):
     facts |= {"data": {part: w.digest for part, w in parts.items()}, "freqs": sorted({*parts["train"].freqs})}
     facts["counts"] = {part: [len(windows.names), len(windows)] for part, windows in parts.items()}
     folder, validation = Path(args.save_dir).expanduser(), parts["validation"]
-    ahead = args.resume and (folder / "last.pt").is_file()  # beyond the trials of --alpha auto
-    tried = read_checkpoint(folder / "last.pt").get("alpha_tried") if ahead and args.alpha == "auto" else None
-    if tried:
-        args.alpha, facts["alpha_tried"] = min(tried, key=tried.get), tried
-        facts["run_config"]["alpha"] = args.alpha
+    alpha, ahead = args.alpha, args.resume and (folder / "last.pt").is_file()  # beyond the trials of --alpha auto
+    tried = read_checkpoint(folder / "last.pt").get("alpha_tried") if ahead and alpha == "auto" else None
+    alpha = min(tried, key=tried.get) if tried else alpha
+    facts |= {"run_config": facts["run_config"] | {"alpha": alpha}, "alpha_tried": tried}
     content = resumed(folder, args, facts) if ahead else None
-    labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if args.alpha != 0 else None
+    labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if alpha != 0 else None
     if content and labels and content["teacher"]["key"] != labels.manifest["key"]:
         raise UserError(f"--resume: {args.save_dir} was trained on labels of other weights of this teacher")
     say("\nCreating student...", "\n创建学生模型...")
@@ -1770,11 +1768,11 @@ def train(args, say, stop):
     naive = lambda index, context: seasonal_naive(context, validation.season(index), validation.horizon)  # noqa: E731
     floor = score(naive, validation, EVAL_BATCH, fabric, say.on)["mse"]
     say("Validation loss of seasonal-naive: {:.4f}", "季节性朴素预测的验证损失: {:.4f}", floor)
-    if args.alpha == "auto":
-        args.alpha, facts["alpha_tried"] = choose_alpha(distil, args.num_epochs, folder, say)
+    if alpha == "auto":
+        alpha, facts["alpha_tried"] = choose_alpha(distil, args.num_epochs, folder, say)
     text = "\nTraining for {} epochs\nCheckpoints: {}", "\n开始训练，共 {} 个 epoch\n模型保存目录: {}"
     say(*text, args.num_epochs, args.save_dir)
-    loop = distil(folder, args.alpha)
+    loop = distil(folder, alpha)
     on_first(fabric, lambda: [shutil.rmtree(path) for path in folder.glob("alpha_*")])
     require(loop["best_file"], "no epoch gave a finite validation loss; try a lower --learning_rate")
     if fabric.is_global_zero:
@@ -1850,11 +1848,10 @@ def predict(args, say, _stop):
             remarks.append(f"skipped: {item.name}: {reason}")
             continue
         rows.append((item, context, continued(item, horizon, held)))
+        step = f"its step is {item.freq or 'unknown'}, the student was trained on {', '.join(freqs) or 'unknown ones'}"
+        carried = f"WARNING: {item.name}: its last {end} values are missing: the last known one is carried forward"
         remarks += [f"{item.name}: {gaps} missing values in the context are interpolated"] * (gaps > 0)
-        text = f"WARNING: {item.name}: its last {end} values are missing: the last known one is carried forward"
-        remarks += [text] * (end > 0)
-        text = f"its step is {item.freq or 'unknown'}, the student was trained on {', '.join(freqs) or 'unknown ones'}"
-        remarks += [f"WARNING: {item.name}: {text}"] * (item.freq not in freqs)
+        remarks += [carried] * (end > 0) + [f"WARNING: {item.name}: {step}"] * (item.freq not in freqs)
     require(rows, f"--input {args.input}: no series to forecast\n  " + "\n  ".join(remarks[:20]))
     for remark in remarks[:20] + [f"… and {len(remarks) - 20} more such notes"] * (len(remarks) > 20):
         say.note(remark)
@@ -1916,8 +1913,9 @@ def export_onnx(student, path, contexts):
         given = [session.run(None, {"context": part.numpy()})[0] for part in contexts.split([len(contexts) - 1, 1])]
         difference = (torch.from_numpy(np.concatenate(given)) - truth) / instance_scale(contexts)[1]
         difference = float(difference.abs().max())
-        text = f"{path}: not kept: its forecasts differ from PyTorch's by {difference:.1e} deviations"
-        require(difference < 1e-4, text)
+        require(
+            difference < 1e-4, f"{path}: not kept: its forecasts differ from PyTorch's by {difference:.1e} deviations"
+        )
         os.replace(file, path)
     return difference
 

@@ -181,7 +181,7 @@ def test_the_kind_is_read_from_the_config_not_from_the_name(kind, tmp_path):
     assert type(load(folder).module).__name__ == {"moe": "MoiraiMoEModule", "2.0": "Moirai2Module"}[kind]
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
-        json.dumps({key: value for key, value in config.items() if key != "num_layers"})
+        json.dumps({key: value for key, value in config.items() if key != "max_seq_len"})
     )
     with pytest.raises(md.UserError, match="another kind of model, not a MOIRAI"):
         load(folder)
