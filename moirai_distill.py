@@ -349,8 +349,8 @@ def read_csv(path):
             with contextlib.suppress(UnicodeDecodeError):
                 lines = [*raw.decode(encoding).lstrip().split("\n", 2), ""]
                 break
-        if encoding != "utf-16" and b"\0" in raw:  # pandas would cut a number there
-            raise ValueError("it holds NUL bytes: damaged, or UTF-16 without its mark")
+        nul = encoding != "utf-16" and b"\0" in raw  # pandas would cut a number there
+        require(not nul, "it holds NUL bytes: damaged, or UTF-16 without its mark", ValueError)
         counts = {mark: [line.count(mark) for line in lines[:2]] for mark in ",;\t"}  # in header and first row
         separator = max(counts, key=lambda mark: (counts[mark][0] == counts[mark][1] > 0, counts[mark][0]))
         settings = {"encoding": encoding, "sep": separator, "decimal": "," if separator == ";" else "."}
@@ -534,9 +534,8 @@ def season_of(freq):
 
 
 def prepare(series, bounds, length, horizon, max_gap):
-    """Copy of `series`, standardised; runs of at most `max_gap` missing values inside a part filled linearly; with each
-    part's starts (w,) of windows with a target inside its rows bounds[part] = (low, high) and seen there, none missing.
-    The scaler sees the train rows alone, or all rows of a file that is one part. Raises Unusable without a window."""
+    """Copy of `series`, standardised by its train rows (or all, of one part), gaps up to `max_gap` inside a part filled
+    linearly, with starts[part] (w,) of windows whose target lies in bounds[part] = (low, high). Raises Unusable."""
     from sklearn.preprocessing import StandardScaler  # not at the top: forecasting needs no scikit-learn
 
     rows = series.values[slice(*bounds.get("train", (0, None)))]
@@ -621,8 +620,7 @@ def split_files(names, split_ratio, seed):
     held = [max(1, round(len(names) * share / sum(split_ratio))) for share in split_ratio[1:]]
     if sum(held) >= len(names):
         raise UserError(f"--split_ratio leaves none of {len(names)} usable files for training; use --split_by time")
-    parts = np.repeat(PARTS, [len(names) - sum(held), *held])
-    return dict(zip(shuffled, parts.tolist(), strict=True))
+    return dict(zip(shuffled, np.repeat(PARTS, [len(names) - sum(held), *held]).tolist(), strict=True))
 
 
 def read_files(data_dir, max_files, columns, progress):
@@ -639,8 +637,10 @@ def read_files(data_dir, max_files, columns, progress):
         except Unusable as reason:
             return name, None, [f"skipped: {reason}"]
 
-    # Ctrl-C and SIGTERM are for the process that starts the workers.
-    calm = lambda _: (signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_DFL))  # noqa: E731
+    def calm(_worker):  # Ctrl-C and SIGTERM are for the process that started it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # where forking is quick and sound
     workers = cores if cores > 1 and len(names) >= 50 else 0
     settings = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None, "worker_init_fn": calm}
@@ -655,10 +655,9 @@ def prepare_files(series, remarks, split_ratio, limits):
     """(file -> list of prepared Series, file -> remarks) of the files' series, split by time; whole without ratio."""
     ready, told = {}, {name: list(notes) for name, notes in remarks.items()}
     for name, item in [(name, item) for name, items in series.items() for item in items]:
-        rows, bounds = len(item.values), {"whole": (0, len(item.values))}
-        if split_ratio:  # rows (low, high) of each part
-            cuts = np.floor(rows * np.cumsum(split_ratio[:2]) / sum(split_ratio) + 1e-9).astype(int).tolist()
-            bounds = dict(zip(PARTS, itertools.pairwise([0, *cuts, rows]), strict=True))
+        ratio, names = (split_ratio, PARTS) if split_ratio else ((1,), ("whole",))
+        edges = np.floor(len(item.values) * np.cumsum([0, *ratio]) / sum(ratio) + 1e-9).astype(int).tolist()
+        bounds = dict(zip(names, itertools.pairwise(edges), strict=True))  # rows (low, high) of each part
         try:
             prepared = prepare(item, bounds, **limits)
             ready.setdefault(name, []).append(prepared)
@@ -668,8 +667,7 @@ def prepare_files(series, remarks, split_ratio, limits):
 
 
 def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_windows, season, limits):
-    """(part -> Windows, part -> number of files, "files" or "time", file -> remark) of what `read_files` gave.
-    `limits` holds length (L + H), horizon and max_gap. Raises UserError where a part would hold no window."""
+    """(part -> Windows, part -> files, "files" or "time", file -> remark). Raises UserError if a part has no window."""
     ready, notes = prepare_files(series, remarks, None, limits)
     by_files = split_by == "files" or split_by == "auto" and len(ready) >= 10
     if not by_files:
@@ -759,8 +757,7 @@ def read_student(source, revision=None):
 
     files = [model_file(source, revision, name) for name in ("config.json", "model.safetensors")]
     config = json.loads(files[0].read_text(encoding="utf-8"))
-    info = config.pop("info", None) or {}
-    return info | {"student_config": config, "model_state_dict": load_file(files[1])}
+    return (config.pop("info", None) or {}) | {"student_config": config, "model_state_dict": load_file(files[1])}
 
 
 def shareable(content):
@@ -823,11 +820,10 @@ class Stop:
 def on_first(fabric, act):
     """What `act()` gives on the first process, on all of them; its UserError or OSError is raised on all, too."""
     result = problem = None
-    if fabric.is_global_zero:
-        try:
-            result = act()
-        except (UserError, OSError) as error:
-            problem = error
+    try:
+        result = act() if fabric.is_global_zero else None
+    except (UserError, OSError) as error:
+        problem = error
     result, problem = fabric.broadcast((result, problem))
     if problem:
         raise problem
@@ -868,8 +864,7 @@ def instance_scale(context):
 class PatchStudent(nn.Module, PyTorchModelHubMixin):
     """Univariate patch Transformer: raw context (B, L) -> raw forecast (B, H), both in the series' own units.
     float64 contexts are scaled in float64, which keeps small changes beside a large offset; the network is float32.
-    Instance normalisation, patches of P points (where P does not divide L, the first value is repeated to the left),
-    pre-norm Transformer layers of width D over N tokens with learnt positions, one linear head on all tokens."""
+    Where P does not divide L, the first value is repeated to the left."""
 
     def __init__(self, context_length, prediction_length, d_model, num_layers, num_heads, patch_size, dropout, info=()):
         super().__init__()
@@ -963,9 +958,8 @@ Request = dataclasses.make_dataclass("Request", ("teacher", "revision", "patch",
 
 
 class Teacher:
-    """A frozen MOIRAI (uni2ts's module) that forecasts one variate from exactly its last L points.
-    `whole` is None for 1.0 and 1.1, whose horizon is computed and sampled here; else uni2ts's own forecast class: MoE
-    samples one patch after the other, 2.0 gives quantiles."""
+    """A frozen MOIRAI (uni2ts's module) that forecasts one variate from exactly its last L points: 1.0 and 1.1 here,
+    MoE (sampled patch by patch) and 2.0 (quantiles) by `whole`, uni2ts's own forecast class."""
 
     def __init__(self, module, device, precision, note, whole=None):
         self.module = module.requires_grad_(False).eval().to(device)
@@ -982,8 +976,7 @@ class Teacher:
         return [p for p in sizes if -(-context_length // p) - (-horizon // p) <= self.module.max_seq_len]
 
     def parameters_of(self, context, horizon, patch):
-        """(distribution parameters, loc, scale) of the horizon's tokens for contexts (B, L) on the device.
-        The steps of MoiraiModule.forward, but nothing is computed for padding or for the past's own distribution."""
+        """(distribution parameters, loc, scale) of the horizon for contexts (B, L): MoiraiModule.forward, but no padding."""
         module, (batch, length), width = self.module, context.shape, max(self.module.patch_sizes)
         past, future = -(-length // patch), -(-horizon // patch)
         pad = (past * patch - length, 0)  # on the left, so that the horizon follows the last point
@@ -999,8 +992,7 @@ class Teacher:
         return tree_map(lambda leaf: leaf[:, :, :patch].float(), parameters), loc[:, :1], scale[:, :1]
 
     def points_of(self, parameters, loc, scale, point, samples):
-        """Mean, or median of samples, (B, future, P), of the predicted mixtures; nan where a parameter is not finite.
-        How many samples each component gives is drawn first, and only those are made."""
+        """Mean, or median of samples, (B, future, P), of the mixtures; nan where a parameter is not finite."""
         output, shape = self.module.distr_output, (*loc.shape[:1], *tree_leaves(parameters)[0].shape[1:3])
         finite = torch.stack([x.isfinite().reshape(*shape, -1).all(-1) for x in tree_leaves(parameters)]).all(0)
         safe = tree_map(lambda x: torch.where(finite[..., None] if x.ndim > 3 else finite, x, 1.0), parameters)
@@ -1008,8 +1000,7 @@ class Teacher:
             return output.distribution(safe, loc, scale).mean.masked_fill(~finite, math.nan)
         parts = safe.get("components", [safe])  # of a mixture, or of the one distribution
         logits = safe["weights_logits"] if "components" in safe else torch.zeros_like(safe["loc"])[..., None]
-        weights = logits.softmax(-1)
-        drawn = torch.multinomial(weights.flatten(0, 2), samples, replacement=True)  # (B * future * P, samples)
+        drawn = torch.multinomial(logits.softmax(-1).flatten(0, 2), samples, True)  # (B * future * P, samples)
         values = torch.empty(drawn.shape, device=drawn.device)
         for number, (component, own) in enumerate(zip(getattr(output, "components", [output]), parts, strict=True)):
             row, column = (drawn == number).nonzero(as_tuple=True)
@@ -1032,8 +1023,7 @@ class Teacher:
     def forecast(self, context, horizon, patch, point, samples):
         """Point forecast (B, H) float32 on the CPU, in the units of the contexts (B, L); of a constant its constant.
         Contexts reach MOIRAI in their own deviations, as its scaler adds 1e-5 to the variance: small values change."""
-        if self.whole and point == "mean":
-            raise UserError("--teacher_point mean: only a MOIRAI 1.0 or 1.1 has an exact mean; use median")
+        require(point != "mean" or not self.whole, "--teacher_point mean: only for a MOIRAI 1.0 or 1.1; use median")
         context = context.double()
         constant = context.amin(1, keepdim=True) == context.amax(1, keepdim=True)
         mean = torch.where(constant, context[:, -1:], context.mean(1, keepdim=True))
@@ -1083,11 +1073,9 @@ def load_teacher(name, revision, device, precision, note):
         raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
     keys = set(settings) if isinstance(settings, dict) else set()
     fits = {kind: needs for kind, (_, needs) in GENERATIONS.items() if needs <= keys}
-    if not fits:
-        raise UserError(f"{name}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base")
+    require(fits, f"{name}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base")
     kind = max(fits, key=lambda kind: len(fits[kind]))
-    if kind == "moirai_moe" and precision == "bf16":
-        raise UserError("--teacher_precision bf16: a MOIRAI-MoE draws samples as it goes, in float32; use 32")
+    require(kind != "moirai_moe" or precision == "32", "--teacher_precision bf16: not for a MOIRAI-MoE; use 32")
     if "_target_" in re.sub(r'"_target_": "uni2ts\.distribution\.(\w+\.)?\w+Output"', "", json.dumps(settings)):
         raise UserError(f"{name}: config.json names a class outside uni2ts.distribution; refused")
     try:
@@ -1102,8 +1090,7 @@ def load_teacher(name, revision, device, precision, note):
             settings["distr_output"] = decode_distr_output(settings["distr_output"])
         module = getattr(package, f"{GENERATIONS[kind][0]}Module")(**settings)
         module.load_state_dict(load_file(weights), strict=True)
-        if 0.5 not in settings.get("quantile_levels", [0.5]):
-            raise ValueError("quantile_levels without 0.5")
+        require(0.5 in settings.get("quantile_levels", [0.5]), "quantile_levels without 0.5", ValueError)
     except Exception as error:  # damaged weights, or a config that uni2ts, hydra or torch refuses in their own ways
         what = f"is damaged or of another model ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         raise UserError(f"{name}: config.json or model.safetensors {what}") from error
@@ -1112,10 +1099,9 @@ def load_teacher(name, revision, device, precision, note):
 
 
 class LabelFile:
-    """Labels of W windows, (W, H) float32 in the windows' units: one folder of the label cache.
-    manifest.json says what they are and how they were made. labels.bin holds all blocks of `block` windows and then a
-    sha256 of each; until it is whole, blocks/NUMBER.bin hold a block and its sha256 each. Every file is renamed when
-    whole, and two runs on one block write the same bytes, so no lock is needed. A damaged block is never used."""
+    """Labels of W windows, (W, H) float32 in the windows' units: a folder of the label cache; manifest.json says what
+    they are. labels.bin holds all blocks of `block` windows, then a sha256 of each; until then blocks/NUMBER.bin hold
+    one each. Two runs on one block write the same bytes, so no lock is needed. A damaged block is never used."""
 
     def __init__(self, folder, manifest):
         self.folder, self.path, self.manifest = Path(folder), Path(folder, "labels.bin"), manifest
@@ -1301,9 +1287,8 @@ def get_labels(windows, request, load, cache, block, baselines, fabric, say, sto
 
 
 def blend(forecast, truth, observed, label, weight):
-    """Sums (4,) over the observed points: blended error, squared error to truth, the same to labels, points labelled.
-    All arguments are (B, H), but weight (B, 1): alpha, or 0 where a window has no label. Over the number of observed
-    points, the blended error is alpha * MSE(student, teacher) + (1 - alpha) * MSE(student, truth)."""
+    """Sums (4,) over observed points: weight * squared error to label + (1 - weight) * that to truth; squared error to
+    truth; to label; points labelled. All are (B, H), but weight (B, 1): alpha, or 0 where a window has no label."""
     labelled = observed * (weight > 0)
     to_truth, to_label = (forecast - truth) ** 2, (forecast - label) ** 2
     blended = ((weight * to_label + (1 - weight) * to_truth) * observed).sum()
@@ -1386,9 +1371,8 @@ def augmented(batch, seed):
 
 
 def train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, stop, progress):
-    """The steps of one epoch from loop["step"] on; adds to loop["sums"]. Returns early when a signal came.
-    Each process takes its share of every batch; the weight of a window is the same whatever their number.
-    `average` follows the weights: it is their mean over about the last ninth of all steps so far."""
+    """The steps of one epoch from loop["step"] on; adds to loop["sums"]. Returns early when a signal came. Each process
+    takes its share of every batch. `average` becomes the weights' mean over about the last ninth of all steps."""
     rank, world, epoch = fabric.global_rank, fabric.world_size, loop["epoch"]
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(stream(run["seed"], epoch))).numpy()
     steps = math.ceil(len(windows) / run["batch_size"])
@@ -1416,9 +1400,8 @@ def train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, s
         loop["failed"], loop["skipped"] = (loop["failed"] + 1) * failed, loop["skipped"] + failed
         if not failed:
             optimizer.step()
-            rate = 9 / (10 + epoch * steps + loop["step"])
             for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
-                mean.lerp_(weight.detach(), rate)
+                mean.lerp_(weight.detach(), 9 / (10 + epoch * steps + loop["step"]))
             added = [*reduced(fabric, seen[:4]).tolist(), points]
             loop["sums"] = [a + b for a, b in zip(loop["sums"], added, strict=True)]
         if loop["failed"] >= MAX_FAILED:
@@ -1451,8 +1434,8 @@ def end_epoch(loop, validation, rate, seconds, epochs, say):
 
 def fit(fabric, student, train, validation, labels, run, content, facts, folder, stop, say):
     """Train `student` in place; leave the best checkpoint, last.pt and metrics in `folder`. Returns the loop's state.
-    `run` holds the flags as plain values, `content` the last.pt to go on from or None, `facts` what every checkpoint
-    tells of its making. Best, scheduler and patience follow the MSE against truth on validation, whatever alpha is."""
+    `run` holds the flags, `content` the last.pt to go on from or None, `facts` what every checkpoint tells.
+    Best, scheduler and patience follow the validation MSE of the averaged weights against truth, whatever alpha is."""
     from torch.utils.tensorboard import SummaryWriter  # not at the top: only training needs it
 
     settings = {"lr": run["learning_rate"], "weight_decay": run["weight_decay"]}
@@ -1563,6 +1546,8 @@ def load_data(args, say):
     say("Split by {}", "划分方式: {}", by)
     for name in [name for name, remark in remarks.items() if remark]:
         say("  {}: {}", "  {}: {}", name, remarks[name])
+    if args.max_windows and args.max_windows in np.bincount(parts["train"].series):
+        say.note(f"at most {args.max_windows} training windows of each series, spread evenly (--max_windows; 0 = all)")
     english = "Datasets loaded: {:,} samples\n  validation {:,}, test {:,}"
     say(english, "数据集加载完成: {:,} 个样本\n  验证 {:,}，测试 {:,}", *map(len, parts.values()))
     if args.season == "auto" and "" in parts["train"].freqs:
@@ -1633,14 +1618,17 @@ def draw_forecasts(path, panels):
         figure.savefig(file, format="png", dpi=110)
 
 
-def burden(weights, call):
-    """Parameters, bytes as a weights file, and median CPU milliseconds of `call()`, one forecast, once warmed up."""
+def burden(weights, call, *asked):
+    """Parameters, bytes as a weights file, and median CPU milliseconds of `call(*asked)`, one forecast, warmed up."""
     from safetensors.torch import save
     from torch.utils.benchmark import Timer
 
-    took = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads()).blocked_autorange()
-    parameters = sum(weight.numel() for weight in weights.values())
-    return {"parameters": parameters, "bytes": len(save(weights)), "cpu_ms": 1e3 * took.median}
+    timer = Timer("call(*asked)", globals={"call": call, "asked": asked}, num_threads=torch.get_num_threads())
+    return {
+        "parameters": sum(map(torch.numel, weights.values())),
+        "bytes": len(save(weights)),
+        "cpu_ms": 1e3 * timer.blocked_autorange().median,
+    }
 
 
 def verdict(rows, say):
@@ -1666,8 +1654,7 @@ def verdict(rows, say):
 
 
 def compare(students, args, parts, patch, folder, fabric, say, stop):
-    """Score students, naive forecasts and, where `patch` is given, the teacher on the test windows, all with one ruler.
-    `students` holds name -> (student, content of its checkpoint); table and pictures are written to `folder`."""
+    """Score name -> (student, its checkpoint), naive forecasts and, given `patch`, the teacher on all test windows."""
     test, copies = parts["test"], {name: copy.deepcopy(student) for name, (student, _) in students.items()}
     forecasts = {name: forecaster(student.to(fabric.device), fabric) for name, student in copies.items()}
     if patch:
@@ -1680,13 +1667,13 @@ def compare(students, args, parts, patch, folder, fabric, say, stop):
         return
     context = test.batch(np.arange(1))[0]
     for name, (student, content) in students.items():
-        rows[name] |= burden(content["model_state_dict"], lambda: torch.inference_mode()(student)(context))  # noqa: B023
+        rows[name] |= burden(content["model_state_dict"], torch.inference_mode()(student), context)
         rows[name] |= {"alpha": content.get("run_config", {}).get("alpha"), "weights": content["weights"]}
     if patch and fingerprint(args.teacher_model, args.teacher_revision):  # else the labels were carried here
         teacher = load_teacher(args.teacher_model, args.teacher_revision, "cpu", "32", say.note)
         size = labels.manifest["patch_sizes"][test.freqs[test.series[0]]]
         asked = (test.horizon, size, args.teacher_point, args.num_samples)
-        rows["teacher"] |= burden(teacher.module.state_dict(), lambda: teacher.forecast(context, *asked))
+        rows["teacher"] |= burden(teacher.module.state_dict(), teacher.forecast, context, *asked)
     say("\nTest error on {:,} windows:", "\n{:,} 个测试窗口上的误差:", len(test))
     for name, row in rows.items():
         line = f"  {name:<{max(map(len, rows))}}  MSE {row['mse']:.4f}  MAE {row['mae']:.4f}  MASE {row['mase']:.4f}"
@@ -1827,8 +1814,7 @@ def tell_backtest(series, context, forecast, season, say):
     for name, guess in guesses.items():
         error = pd.Series(guess - truth).abs()  # its means leave out what is missing
         mae, rmse = error.mean(), (error**2).mean() ** 0.5
-        line = f"  {series.column}: {name:<15} MAE {mae:.6g}  RMSE {rmse:.6g}  MASE {mae / scale:.4f}"
-        say("{}", "{}", line)
+        say(*["  {}: {:<15} MAE {:.6g}  RMSE {:.6g}  MASE {:.4f}"] * 2, series.column, name, mae, rmse, mae / scale)
 
 
 def predict(args, say, _stop):
@@ -1863,10 +1849,9 @@ def predict(args, say, _stop):
         for item, context, _, forecast, _ in rows:
             tell_backtest(item, context, forecast, run.get("season", "auto"), say)
     columns = {item.column: pd.Series(forecast, index) for item, _, index, forecast, _ in rows}
-    table = pd.concat(columns, axis=1, sort=True).rename_axis(rows[0][2].name)
     output = Path(args.output).expanduser()
     with atomic(output) as file:
-        file.write(table.to_csv().encode())
+        file.write(pd.concat(columns, axis=1, sort=True).rename_axis(rows[0][2].name).to_csv().encode())
     if args.plot:
         panels = []
         for item, _, index, forecast, _ in rows[:4]:
@@ -1962,14 +1947,12 @@ def label(args, say, stop):
     """Label the training windows into the cache, or list what it holds."""
     if not args.list:
         fabric = start_fabric(args, "32-true", say)
-        windows = load_data(args, say)["train"]
-        labels = labels_of(windows, args, args.teacher_patch_size, fabric, say, stop)
+        labels = labels_of(load_data(args, say)["train"], args, args.teacher_patch_size, fabric, say, stop)
         say("Labels of {:,} windows: {}", "{:,} 个窗口的标签: {}", labels.windows, labels.folder)
         return
-    cache = Path(args.label_cache).expanduser()
-    folders = sorted(cache.glob("*/"))
+    folders = sorted(Path(args.label_cache).expanduser().glob("*/"))
     if not folders:
-        say("No label files in {}", "{} 中没有标签文件", cache)
+        say("No label files in {}", "{} 中没有标签文件", args.label_cache)
     for folder in folders:
         manifest, line = read_manifest(folder), "its manifest is damaged"
         if manifest:
