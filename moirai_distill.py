@@ -976,7 +976,7 @@ class Teacher:
         return [p for p in sizes if -(-context_length // p) - (-horizon // p) <= self.module.max_seq_len]
 
     def parameters_of(self, context, horizon, patch):
-        """(distribution parameters, loc, scale) of the horizon for contexts (B, L): MoiraiModule.forward, but no padding."""
+        """(distribution parameters, loc, scale) of the horizon for contexts (B, L): MoiraiModule.forward, unpadded."""
         module, (batch, length), width = self.module, context.shape, max(self.module.patch_sizes)
         past, future = -(-length // patch), -(-horizon // patch)
         pad = (past * patch - length, 0)  # on the left, so that the horizon follows the last point
