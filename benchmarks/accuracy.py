@@ -1,8 +1,8 @@
 """How accurate is the student? ETTh1 on the field's standard rows, through the script's own windows, loop and ruler.
 
     python benchmarks/accuracy.py --data ETTh1.csv --columns OT                    # one series, truth alone
-    python benchmarks/accuracy.py --data ETTh1.csv --columns all --stride 8        # its 7 columns in one student
-    python benchmarks/accuracy.py --data ETTh1.csv --columns all --stride 8 --alphas 0 0.5 1     # and with a teacher
+    python benchmarks/accuracy.py --data ETTh1.csv --columns all                   # its 7 columns in one student
+    python benchmarks/accuracy.py --data ETTh1.csv --columns all --alphas 0 0.5 1  # and with a teacher
 
 Train rows 0 to 8,640, validation to 11,520, test to 14,400; z-scored with the train rows; 720 points in, 96 out; every
 validation and test window counts. The epoch is chosen on validation alone; the test rows are scored once, at the end.
@@ -44,7 +44,7 @@ def build_parser():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--data", default="ETTh1.csv", help="the CSV; at least 14,400 rows")
     parser.add_argument("--columns", nargs="+", default=["all"], help="`all`, or names: one student for all of them")
-    parser.add_argument("--stride", type=int, default=1, help="step between training windows")
+    parser.add_argument("--max_windows", type=int, default=defaults["max_windows"], help="as moirai_distill.py")
     parser.add_argument("--seeds", type=int, default=3, help="students per row")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0], help="a row each; above 0 with the teacher")
     parser.add_argument("--teacher", default=str(ROOT / "checkpoints" / "demo_teacher"), help="folder or hub id")
@@ -58,7 +58,7 @@ def build_parser():
     return parser
 
 
-def read_parts(path, columns, stride, length=816, horizon=96):
+def read_parts(path, columns, max_windows, length=816, horizon=96):
     """part -> Windows of the columns of a CSV, by the standard rows."""
     rows = BORDERS["test"][1]
     try:
@@ -72,7 +72,10 @@ def read_parts(path, columns, stride, length=816, horizon=96):
         item.values = item.values[:rows]
         item = md.prepare(item, BORDERS, length, horizon, 16)
         for part in BORDERS:
-            chosen[part].append((item, item.starts[part][:: stride if part == "train" else 1]))
+            starts = item.starts[part]
+            if part == "train" and max_windows:  # spread as the script spreads them
+                starts = starts[np.linspace(0, len(starts) - 1, min(len(starts), max_windows)).round().astype(np.int64)]
+            chosen[part].append((item, starts))
     return {part: md.pack(items, "auto", length, horizon) for part, items in chosen.items()}
 
 
@@ -111,7 +114,7 @@ def main():
     launch = argparse.Namespace(device=args.device, devices=1, num_nodes=1)
     say = md.Say("en")
     fabric = md.start_fabric(launch, "32-true", say)
-    parts = read_parts(args.data, args.columns, args.stride)
+    parts = read_parts(args.data, args.columns, args.max_windows)
     run = vars(md.build_parser(demo=False).parse_args(["train"])) | vars(args)
     labels = None
     if any(args.alphas):
