@@ -256,7 +256,7 @@ def contradictions(args):
             (cpu or args.devices <= max(1, gpus), f"--devices {args.devices}: PyTorch finds {gpus} GPUs"),
         ]
     if training:
-        tried = args.alpha == "auto" and any(Path(args.save_dir).expanduser().glob("alpha_*/last.pt"))
+        tried = args.alpha == "auto" and any(Path(args.save_dir).expanduser().glob("trials/*/last.pt"))
         last, heads, patch = Path(args.save_dir).expanduser() / "last.pt", args.num_heads, args.patch_size
         tests += [
             (args.d_model % heads == 0, f"--num_heads {heads}: does not divide --d_model {args.d_model}"),
@@ -1347,7 +1347,7 @@ def score(forecast, windows, batch_size, fabric, progress):
 EVAL_BATCH = 512
 MAX_FAILED = 10  # steps in a row with a non-finite loss or gradient that end the run
 RUN_FILES = ("last.pt", "best_model_epoch_*.pt", "metrics.jsonl", "*.png", "tensorboard", "evaluation.json")
-RUN_FILES += ("student.onnx", "hub", "alpha_*")
+RUN_FILES += ("student.onnx", "hub", "trials")
 
 
 def stream(*numbers):
@@ -1644,7 +1644,7 @@ def verdict(rows, say):
             english = "Whether the teacher helped {} shows beside a twin: train one with --alpha 0, and evaluate both"
             say(english, "要知道教师是否帮助了 {}: 用 --alpha 0 再训练一个学生，一起 evaluate", name)
             continue
-        change = 100 * (row["mse"] / twins[twin]["mse"] - 1)
+        change = 100 * (row["mse"] / (twins[twin]["mse"] or math.nan) - 1)
         lower = sum(m < t for m, t in zip(row["mse_by_series"], twins[twin]["mse_by_series"], strict=True))
         words = ("The teacher helped", "教师有帮助") if change < -1 else ("The teacher did harm", "教师有害")
         words = words if abs(change) >= 1 else ("The teacher made no difference", "教师没有明显作用")
@@ -1704,15 +1704,15 @@ def choose_alpha(distil, epochs, folder, say):
     say("\nTrying each alpha for {} epochs:", "\n每个 alpha 试训 {} 个 epoch:", epochs)
     for alpha in ALPHAS:
         say.muted = True  # but for the progress
-        place = folder / f"alpha_{alpha:g}"
-        tried[alpha] = distil(place, alpha, num_epochs=epochs, patience=0, save_dir=str(place))["best_loss"]
+        tried[alpha] = distil(folder / "trials" / f"{alpha:g}", alpha, num_epochs=epochs, patience=0)["best_loss"]
         say.muted = False
         say("  alpha {:g}: validation loss {:.4f}", "  alpha {:g}: 验证损失 {:.4f}", alpha, tried[alpha])
+    require(math.isfinite(min(tried.values())), "no alpha gave a finite validation loss; try a lower --learning_rate")
     best, second = sorted(tried, key=tried.get)[:2]
     rival = 0.0 if best else second
     english = "Best: alpha {:g}, {:+.1f} % of validation loss beside alpha {:g}"
     chinese = "最好: alpha {:g}，验证损失 {:+.1f} % (相对 alpha {:g})"
-    say(english, chinese, best, 100 * (tried[best] / tried[rival] - 1), rival)
+    say(english, chinese, best, 100 * (tried[best] / (tried[rival] or math.nan) - 1), rival)
     if not best:
         say("The teacher does not help here: this trains on truth alone", "教师在这里没有帮助: 只用真值训练")
     return best, tried
@@ -1731,13 +1731,11 @@ def train(args, say, stop):
     facts["counts"] = {part: [len(windows.names), len(windows)] for part, windows in parts.items()}
     folder, validation = Path(args.save_dir).expanduser(), parts["validation"]
     alpha, ahead = args.alpha, args.resume and (folder / "last.pt").is_file()  # beyond the trials of --alpha auto
-    tried = read_checkpoint(folder / "last.pt").get("alpha_tried") if ahead and alpha == "auto" else None
-    alpha = min(tried, key=tried.get) if tried else alpha
+    tried = read_checkpoint(folder / "last.pt").get("alpha_tried") if ahead else None
+    alpha = min(tried, key=tried.get) if tried and alpha == "auto" else alpha
     facts |= {"run_config": facts["run_config"] | {"alpha": alpha}, "alpha_tried": tried}
-    content = resumed(folder, args, facts) if ahead else None
+    _ = resumed(folder, args, facts) if ahead else None  # what does not fit is refused before anything slow
     labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if alpha != 0 else None
-    if content and labels and content["teacher"]["key"] != labels.manifest["key"]:
-        raise UserError(f"--resume: {args.save_dir} was trained on labels of other weights of this teacher")
     say("\nCreating student...", "\n创建学生模型...")
 
     def distil(folder, alpha, **changes):
@@ -1745,6 +1743,8 @@ def train(args, say, stop):
         run = facts["run_config"] | {"alpha": alpha} | changes
         own = facts | {"run_config": run, "teacher": labels.manifest if labels and alpha else None}
         content = resumed(folder, args, own) if args.resume and (folder / "last.pt").is_file() else None
+        if content and content["teacher"] and content["teacher"]["key"] != own["teacher"]["key"]:
+            raise UserError(f"--resume: {folder} was trained on labels of other weights of this teacher")
         torch.manual_seed(args.seed)
         student, used = PatchStudent(**facts["student_config"]), labels if alpha else None
         return fit(fabric, student, parts["train"], validation, used, run, content, own, folder, stop, say)
@@ -1760,7 +1760,7 @@ def train(args, say, stop):
     text = "\nTraining for {} epochs\nCheckpoints: {}", "\n开始训练，共 {} 个 epoch\n模型保存目录: {}"
     say(*text, args.num_epochs, args.save_dir)
     loop = distil(folder, alpha)
-    on_first(fabric, lambda: [shutil.rmtree(path) for path in folder.glob("alpha_*")])
+    on_first(fabric, lambda: args.alpha == "auto" and shutil.rmtree(folder / "trials", ignore_errors=True))
     require(loop["best_file"], "no epoch gave a finite validation loss; try a lower --learning_rate")
     if fabric.is_global_zero:
         history, names = loop["history"], ("train_loss", "train_mse", "train_distill", "validation_mse")

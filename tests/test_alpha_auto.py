@@ -1,9 +1,7 @@
 """--alpha auto: every alpha is tried on validation, the best is kept, and what was found is said plainly."""
 
 import re
-import shutil
 
-import numpy as np
 import pytest
 import torch
 from conftest import SMALL, hourly
@@ -56,7 +54,7 @@ def test_the_best_of_five_alphas_is_trained_and_said(data, teacher_folder, tmp_p
     change = re.search(rf"^Best: alpha {best:g}, ([+-][\d.]+) % of validation loss beside alpha {rival:g}$", out, re.M)
     assert float(change[1]) == pytest.approx(100 * (losses[best] / losses[rival] - 1), abs=0.06)
     assert out.count("Epoch 1/") == 1 and "Epoch 4/4" in out  # the trials print one line each
-    assert not [*(tmp_path / "run").glob("alpha_*")]
+    assert not (tmp_path / "run" / "trials").exists()
 
 
 def test_a_trial_is_the_run_that_its_alpha_would_have_been(data, teacher_folder, tmp_path, capsys):
@@ -132,21 +130,48 @@ def test_resume_of_a_fixed_alpha_with_auto_and_of_other_flags_in_a_trial_is_refu
     monkeypatch.setattr(md, "end_epoch", lambda *_: (_ for _ in ()).throw(Stopped))
     with pytest.raises(Stopped):
         md.main(command(data, tmp_path / "run", teacher_folder))
-    assert (tmp_path / "run" / "alpha_0" / "last.pt").is_file()
+    assert (tmp_path / "run" / "trials" / "0" / "last.pt").is_file()
     assert md.main(command(data, tmp_path / "run", teacher_folder, "--resume", "--learning_rate", "1e-2")) == 2
     assert "--learning_rate was 0.001, is 0.01" in capsys.readouterr().err
 
 
-def test_a_run_of_trials_is_moved_away_whole_by_the_next(data, teacher_folder, tmp_path):
-    (tmp_path / "run" / "alpha_0.5").mkdir(parents=True)
-    (tmp_path / "run" / "alpha_0.5" / "last.pt").write_bytes(b"old")
-    assert md.main(command(data, tmp_path / "run", teacher_folder, "--alpha", 0)) == 0
-    (old,) = (tmp_path / "run").glob("old-*")
-    assert (old / "alpha_0.5" / "last.pt").read_bytes() == b"old"
-    shutil.rmtree(old)
+def test_a_run_of_trials_is_moved_away_whole_by_the_next_and_other_runs_are_left_alone(data, teacher_folder, tmp_path):
+    run = tmp_path / "run"
+    for folder in (run / "trials" / "0.5", run / "alpha_0"):  # the second is a run of its own, or notes
+        folder.mkdir(parents=True)
+        (folder / "last.pt").write_bytes(b"old")
+    assert md.main(command(data, run, teacher_folder, "--alpha", 0, "--num_epochs", 1)) == 0
+    (old,) = run.glob("old-*")
+    assert (old / "trials" / "0.5" / "last.pt").read_bytes() == b"old"
+    assert md.main(command(data, run, teacher_folder, "--alpha", 0, "--num_epochs", 2, "--resume")) == 0
+    assert md.main(command(data, run, teacher_folder, "--num_epochs", 1)) == 0
+    assert (run / "alpha_0" / "last.pt").read_bytes() == b"old"
+
+
+def test_trials_without_a_finite_loss_and_with_one_of_zero(data, teacher_folder, tmp_path, capsys):
+    assert md.main(command(data, tmp_path / "wild", teacher_folder, "--learning_rate", "1e30", "--num_epochs", 1)) == 2
+    captured = capsys.readouterr()
+    assert "Best: " not in captured.out and "does not help" not in captured.out
+    assert re.search(r"error: (no alpha gave a finite validation loss|10 steps in a row)", captured.err)
+    (tmp_path / "stuck").mkdir()
+    frame = hourly(400)
+    frame.loc[200:, "value"] = 1.0  # a sensor that died: its constant is forecast exactly
+    frame.to_csv(tmp_path / "stuck" / "s.csv", index=False)
+    assert md.main(command(tmp_path / "stuck", tmp_path / "zero", teacher_folder, "--num_epochs", 1)) == 0
+    assert "Best: alpha 0, +nan % of validation loss" in capsys.readouterr().out
+
+
+def test_the_trials_are_known_after_a_resume_with_the_chosen_alpha(data, teacher_folder, tmp_path):
+    assert md.main(command(data, tmp_path / "run", teacher_folder, "--num_epochs", 1)) == 0
+    first = md.read_checkpoint(tmp_path / "run" / "last.pt")
+    for epochs, alpha in ((2, first["run_config"]["alpha"]), (3, "auto")):
+        flags = ("--resume", "--alpha", alpha, "--num_epochs", epochs)
+        assert md.main(command(data, tmp_path / "run", teacher_folder, *flags)) == 0
+    last = md.read_checkpoint(tmp_path / "run" / "last.pt")
+    assert last["epoch"] == 3 and last["alpha_tried"] == first["alpha_tried"]
 
 
 def test_no_teacher_no_auto(data, tmp_path, capsys):
     assert md.main(command(data, tmp_path / "run", "./absent", "--label_cache", tmp_path / "none")) == 2
     assert "--teacher_model ./absent: no such folder" in capsys.readouterr().err
-    assert not np.any([path.name.startswith("alpha_") for path in tmp_path.rglob("*")])
+    assert not [path for path in tmp_path.rglob("*") if path.name == "trials"]
