@@ -25,7 +25,7 @@ def windows(tmp_path_factory):
 
 def test_it_is_a_moirai_of_at_most_4_mb_with_its_card():
     config = json.loads((DEMO_TEACHER / "config.json").read_text())
-    assert config.keys() >= md.MOIRAI_KEYS and {8, 16, 32} <= {*config["patch_sizes"]}
+    assert config.keys() >= md.GENERATIONS["moirai"][1] and {8, 16, 32} <= {*config["patch_sizes"]}
     assert (DEMO_TEACHER / "model.safetensors").stat().st_size <= 4_000_000
     assert "license: mit" in (DEMO_TEACHER / "README.md").read_text(encoding="utf-8")
 
