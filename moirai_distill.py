@@ -1380,7 +1380,7 @@ def train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, s
     model.train()
     while loop["step"] < steps and not loop["stopping"]:
         index = order[loop["step"] * run["batch_size"] :][: run["batch_size"]]
-        label, finite = labels.batch(index) if labels else (windows.batch(index)[1], torch.zeros(len(index), 1))
+        label, finite = labels.batch(index) if labels else torch.zeros(2, len(index), 1)  # of weight 0
         batch = (*windows.batch(index), label, run["alpha"] * finite)
         if run["augment"] == "on":
             batch = augmented(batch, stream(run["seed"], epoch, loop["step"]))

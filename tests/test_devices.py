@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import SCRIPT, SMALL, hourly
+from conftest import SCRIPT, SMALL
+from test_training import write_csvs
 
 import moirai_distill as md
 
@@ -22,13 +22,7 @@ RELATIVE = 1e-6  # of losses and errors of two processes against one
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """3 hourly CSVs with missing values: 48 training windows, so that the last batch has 1 for 2 processes."""
-    folder = tmp_path_factory.mktemp("devices") / "data"
-    folder.mkdir()
-    for number in range(3):
-        frame = hourly(200, seed=number)
-        frame.loc[[20 + number, 90, 91, 165, 190], "value"] = np.nan
-        frame.to_csv(folder / f"s{number}.csv", index=False)
-    return folder
+    return write_csvs(tmp_path_factory.mktemp("devices") / "data")
 
 
 def command(data, save_dir, teacher, *more):
