@@ -18,8 +18,7 @@ Parts stand above, programs below; a name is used only below the section that de
     7 training      the loop                         8 commands          the only functions that see `args`
     9 entry         main
 
-Shapes: B batch, L context length, H horizon (prediction length), N patches, P patch size, D width of the model,
-T rows of a series, W windows.
+Shapes: B batch, L context length, H horizon, N patches, P patch size, D width, T rows of a series, W windows.
 """
 
 import argparse
@@ -227,8 +226,6 @@ def unwritable(folder):
 
 def contradictions(args):
     """Problems (list of str) of arguments that are right one by one; None is as in the run, or decided later."""
-    if args.command == "label" and args.list:
-        return []
     has = {name: value for name, value in vars(args).items() if value is not None}
     training, gpus = args.command == "train", torch.cuda.device_count()
     cache = has.get("label_cache")  # one that is there may be carried, without the teacher, and need not be written to
@@ -263,7 +260,7 @@ def contradictions(args):
             (patch <= args.context_length, f"--patch_size {patch}: longer than --context_length {args.context_length}"),
             (not args.resume or last.is_file() or tried, f"--resume: no {last} to go on from; start without --resume"),
         ]
-    return [problem for good, problem in tests if not good]
+    return [] if has.get("list") else [problem for good, problem in tests if not good]
 
 
 def parse_arguments(argv):
@@ -332,8 +329,8 @@ class Series:
     name: str  # file, and id or column where the file holds several
     values: np.ndarray  # (T,) float64 in the file's units, NaN where missing; filled by `prepare`
     freq: str  # pandas frequency of the grid, "" without timestamps
-    column: str = ""  # its heading in a table of all series of the file
     stamps: pd.DatetimeIndex = None  # the last 12 at most, named as their column; None without timestamps
+    column: str = ""  # its heading in a table of all series of the file
     scaled: np.ndarray = None  # (T,) float32, in deviations of the train rows
     observed: np.ndarray = None  # (T,) bool, False where missing or filled
     scaler: tuple = None  # (mean, deviation) of the train rows
@@ -364,8 +361,7 @@ def read_csv(path):
 
 
 def parse_times(column, most_unread):
-    """Timestamps (T,) of a column, NaT where unread; None where more than that share is no timestamp. Their zone is an
-    offset such as +08:00 where all stamps have this one, UTC where they have several, None where they have none."""
+    """Timestamps (T,) of a column, NaT where unread, in their one offset, else UTC; None where more is unread."""
     if pd.api.types.is_numeric_dtype(column):
         low, high = column.min(), column.max()
         for unit, size in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)):
@@ -501,11 +497,9 @@ def read_series(path, name, columns):
     series, remarks = [], [f"passed over: {', '.join(passed[:20])}"] * bool(passed)
     for (key, rows), (column, values) in itertools.product(groups.items(), columns_values.items()):
         label = " / ".join([name] + [str(key)] * bool(id_name) + [column] * (len(columns_values) > 1))
-        heading = label[len(name) + 3 :] or column
         try:
-            bare = values[rows], "", None
-            grid, freq, stamps = bare if times is None else on_grid(times[rows], values[rows], bool(id_name))
-            series.append(Series(label, grid, freq, heading, stamps))
+            grid = (values[rows], "", None) if times is None else on_grid(times[rows], values[rows], bool(id_name))
+            series.append(Series(label, *grid, label[len(name) + 3 :] or column))
         except Unusable as reason:
             remarks.append(f"skipped: {label}: {reason}")
             if len(groups) * len(columns_values) == 1:
@@ -539,12 +533,10 @@ def prepare(series, bounds, length, horizon, max_gap):
     from sklearn.preprocessing import StandardScaler  # not at the top: forecasting needs no scikit-learn
 
     rows = series.values[slice(*bounds.get("train", (0, None)))]
-    if np.isnan(rows).all() or np.nanmin(rows) == np.nanmax(rows):
-        raise Unusable("constant, or nothing but missing values")
+    require(pd.Series(rows).min() < pd.Series(rows).max(), "constant, or nothing but missing values", Unusable)
     scaler = StandardScaler().fit(rows[:, None])
     mean, deviation = float(scaler.mean_[0]), float(scaler.scale_[0])
-    if not math.isfinite(deviation) or scaler.var_[0] == 0:
-        raise Unusable("values too large or too close to each other for float64 arithmetic")
+    require(math.isfinite(deviation) and scaler.var_[0] > 0, "values too large or too close for float64", Unusable)
     filled = np.where(np.abs((series.values - mean) / deviation) > ABSURD, np.nan, series.values)
     observed, starts = ~np.isnan(filled), {}
     for part, (low, high) in bounds.items():
@@ -623,17 +615,22 @@ def split_files(names, split_ratio, seed):
     return dict(zip(shuffled, np.repeat(PARTS, [len(names) - sum(held), *held]).tolist(), strict=True))
 
 
-def read_files(data_dir, max_files, columns, progress):
-    """(number of CSVs found, file -> list of Series, file -> remarks), by path below `data_dir`. Raises UserError."""
+def find_files(data_dir, max_files):
+    """(number of CSVs found, path below `data_dir` -> Path of the first by name). Raises UserError where none is."""
     root = Path(data_dir).expanduser()
     found = [p for p in root.rglob("*") if p.name.lower().endswith((".csv", ".csv.gz"))] if root.is_dir() else [root]
     require(found, f"--data_dir {data_dir}: no .csv file in this folder or below")
-    names = sorted(path.relative_to(root).as_posix() if root.is_dir() else path.name for path in found)
-    names, series, remarks = names[: max_files or None], {}, {}
+    paths = {path.relative_to(root).as_posix() if root.is_dir() else path.name: path for path in found}
+    return len(found), {name: paths[name] for name in sorted(paths)[: max_files or None]}
+
+
+def read_files(data_dir, max_files, columns, progress):
+    """(number of CSVs found, file -> list of Series, file -> remarks), by path below `data_dir`. Raises UserError."""
+    (found, paths), series, remarks = find_files(data_dir, max_files), {}, {}
 
     def read(name):
         try:
-            return name, *read_series(root / name if root.is_dir() else root, name, columns)
+            return name, *read_series(paths[name], name, columns)
         except Unusable as reason:
             return name, None, [f"skipped: {reason}"]
 
@@ -642,13 +639,13 @@ def read_files(data_dir, max_files, columns, progress):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # where forking is quick and sound
-    workers = cores if cores > 1 and len(names) >= 50 else 0
+    workers = cores if cores > 1 and len(paths) >= 50 else 0
     settings = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None, "worker_init_fn": calm}
-    loader = torch.utils.data.DataLoader(names, batch_size=None, collate_fn=read, **settings)
+    loader = torch.utils.data.DataLoader([*paths], batch_size=None, collate_fn=read, **settings)
     for name, items, notes in tqdm(loader, "reading", unit="file", leave=False, disable=not progress):
         series |= {} if items is None else {name: items}
         remarks[name] = notes
-    return len(found), series, remarks
+    return found, series, remarks
 
 
 def prepare_files(series, remarks, split_ratio, limits):
@@ -659,8 +656,7 @@ def prepare_files(series, remarks, split_ratio, limits):
         edges = np.floor(len(item.values) * np.cumsum([0, *ratio]) / sum(ratio) + 1e-9).astype(int).tolist()
         bounds = dict(zip(names, itertools.pairwise(edges), strict=True))  # rows (low, high) of each part
         try:
-            prepared = prepare(item, bounds, **limits)
-            ready.setdefault(name, []).append(prepared)
+            ready[name] = [*ready.get(name, []), prepare(item, bounds, **limits)]
         except Unusable as reason:
             told[name].append(f"skipped: {item.name + ': ' if item.name != name else ''}{reason}")
     return ready, {name: "; ".join(notes[:4] + ["…"] * (len(notes) > 4)) for name, notes in told.items()}
@@ -670,8 +666,7 @@ def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_w
     """(part -> Windows, part -> files, "files" or "time", file -> remark). Raises UserError if a part has no window."""
     ready, notes = prepare_files(series, remarks, None, limits)
     by_files = split_by == "files" or split_by == "auto" and len(ready) >= 10
-    if not by_files:
-        ready, notes = prepare_files(series, remarks, split_ratio, limits)
+    ready, notes = (ready, notes) if by_files else prepare_files(series, remarks, split_ratio, limits)
     told = "".join([f"\n  {name}: {note}" for name, note in notes.items() if note][:20])  # under an error
     require(not by_files or len(ready) >= 3, f"{len(ready)} usable files, it takes 3; or use --split_by time{told}")
     part_of = split_files(ready, split_ratio, split_seed) if by_files else {}
@@ -726,17 +721,22 @@ def atomic(path, replace=True):
         temporary.unlink(missing_ok=True)
 
 
-def read_checkpoint(path):
-    """Dict of a checkpoint of this program, on the CPU. Nothing in the file is executed. Raises UserError."""
-    require(Path(path).is_file(), f"{path}: no such checkpoint")
+def read_plain(path, keys, mapped=False):
+    """Dict with `keys` of a file of torch.save, on the CPU. Nothing in the file is executed. Raises UserError."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, "cpu", mmap=mapped, weights_only=True)
     except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
         raise UserError(f"{path}: refused: damaged, or not plain data ({repr(error)[:99]})") from error
-    keys = {"format", "model_state_dict", "student_config"}
-    own = isinstance(content, dict) and keys <= content.keys() and isinstance(content["format"], int)
-    require(own, f"{path}: not a checkpoint of this program")
-    require(content["format"] <= FORMAT, f"{path}: of a newer format ({content['format']}); update moirai_distill.py")
+    require(isinstance(content, dict) and keys <= content.keys(), f"{path}: not a checkpoint of this program")
+    return content
+
+
+def read_checkpoint(path):
+    """Dict of a checkpoint of this program. Raises UserError."""
+    require(Path(path).is_file(), f"{path}: no such checkpoint")
+    content = read_plain(path, {"format", "model_state_dict", "student_config"})
+    known = isinstance(content["format"], int) and content["format"] <= FORMAT
+    require(known, f"{path}: not a checkpoint of this program, or of a newer format: update moirai_distill.py")
     return content
 
 
@@ -852,8 +852,7 @@ class Block(nn.Module):
 
 
 def instance_scale(context):
-    """(centre, deviation), each (B, 1), of contexts (B, L): the last value, and the deviation, 1 where it would be 0.
-    Shift- and scale-equivariant to rounding: nothing is added to the deviation."""
+    """(last value, deviation or 1 where it is 0), each (B, 1), of contexts (B, L); equivariant to shift and scale."""
     centre = context[:, -1:]
     reach = (context - centre).abs().amax(1, keepdim=True)
     reach = torch.where(reach == 0, 1.0, reach)  # keeps the squares in float32's range whatever the unit
@@ -862,9 +861,8 @@ def instance_scale(context):
 
 
 class PatchStudent(nn.Module, PyTorchModelHubMixin):
-    """Univariate patch Transformer: raw context (B, L) -> raw forecast (B, H), both in the series' own units.
-    float64 contexts are scaled in float64, which keeps small changes beside a large offset; the network is float32.
-    Where P does not divide L, the first value is repeated to the left."""
+    """Univariate patch Transformer: context (B, L) -> forecast (B, H), both in the series' own units; float64 ones are
+    scaled in float64, the network is float32. Where P does not divide L, the first value is repeated to the left."""
 
     def __init__(self, context_length, prediction_length, d_model, num_layers, num_heads, patch_size, dropout, info=()):
         super().__init__()
@@ -883,8 +881,7 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         centre, deviation = instance_scale(context)
         scaled, pad = ((context - centre) / deviation).float(), (-self.context_length % self.patch_size, 0)
         x = F.pad(scaled, pad, mode="replicate")
-        x = self.embed(x.unflatten(1, (-1, self.patch_size))) + self.position  # (B, N, D)
-        x = self.norm(self.blocks(x))
+        x = self.norm(self.blocks(self.embed(x.unflatten(1, (-1, self.patch_size))) + self.position))  # (B, N, D)
         forecast = self.head(x.flatten(1)).float() * deviation + centre  # (B, H)
         return torch.where((context == centre).all(1, keepdim=True), centre, forecast)  # of a constant: that constant
 
@@ -911,16 +908,12 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
                 scores.append(f"| {name} | {' | '.join(numbers)} |")
         kind = "cc-by-nc-4.0" if "CC-BY-NC-4.0" in licence else "other"
         size, length, horizon = sum(map(torch.numel, self.parameters())), self.context_length, self.prediction_length
-        paragraphs = [
-            f"---\nlibrary_name: pytorch\npipeline_tag: time-series-forecasting\nlicense: {kind}\n---\n"
-            "# A small forecaster made by moirai_distill.py",
-            f"A univariate patch Transformer of {size:,} parameters: {length} points in, {horizon} out, in raw units.",
-            "    from moirai_distill import PatchStudent\n    forecast = PatchStudent.from_pretrained"
-            f'("FOLDER OR HUB ID")(context)  # (B, {length}) -> (B, {horizon})',
-            f"{made} {licence}",
-            "\n".join(scores),
-        ]
-        return ModelCard("\n\n".join([*paragraphs, f"Data: {', '.join(data)}.\n"]))
+        head = f"---\nlibrary_name: pytorch\npipeline_tag: time-series-forecasting\nlicense: {kind}\n---\n"
+        what = f"A univariate patch Transformer of {size:,} parameters: {length} points in, {horizon} out, unscaled."
+        code = "    from moirai_distill import PatchStudent\n    forecast = PatchStudent.from_pretrained("
+        code += f'"FOLDER OR HUB ID")(context)  # (B, {length}) -> (B, {horizon})'
+        paragraphs = [head + "# A small forecaster made by moirai_distill.py", what, code, f"{made} {licence}"]
+        return ModelCard("\n\n".join([*paragraphs, "\n".join(scores), f"Data: {', '.join(data)}.\n"]))
 
 
 def open_student(source, revision=None):
@@ -929,8 +922,8 @@ def open_student(source, revision=None):
         content = read_student(source, revision)
         config, weights = content["student_config"], content["model_state_dict"]
         fits = config["d_model"] % config["num_heads"] == 0 and config["num_layers"] <= len(weights)
-        if not fits or not all(weight.isfinite().all() for weight in weights.values()):
-            raise ValueError("heads or layers that do not fit, or weights that are not finite")
+        fits = fits and all(weight.isfinite().all() for weight in weights.values())
+        require(fits, "heads or layers that do not fit, or weights that are not finite", ValueError)
         with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
             student = PatchStudent(**config, info=shareable(content))
         student.load_state_dict(weights, assign=True)
@@ -952,8 +945,7 @@ GENERATIONS = {  # package in uni2ts.model: prefix of its classes, and keys of i
     "moirai2": ("Moirai2", {"max_seq_len", "attn_dropout_p", "dropout_p", "patch_size", "quantile_levels", "d_ff"}),
 }
 
-# What labels are asked for: hub id or folder, its revision, patch (a size, "auto", or frequency -> size), point (median
-# or mean), samples; but for the names, all of it goes into the label key.
+# What labels are asked for; but for the names, all of it goes into their key. patch: a size, "auto" or freq -> size.
 Request = dataclasses.make_dataclass("Request", ("teacher", "revision", "patch", "point", "samples"))
 
 
@@ -963,9 +955,8 @@ class Teacher:
 
     def __init__(self, module, device, precision, note, whole=None):
         self.module = module.requires_grad_(False).eval().to(device)
-        for part in module.modules():  # uni2ts passes this to the attention in eval mode, too
-            if hasattr(part, "attn_dropout_p"):
-                part.attn_dropout_p = 0.0
+        for part in [part for part in module.modules() if hasattr(part, "attn_dropout_p")]:
+            part.attn_dropout_p = 0.0  # uni2ts passes this to the attention in eval mode, too
         self.whole, self.device, self.precision, self.note = whole, torch.device(device), precision, note
         self.most = 2**31  # windows a call
         self.samples_itself = hasattr(module, "distr_output") and whole is not None  # MoE
@@ -1030,8 +1021,7 @@ class Teacher:
         deviation = torch.where(constant, 1.0, context.std(1, keepdim=True, unbiased=False))
         scaled, asked = ((context - mean) / deviation).float(), (horizon, samples if self.whole else patch)
         network = self.whole_forecast if self.whole else self.parameters_of
-        if self.samples_itself:  # each window is `samples` sequences
-            self.most = min(self.most, max(1, 2048 // samples))
+        self.most = min(self.most, max(1, 2048 // samples) if self.samples_itself else self.most)  # each is `samples`
         while True:
             try:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -1044,8 +1034,7 @@ class Teacher:
             torch.cuda.empty_cache()
             self.note(f"out of GPU memory: the teacher goes on with {self.most} windows a call")
         values = tree_map(lambda *leaves: torch.cat(leaves), *parts)
-        if not self.whole:
-            values = self.points_of(*values, point, samples).flatten(1)[:, :horizon]
+        values = values if self.whole else self.points_of(*values, point, samples).flatten(1)[:, :horizon]
         assert values.shape == (len(context), horizon), values.shape
         return torch.where(constant, mean, values.cpu() * deviation + mean).float()
 
@@ -1059,8 +1048,7 @@ def fingerprint(name, revision):
             path = path if folder.is_dir() else try_to_load_from_cache(name, filename, revision=revision)
         if not isinstance(path, str | Path) or not Path(path).is_file():
             return None
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -1289,8 +1277,7 @@ def get_labels(windows, request, load, cache, block, baselines, fabric, say, sto
 def blend(forecast, truth, observed, label, weight):
     """Sums (4,) over observed points: weight * squared error to label + (1 - weight) * that to truth; squared error to
     truth; to label; points labelled. All are (B, H), but weight (B, 1): alpha, or 0 where a window has no label."""
-    labelled = observed * (weight > 0)
-    to_truth, to_label = (forecast - truth) ** 2, (forecast - label) ** 2
+    labelled, to_truth, to_label = observed * (weight > 0), (forecast - truth) ** 2, (forecast - label) ** 2
     blended = ((weight * to_label + (1 - weight) * to_truth) * observed).sum()
     return torch.stack([blended, (to_truth * observed).sum(), (to_label * labelled).sum(), labelled.sum()])
 
@@ -1320,9 +1307,8 @@ def reduced(fabric, values, operation="sum"):
 
 
 def score(forecast, windows, batch_size, fabric, progress):
-    """Errors of `forecast(index, context (B, L)) -> (B, H)` over all windows and observed points; nan without any.
-    mse and mae (also by step, mse also by series) are in deviations of each series' train rows; mase is over the MAE of
-    seasonal-naive inside each context (a window where that is 0 is left out and counted). All sums are float64."""
+    """Errors of `forecast(index, context (B, L)) -> (B, H)` over all windows and observed points, nan without any: mse,
+    mae in deviations of the train rows; mase, by seasonal-naive's MAE in the context, 0 left out. Sums are float64."""
     steps, series = torch.zeros(5, windows.horizon).double(), torch.zeros(2, len(windows.seasons)).double()
     mine, left_out = np.arange(fabric.global_rank, len(windows), fabric.world_size), torch.zeros(1).double()
     for start in tqdm(range(0, len(mine), batch_size), "scoring", leave=False, disable=not progress):
@@ -1350,9 +1336,9 @@ RUN_FILES = ("last.pt", "best_model_epoch_*.pt", "metrics.jsonl", "*.png", "tens
 RUN_FILES += ("student.onnx", "hub", "trials")
 
 
-def stream(*numbers):
-    """A seed that is a function of `numbers`. No random state is kept, so a run goes on as if it had never stopped."""
-    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7])
+def stream(*facts):
+    """A number, a function of `facts`, to seed by: no random state is kept, and a run goes on as if never stopped."""
+    return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:7])
 
 
 def forecaster(model, fabric):
@@ -1382,8 +1368,7 @@ def train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, s
         index = order[loop["step"] * run["batch_size"] :][: run["batch_size"]]
         label, finite = labels.batch(index) if labels else torch.zeros(2, len(index), 1)  # of weight 0
         batch = (*windows.batch(index), label, run["alpha"] * finite)
-        if run["augment"] == "on":
-            batch = augmented(batch, stream(run["seed"], epoch, loop["step"]))
+        batch = augmented(batch, stream(run["seed"], epoch, loop["step"])) if run["augment"] == "on" else batch
         points = float(batch[2].sum()) or 1.0  # over all processes
         own = slice(rank, None, world) if len(index) > rank else slice(1)  # one without a window joins the step
         batch = [fabric.to_device(part[own]) for part in batch]
@@ -1402,11 +1387,10 @@ def train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, s
             optimizer.step()
             for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
                 mean.lerp_(weight.detach(), 9 / (10 + epoch * steps + loop["step"]))
-            added = [*reduced(fabric, seen[:4]).tolist(), points]
-            loop["sums"] = [a + b for a, b in zip(loop["sums"], added, strict=True)]
-        if loop["failed"] >= MAX_FAILED:
-            what = f"{MAX_FAILED} steps in a row with a non-finite loss or gradient in epoch {epoch + 1}"
-            raise UserError(f"{what}; try a lower --learning_rate; the best checkpoint so far is kept")
+            sums = *reduced(fabric, seen[:4]).tolist(), points
+            loop["sums"] = [*map(sum, zip(loop["sums"], sums, strict=True))]
+        what = f"{MAX_FAILED} steps in a row with a non-finite loss or gradient in epoch {epoch + 1}"
+        require(loop["failed"] < MAX_FAILED, f"{what}; try a lower --learning_rate; the best checkpoint so far is kept")
         bar.update()
     bar.close()
 
@@ -1433,9 +1417,8 @@ def end_epoch(loop, validation, rate, seconds, epochs, say):
 
 
 def fit(fabric, student, train, validation, labels, run, content, facts, folder, stop, say):
-    """Train `student` in place; leave the best checkpoint, last.pt and metrics in `folder`. Returns the loop's state.
-    `run` holds the flags, `content` the last.pt to go on from or None, `facts` what every checkpoint tells.
-    Best, scheduler and patience follow the validation MSE of the averaged weights against truth, whatever alpha is."""
+    """Train `student` in place; leave the best checkpoint (by validation MSE against truth), last.pt and metrics in
+    `folder`. Returns the loop's state. `content`: the last.pt to go on from or None; `facts`: for every checkpoint."""
     from torch.utils.tensorboard import SummaryWriter  # not at the top: only training needs it
 
     settings = {"lr": run["learning_rate"], "weight_decay": run["weight_decay"]}
@@ -1466,9 +1449,8 @@ def fit(fabric, student, train, validation, labels, run, content, facts, folder,
                 file.write("".join(json.dumps(row) + "\n" for row in loop["history"]).encode())
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
             with SummaryWriter(folder / "tensorboard") as writer:
-                for row, name in itertools.product(loop["history"], line):
-                    if row[name] is not None:
-                        writer.add_scalar(name, row[name], row["epoch"])
+                for row, name in [(row, name) for row in loop["history"] for name in line if row[name] is not None]:
+                    writer.add_scalar(name, row[name], row["epoch"])
         for path in folder.glob("best_model_epoch_*.pt"):
             path.unlink() if path.name != loop["best_file"] else None
 
@@ -1493,6 +1475,7 @@ def fit(fabric, student, train, validation, labels, run, content, facts, folder,
 # == 8  Commands: the only functions that see `args` ===================================================================
 
 MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}  # on --resume
+KEPT_FROM = 2**24  # bytes of CSVs that are worth a parsed copy
 ALPHAS, TRIAL_EPOCHS = (0.0, 0.25, 0.5, 0.75, 1.0), 3  # of --alpha auto
 BASELINES = {"seasonal-naive": seasonal_naive, "last value": last_value}
 
@@ -1528,12 +1511,35 @@ def start_fabric(args, precision, say):
     return fabric
 
 
+def read_once(args, say):
+    """As `read_files`. What is parsed of KEPT_FROM bytes and more is kept beside the labels, as plain data, and comes
+    from there as long as neither files nor flags nor pandas nor this script have changed."""
+    (found, paths), cache = find_files(args.data_dir, args.max_files), Path(args.label_cache).expanduser()
+    stats = [(n, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for n, p in paths.items() if p.is_file() for s in [p.stat()]]
+    state = stream([*paths], stats, pd.__version__, Path(__file__).read_bytes())
+    place = cache / f"parsed-{stream(Path(args.data_dir).expanduser().absolute(), args.columns):x}.pt"
+    large = sum(size for _, size, *_ in stats) >= KEPT_FROM and not unwritable(cache)
+    try:
+        kept = read_plain(place, {"state", "series", "remarks"}, True) if large and place.is_file() else {"state": None}
+        if kept["state"] == state:
+            build = lambda items: [Series(name, values.numpy(), *rest) for name, values, *rest in items]  # noqa: E731
+            return found, {name: build(items) for name, items in kept["series"].items()}, kept["remarks"]
+    except UserError as error:
+        say.note(f"{error}: the files are read anew")
+    _, series, remarks = read_files(args.data_dir, args.max_files, args.columns, say.on)
+    if large and say.on and "[Errno" not in repr(remarks):  # such a file may be readable next time
+        data = {n: [(i.name, torch.as_tensor(i.values), i.freq, None, i.column) for i in v] for n, v in series.items()}
+        with atomic(place) as file:
+            torch.save({"state": state, "series": data, "remarks": remarks}, file)
+    return found, series, remarks
+
+
 def load_data(args, say):
     """part -> Windows of the arguments; prints what was found, used and skipped."""
     english = "Data directory: {}\nContext length: {}\nPrediction length: {}\n\nCreating datasets..."
     chinese = "数据目录: {}\n上下文长度: {}\n预测长度: {}\n\n创建数据集..."
     say(english, chinese, args.data_dir, args.context_length, args.prediction_length)
-    found, series, remarks = read_files(args.data_dir, args.max_files, args.columns, say.on)
+    found, series, remarks = read_once(args, say)
     say("Found {} CSV files", "找到 {} 个 CSV 文件", found)
     if len(remarks) < found:
         say.note(f"only the first {len(remarks)} by name are read (--max_files {args.max_files}; 0 = all)")
@@ -1624,18 +1630,14 @@ def burden(weights, call, *asked):
     from torch.utils.benchmark import Timer
 
     timer = Timer("call(*asked)", globals={"call": call, "asked": asked}, num_threads=torch.get_num_threads())
-    return {
-        "parameters": sum(map(torch.numel, weights.values())),
-        "bytes": len(save(weights)),
-        "cpu_ms": 1e3 * timer.blocked_autorange().median,
-    }
+    sizes = {"parameters": sum(map(torch.numel, weights.values())), "bytes": len(save(weights))}
+    return sizes | {"cpu_ms": 1e3 * timer.blocked_autorange().median}
 
 
 def verdict(rows, say):
     """Say what each distilled student keeps of its teacher, and whether the teacher helped it."""
     naive, teacher = rows["seasonal-naive"]["mse"], rows.get("teacher", {"mse": math.nan})["mse"]
-    twins = {name: row for name, row in rows.items() if row.get("alpha") == 0}
-    twin = min(twins, key=lambda name: twins[name]["mse"], default=None)
+    twin = min((n for n, row in rows.items() if row.get("alpha") == 0), key=lambda n: rows[n]["mse"], default=None)
     for name, row in [(name, row) for name, row in rows.items() if row.get("alpha")]:
         if max(teacher, row["mse"]) < naive:
             english, kept = "{} keeps {:.0f} % of what the teacher gains over seasonal-naive", naive - row["mse"]
@@ -1644,8 +1646,8 @@ def verdict(rows, say):
             english = "Whether the teacher helped {} shows beside a twin: train one with --alpha 0, and evaluate both"
             say(english, "要知道教师是否帮助了 {}: 用 --alpha 0 再训练一个学生，一起 evaluate", name)
             continue
-        change = 100 * (row["mse"] / (twins[twin]["mse"] or math.nan) - 1)
-        lower = sum(m < t for m, t in zip(row["mse_by_series"], twins[twin]["mse_by_series"], strict=True))
+        change = 100 * (row["mse"] / (rows[twin]["mse"] or math.nan) - 1)
+        lower = sum(m < t for m, t in zip(row["mse_by_series"], rows[twin]["mse_by_series"], strict=True))
         words = ("The teacher helped", "教师有帮助") if change < -1 else ("The teacher did harm", "教师有害")
         words = words if abs(change) >= 1 else ("The teacher made no difference", "教师没有明显作用")
         english = words[0] + ": {} has {:+.1f} % of MSE beside {} (alpha 0), and a lower one on {} of {} series"
@@ -1780,9 +1782,8 @@ def evaluate(args, say, stop):
     lengths = {name: (student.context_length, student.prediction_length) for name, (student, _) in students.items()}
     name, (_, first) = next(iter(students.items()))
     lengths["the flags"] = (args.context_length or lengths[name][0], args.prediction_length or lengths[name][1])
-    if len({*lengths.values()}) > 1:
-        text = ", ".join(f"{name} {length} -> {horizon}" for name, (length, horizon) in lengths.items())
-        raise UserError(f"--checkpoint: these have no windows in common ({text}); evaluate them one by one")
+    text = ", ".join(f"{name} {length} -> {horizon}" for name, (length, horizon) in lengths.items())
+    require(len({*lengths.values()}) == 1, f"--checkpoint: these have no windows in common ({text}); give one of them")
     given = {flag: value for flag, value in vars(args).items() if value is not None}
     given |= dict(zip(("context_length", "prediction_length"), lengths[name], strict=True))
     defaults = vars(build_parser(demo=False).parse_args(["train"])) | {"data_dir": ""}
@@ -1896,11 +1897,11 @@ def export_onnx(student, path, contexts):
         program.save(file, external_data=False)
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         given = [session.run(None, {"context": part.numpy()})[0] for part in contexts.split([len(contexts) - 1, 1])]
-        difference = (torch.from_numpy(np.concatenate(given)) - truth) / instance_scale(contexts)[1]
-        difference = float(difference.abs().max())
-        require(
-            difference < 1e-4, f"{path}: not kept: its forecasts differ from PyTorch's by {difference:.1e} deviations"
+        difference = (
+            ((torch.from_numpy(np.concatenate(given)) - truth) / instance_scale(contexts)[1]).abs().max().item()
         )
+        problem = f"{path}: not kept: its forecasts differ from PyTorch's by {difference:.1e} deviations"
+        require(difference < 1e-4, problem)
         os.replace(file, path)
     return difference
 
@@ -1909,9 +1910,8 @@ def read_scores(path, content):
     """Windows and rows of evaluation.json on a checkpoint's own test windows; None where it has none of its weights."""
     try:
         table, own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}, {None, content["weights"]}
-        rows = {
-            "student" if "weights" in r else n: r for n, r in table.get("rows", {}).items() if r.get("weights") in own
-        }
+        rows = {name: row for name, row in table.get("rows", {}).items() if row.get("weights") in own}
+        rows = {"student" if "weights" in row else name: row for name, row in rows.items()}
         rows = {name: {key: row[key] for key in ("mse", "mae", "mase")} for name, row in rows.items()}
         fits = "student" in rows and table["test"] == content["data"]["test"]
         return {"windows": table["windows"], "rows": rows} if fits else None

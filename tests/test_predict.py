@@ -101,7 +101,7 @@ def test_months_on_any_day_keep_that_day(run, tmp_path, day):
 )
 def test_stamps_behind_and_ahead_are_those_of_the_calendar(freq, back, horizon, start):
     times = pd.date_range(start, periods=120, freq=freq)
-    series = m.Series("a", np.zeros(80), freq, "a", times[68:80].rename("date"))
+    series = m.Series("a", np.zeros(80), freq, times[68:80].rename("date"), "a")
     index = m.continued(series, horizon, back)
     assert [*index] == [*times[80 - back : 80 - back + horizon]] and index.name == "date"
 
