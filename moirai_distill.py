@@ -133,11 +133,11 @@ def add_shared_flags(parser):
     add("--prediction_length", type=number(int, 1), default=96, help="points that it forecasts, H")
     add("--split_by", type=one_of("auto", "files", "time"), default="auto", help="auto = files from 10 usable files on")
     add("--split_ratio", type=ratio, default="8:1:1", help="train:validation:test")
-    add("--split_seed", type=number(int, 0), default=0, help="shuffle of the files before they are split")
+    add("--split_seed", type=number(int, 0), default=0, help="shuffle of the files, sample of their windows")
     add("--max_gap", type=number(int, 0), default=16, help="longest run of missing values that is filled linearly")
     add("--season", type=number(int, 1, words=auto), default="auto", help="period of seasonal-naive; auto = by step")
     add("--stride", type=number(int, 1), default=1, help="step between training windows")
-    add("--max_windows", type=number(int, 0), default=1000, help="training windows per series, spread evenly; 0 = all")
+    add("--max_windows", type=number(int, 0), default=1000, help="training windows per series, drawn evenly; 0 = all")
     add = parser.add_argument_group("teacher").add_argument
     add("--teacher_model", default="Salesforce/moirai-1.1-R-base", help="hub id or local folder of a MOIRAI")
     add("--teacher_revision", default=None, help="branch, tag or commit of the hub id")
@@ -662,21 +662,21 @@ def prepare_files(series, remarks, split_ratio, limits):
     return ready, {name: "; ".join(notes[:4] + ["…"] * (len(notes) > 4)) for name, notes in told.items()}
 
 
-def split_data(series, remarks, split_by, split_ratio, split_seed, stride, max_windows, season, limits):
+def split_data(series, remarks, split_by, split_ratio, seed, stride, max_windows, season, limits):
     """(part -> Windows, part -> files, "files" or "time", file -> remark). Raises UserError if a part has no window."""
     ready, notes = prepare_files(series, remarks, None, limits)
     by_files = split_by == "files" or split_by == "auto" and len(ready) >= 10
     ready, notes = (ready, notes) if by_files else prepare_files(series, remarks, split_ratio, limits)
     told = "".join([f"\n  {name}: {note}" for name, note in notes.items() if note][:20])  # under an error
     require(not by_files or len(ready) >= 3, f"{len(ready)} usable files, it takes 3; or use --split_by time{told}")
-    part_of = split_files(ready, split_ratio, split_seed) if by_files else {}
+    part_of = split_files(ready, split_ratio, seed) if by_files else {}
     chosen, files = {part: [] for part in PARTS}, {part: set() for part in PARTS}
     for name, item in [(name, item) for name, items in sorted(ready.items()) for item in items]:
         for part, starts in ({part_of[name]: item.starts["whole"]} if by_files else item.starts).items():
             if part == "train":
-                starts = starts[::stride]
-                count = min(len(starts), max_windows or len(starts))
-                starts = starts[np.linspace(0, len(starts) - 1, count).round().astype(np.int64)]  # spread evenly
+                starts = starts[::stride]  # and of these one from each stretch, lest all lie at one hour of the day
+                edges = np.linspace(0, len(starts), min(len(starts), max_windows or len(starts)) + 1).astype(np.int64)
+                starts = starts[np.random.default_rng((seed, *item.name.encode())).integers(edges[:-1], edges[1:])]
             if len(starts):
                 chosen[part].append((item, starts))
                 files[part].add(name)
@@ -1553,7 +1553,7 @@ def load_data(args, say):
     for name in [name for name, remark in remarks.items() if remark]:
         say("  {}: {}", "  {}: {}", name, remarks[name])
     if args.max_windows and args.max_windows in np.bincount(parts["train"].series):
-        say.note(f"at most {args.max_windows} training windows of each series, spread evenly (--max_windows; 0 = all)")
+        say.note(f"at most {args.max_windows} training windows of each series, spread over it (--max_windows; 0 = all)")
     english = "Datasets loaded: {:,} samples\n  validation {:,}, test {:,}"
     say(english, "数据集加载完成: {:,} 个样本\n  验证 {:,}，测试 {:,}", *map(len, parts.values()))
     if args.season == "auto" and "" in parts["train"].freqs:

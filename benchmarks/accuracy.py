@@ -73,8 +73,9 @@ def read_parts(path, columns, max_windows, length=816, horizon=96):
         item = md.prepare(item, BORDERS, length, horizon, 16)
         for part in BORDERS:
             starts = item.starts[part]
-            if part == "train" and max_windows:  # spread as the script spreads them
-                starts = starts[np.linspace(0, len(starts) - 1, min(len(starts), max_windows)).round().astype(np.int64)]
+            if part == "train" and max_windows:  # drawn as the script draws them
+                edges = np.linspace(0, len(starts), min(len(starts), max_windows) + 1).astype(np.int64)
+                starts = starts[np.random.default_rng((0, *item.name.encode())).integers(edges[:-1], edges[1:])]
             chosen[part].append((item, starts))
     return {part: md.pack(items, "auto", length, horizon) for part, items in chosen.items()}
 

@@ -594,7 +594,7 @@ def test_windows_of_a_split_by_time_reach_back_but_their_targets_lie_in_one_part
         np.testing.assert_array_equal(parts[part].starts, np.arange(first, last + 1) - LENGTH)
 
 
-@pytest.mark.parametrize(("stride", "windows"), [(1, 0), (3, 0), (1, 10), (3, 10), (500, 0), (1, 1000)])
+@pytest.mark.parametrize(("stride", "windows"), [(1, 0), (3, 0), (1, 10), (3, 10), (500, 0), (1, 1000), (1, 136)])
 def test_stride_and_max_windows_thin_the_training_windows_evenly_and_no_others(stride, windows):
     series = {"a.csv": [m.Series("a", NOISE[:ROWS], "h"), m.Series("b", NOISE[200 : 200 + ROWS], "h")]}
     parts = split(series, stride=stride, windows=windows)[0]
@@ -602,10 +602,34 @@ def test_stride_and_max_windows_thin_the_training_windows_evenly_and_no_others(s
     count = min(len(strided), windows or len(strided))
     for number in range(2):
         starts = parts["train"].starts[parts["train"].series == number] - number * ROWS
-        assert len(starts) == count and set(starts) <= set(strided)
-        assert starts[0] == strided[0] and (starts[-1] == strided[-1] or count == 1)
-        assert np.ptp(np.diff(starts)) <= stride if count > 2 else True
+        assert len(starts) == count and set(starts) <= set(strided) and (np.diff(starts) > 0).all()
+        stretches = np.searchsorted(strided, starts) * count // len(strided)  # one window of each equal stretch
+        assert np.abs(stretches - np.arange(count)).max() <= (count < len(strided) and len(strided) % count > 0)
     assert len(parts["validation"]) == len(parts["test"]) == 2 * (20 - HORIZON + 1)
+
+
+def sampled(names, rows, windows, seed=0):
+    """Starts of the training windows of each named series of `rows` rows, in its own rows."""
+    series = {f"{name}.csv": [m.Series(name, np.resize(NOISE, rows), "h")] for name in names}
+    train = split(series, windows=windows, seed=seed)[0]["train"]
+    return {name: train.starts[train.series == i] - i * rows for i, name in enumerate(train.names)}
+
+
+@bounded
+@given(st.integers(150, 900), st.integers(1, 900), st.integers(0, 2**32))
+def test_a_sample_of_windows_is_a_function_of_its_own_series_and_of_split_seed(rows, windows, seed):
+    alone = sampled("b", rows, windows, seed)["b"]
+    assert len(alone) == min(windows, rows * 8 // 10 - LENGTH + 1) and (np.diff(alone) > 0).all()
+    np.testing.assert_array_equal(sampled("abc", rows, windows, seed)["b"], alone)
+
+
+def test_a_sample_of_windows_lies_at_all_hours_even_with_one_window_a_day():
+    rows, days = 3029, 100  # 2,400 training windows: an even grid of 100 would show one hour of the day alone
+    for seed in range(3):
+        starts = sampled("ab", rows, days, seed)
+        assert all(len(starts[name]) == days and len(set(starts[name] % 24)) >= 20 for name in "ab")
+        np.testing.assert_array_equal(starts["a"] // 24, np.arange(days))
+        assert (starts["a"] != starts["b"]).any() and (starts["a"] != sampled("a", rows, days, seed + 1)["a"]).any()
 
 
 def test_batch_gathers_exactly_the_rows_of_its_windows():
