@@ -662,11 +662,11 @@ def prepare_files(series, remarks, split_ratio, limits):
     return ready, {name: "; ".join(notes[:4] + ["…"] * (len(notes) > 4)) for name, notes in told.items()}
 
 
-def split_data(series, remarks, split_by, split_ratio, seed, stride, max_windows, season, limits):
+def split_data(series, remarks, by, split_ratio, seed, stride, max_windows, season, limits):
     """(part -> Windows, part -> files, "files" or "time", file -> remark). Raises UserError if a part has no window."""
-    ready, notes = prepare_files(series, remarks, None, limits)
-    by_files = split_by == "files" or split_by == "auto" and len(ready) >= 10
-    ready, notes = (ready, notes) if by_files else prepare_files(series, remarks, split_ratio, limits)
+    ready, notes = prepare_files(series, remarks, split_ratio if by == "time" else None, limits)
+    by_files = by == "files" or by == "auto" and len(ready) >= 10
+    ready, notes = (ready, notes) if by_files or by == "time" else prepare_files(series, remarks, split_ratio, limits)
     told = "".join([f"\n  {name}: {note}" for name, note in notes.items() if note][:20])  # under an error
     require(not by_files or len(ready) >= 3, f"{len(ready)} usable files, it takes 3; or use --split_by time{told}")
     part_of = split_files(ready, split_ratio, seed) if by_files else {}
