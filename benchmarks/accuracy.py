@@ -83,7 +83,7 @@ def read_parts(path, columns, max_windows, length=816, horizon=96):
 def train_one(kind, parts, labels, run, fabric, say):
     """(validation MSE, best epoch, result of `score` on the test windows) of one student or NLinear."""
     sizes = {name: run[name] for name in ("d_model", "num_layers", "num_heads", "patch_size", "dropout")}
-    config = {"context_length": 720, "prediction_length": 96} | sizes
+    config = {"context_length": 720, "prediction_length": 96, "season": 24} | sizes
     torch.manual_seed(run["seed"])
     model = md.PatchStudent(**config) if kind == "student" else NLinear(720, 96)
     with tempfile.TemporaryDirectory() as scratch:

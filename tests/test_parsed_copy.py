@@ -1,7 +1,6 @@
 """A second start on the same files reads what the first one parsed, and nothing else ever does."""
 
 import os
-import pickle
 import shutil
 
 import numpy as np
@@ -90,6 +89,52 @@ def test_a_change_that_keeps_size_and_times_of_modification_is_seen(load, folder
     assert parsed and parts["train"].digest != before
 
 
+def test_without_times_of_change_as_on_windows_size_and_modification_tell(load, folder, monkeypatch):
+    class Stat:
+        def __init__(self, path):
+            self.st_size, self.st_mtime_ns, self.st_ctime_ns = true(path).st_size, true(path).st_mtime_ns, 7
+
+    true = os.stat
+    monkeypatch.setattr(
+        m.os, "stat", lambda path, **more: Stat(path) if str(path).endswith(".csv") else true(path, **more)
+    )
+    monkeypatch.setattr(m.os.path, "isfile", lambda path: not str(path).endswith("nothing"))
+    load()
+    path = folder / "s01.csv"
+    before = true(path)
+    path.write_text(path.read_text()[:-3] + "9\n\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert load()[1] is True and load()[1] is False
+    path.write_text(path.read_text() + "2024-02-01,5\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert load()[1] is True and load()[1] is False
+
+
+def test_a_full_disk_and_a_name_that_is_no_utf8_are_no_obstacle(folder, load, tmp_path, monkeypatch):
+    os.replace(folder / "s11.csv", os.fsencode(folder) + b"/caf\xe9.csv")
+    saved = torch.save
+
+    def full(content, file):
+        saved(content, file)
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")  # as PyTorch tells it
+
+    monkeypatch.setattr(m.torch, "save", full)
+    assert load()[1] and load()[1] and not copies(tmp_path) and not list((tmp_path / "cache").iterdir())
+    monkeypatch.setattr(m.torch, "save", saved)
+    assert load()[1] is True and load()[1] is False
+
+
+def test_another_folder_has_another_copy_and_the_same_one_by_another_path_has_not(load, folder, tmp_path, monkeypatch):
+    before, _ = load()
+    shutil.copytree(folder, tmp_path / "other")
+    for path in (tmp_path / "other").iterdir():
+        os.utime(path, ns=(0, 0))
+    assert load(data_dir=tmp_path / "other")[1] is True and len(copies(tmp_path)) == 2
+    monkeypatch.chdir(folder.parent)
+    after, parsed = load(data_dir=folder.name)
+    assert parsed is False and before["train"].digest == after["train"].digest
+
+
 @pytest.mark.parametrize("flags", [{"columns": "all"}, {"max_files": 13}])
 def test_other_flags_of_reading_parse_anew(flags, load):
     load()
@@ -105,7 +150,7 @@ def test_another_version_of_the_script_or_of_pandas_parses_anew(load, tmp_path, 
     load()
     script = tmp_path / "moirai_distill.py"
     script.write_text("# another one\n")
-    monkeypatch.setattr(m, "__file__", str(script))
+    monkeypatch.setattr(m, "SOURCE", script.read_bytes())
     assert load()[1] is True and load()[1] is False
     monkeypatch.setattr(pd, "__version__", "9.9")
     assert load()[1] is True
@@ -116,22 +161,27 @@ class Evil:
         return os.mkdir, ("it_ran",)
 
 
-@pytest.mark.parametrize("kind", ["empty", "cut", "text", "pickle", "other content"])
+@pytest.mark.parametrize("kind", ["empty", "cut", "text", "code", "other content", "a flipped bit", "no series"])
 def test_a_damaged_copy_is_told_and_replaced_and_nothing_in_it_runs(kind, load, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = load()[0]["train"].digest
     (copy,) = copies(tmp_path)
     whole = copy.read_bytes()
+    content = torch.load(copy, weights_only=True)
     if kind == "other content":
-        state = torch.load(copy, weights_only=True)["state"]
-        torch.save({"state": state, "series": {}}, copy)
-    elif kind == "pickle":
-        copy.write_bytes(pickle.dumps(Evil()))
+        torch.save({"state": content["state"], "series": {}}, copy)
+    elif kind == "no series":
+        torch.save(content | {"series": {"s00.csv": 5}}, copy)
+    elif kind == "a flipped bit":
+        place = whole.index(content["series"]["s03.csv"][0][1].numpy().tobytes()) + 807
+        copy.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+    elif kind == "code":
+        torch.save({"state": Evil(), "series": {}, "remarks": {}}, copy)
     else:
         copy.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"date,value\n" * 99}[kind])
     capsys.readouterr()
     parts, parsed = load()
-    assert parsed and parts["train"].digest == before and f"{copy}: " in capsys.readouterr().err
+    assert parsed and parts["train"].digest == before and "the files are read anew" in capsys.readouterr().err
     assert not (tmp_path / "it_ran").exists()
     assert load()[1] is False
 
@@ -150,6 +200,11 @@ def test_what_could_not_be_read_this_time_is_not_remembered(load, folder, tmp_pa
     (folder / "gone.csv").symlink_to(folder / "nothing.csv")
     assert load()[1] and not copies(tmp_path)
     (folder / "gone.csv").unlink()
+    memory = ValueError("Error tokenizing data. C error: out of memory")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(m.UserError, match="out of memory"):
+        patch.setattr(m.pd, "read_csv", lambda *_words, **_more: (_ for _ in ()).throw(memory))
+        load()
+    assert not copies(tmp_path)
     assert load()[1] and len(copies(tmp_path)) == 1
 
 
@@ -167,5 +222,6 @@ def test_training_twice_gives_the_same_weights(folder, tmp_path, monkeypatch):
     words = ["--data_dir", folder, "--label_cache", tmp_path / "cache", "--alpha", 0, "--num_epochs", 1]
     for name in ("one", "two"):
         assert m.main([*map(str, [*words, "--save_dir", tmp_path / name, "--max_windows", 20]), *SMALL.split()]) == 0
+        monkeypatch.setattr(m, "read_series", None)  # not to be called again
     one, two = (m.open_student(tmp_path / name)[1]["weights"] for name in ("one", "two"))
     assert one == two

@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from moirai_distill import FORMAT, PatchStudent, UserError
 
 CONFIG = {"context_length": 64, "prediction_length": 16, "d_model": 16, "num_layers": 2, "num_heads": 2}
-CONFIG |= {"patch_size": 8, "dropout": 0.1}
+CONFIG |= {"patch_size": 8, "dropout": 0.1, "season": 24}
 
 
 def student_of(seed=0, **changes):
     """A student with random weights, in eval mode."""
     torch.manual_seed(seed)
-    return PatchStudent(**CONFIG | changes).eval()
+    student = PatchStudent(**CONFIG | changes).eval()
+    if student.season:
+        torch.nn.init.normal_(student.periods, 0, 0.2)  # they begin at zero
+    return student
 
 
 def contexts(count=5, length=64, seed=0):
@@ -51,9 +54,39 @@ def test_the_default_student_has_1_to_2_million_parameters():
     from moirai_distill import parse_arguments
 
     args = vars(parse_arguments(["--data_dir", "."]))
-    student = PatchStudent(**{name: args[name] for name in CONFIG})
-    assert [args[name] for name in CONFIG] == [720, 96, 128, 4, 8, 16, 0.1]
+    student = PatchStudent(**{name: args[name] for name in CONFIG if name != "season"}, season=24)
+    assert [args[name] for name in CONFIG] == [720, 96, 128, 4, 8, 16, 0.1, "auto"]
+    assert student.periods.shape == (4, 30) and not student.periods.any()
     assert 1e6 <= sum(parameter.numel() for parameter in student.parameters()) <= 2e6
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 30), st.integers(1, 45), st.integers(0, 99))
+def test_the_seasonal_part_weighs_the_same_step_of_each_earlier_period(length, horizon, season, seed):
+    """In deviations from the last value; what lies before the context is its first value."""
+    student = student_of(seed, context_length=length, prediction_length=horizon, patch_size=1, season=season)
+    torch.nn.init.zeros_(student.head.weight)
+    torch.nn.init.zeros_(student.head.bias)
+    context = contexts(3, length, seed).double()
+    result = forecast(student, context) - context[:, -1:]
+    if season > length:
+        assert student.season == 0 and not hasattr(student, "periods") and not result.any()
+        return
+    periods = student.periods.detach().double()
+    for step in range(horizon):
+        expected = torch.zeros(3, dtype=torch.float64)
+        for period in range(periods.shape[1]):
+            row = length - (periods.shape[1] - period) * season + step % season
+            expected += periods[step // season, period] * (context[:, max(row, 0)] - context[:, -1])
+        torch.testing.assert_close(result[:, step], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_of_before_there_was_a_season_loads_and_forecasts_as_it_did(tmp_path):
+    old = {name: value for name, value in CONFIG.items() if name != "season"}
+    student, context = student_of(season=0), contexts()
+    assert "periods" not in student.state_dict()
+    write_pt(tmp_path / "a.pt", student, config=old)
+    assert torch.equal(forecast(PatchStudent.from_pretrained(tmp_path / "a.pt"), context), forecast(student, context))
 
 
 @pytest.mark.parametrize("shape", [(3, 63), (3, 65), (64,), (3, 1, 64), (64, 3)])
