@@ -70,7 +70,7 @@ def train_student(fabric, parts, labels, alpha, seed, args, folder):
     run = {"seed": seed, "alpha": alpha, "batch_size": batch, "num_epochs": args.epochs, "save_dir": str(folder)}
     run |= {"learning_rate": args.learning_rate, "weight_decay": 1e-5, "max_grad_norm": 1.0, "patience": 0}
     run["augment"] = "on"
-    sizes = {"d_model": 128, "num_layers": 4, "num_heads": 8, "patch_size": 16, "dropout": 0.1}
+    sizes = {"d_model": 128, "num_layers": 4, "num_heads": 8, "patch_size": 16, "dropout": 0.1, "season": 24}
     config = {"context_length": LENGTH - HORIZON, "prediction_length": HORIZON} | sizes
     md.torch.manual_seed(seed)
     student = md.PatchStudent(**config)

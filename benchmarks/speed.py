@@ -39,7 +39,7 @@ import moirai_distill as md  # noqa: E402
 
 LENGTH, HORIZON, PATCH = 720, 96, 32
 SHAPES = {"small": (384, 6), "base": (768, 12)}
-STUDENT = {"d_model": 128, "num_layers": 4, "num_heads": 8, "patch_size": 16, "dropout": 0.1}
+STUDENT = {"d_model": 128, "num_layers": 4, "num_heads": 8, "patch_size": 16, "dropout": 0.1, "season": 24}
 
 
 @dataclass
