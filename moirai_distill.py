@@ -888,8 +888,8 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         x, past = (F.pad(scaled, (-self.context_length % n, 0), mode="replicate").unflatten(1, (-1, n)) for n in sizes)
         x = self.norm(self.blocks(self.embed(x) + self.position))  # (B, N, D)
         forecast = self.head(x.flatten(1)).float()  # (B, H)
-        if self.season:  # the same weights for each step of a period; 10: they learn that much faster
-            forecast = forecast + 10 * (self.periods @ past).float().flatten(1)[:, : self.prediction_length]
+        if self.season:  # the same weights for each step of a period
+            forecast = forecast + (self.periods @ past).float().flatten(1)[:, : self.prediction_length]
         return torch.where((context == centre).all(1, keepdim=True), centre, forecast * deviation + centre)  # constants
 
     @classmethod
