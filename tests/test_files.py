@@ -165,3 +165,14 @@ def test_the_hold_ends_with_its_block_even_by_an_error():
         raise ZeroDivisionError
     with pytest.raises(Interrupted):
         stop(signal.SIGTERM, None)
+
+
+def test_a_disk_that_is_full_while_pytorch_writes_is_one_line_and_the_old_file_stays(tmp_path):
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"an earlier one")
+    with pytest.raises(UserError, match=r"last.pt: cannot be written \(.*unexpected pos"), atomic(path) as file:
+        file.write(b"some")
+        raise RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"
+        )  # as torch.save tells it
+    assert path.read_bytes() == b"an earlier one" and [*tmp_path.iterdir()] == [path]
