@@ -279,7 +279,7 @@ def test_small_changes_beside_a_large_offset_reach_the_file(run, tmp_path):
     )
     with torch.inference_mode():
         expected = m.PatchStudent.from_pretrained(run)(torch.from_numpy(values[None, -L:]))[0].numpy()
-    assert predict(run, path)["value"].to_numpy() == pytest.approx(expected, rel=0, abs=2e-7)
+    assert predict(run, path)["value"].to_numpy() == pytest.approx(expected, rel=0, abs=5e-7)  # a few ulp
 
 
 @pytest.mark.parametrize("where", [-1, -20])
