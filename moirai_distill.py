@@ -620,13 +620,13 @@ def find_files(data_dir, max_files):
     root = Path(data_dir).expanduser()
     found = [p for p in root.rglob("*") if p.name.lower().endswith((".csv", ".csv.gz"))] if root.is_dir() else [root]
     require(found, f"--data_dir {data_dir}: no .csv file in this folder or below")
-    paths = {path.relative_to(root).as_posix() if root.is_dir() else path.name: path for path in found}
+    paths = {path.name if path == root else path.relative_to(root).as_posix(): path for path in found}
     return len(found), {name: paths[name] for name in sorted(paths)[: max_files or None]}
 
 
-def read_files(data_dir, max_files, columns, progress):
+def read_files(data_dir, max_files, columns, progress, listed=None):
     """(number of CSVs found, file -> list of Series, file -> remarks), by path below `data_dir`. Raises UserError."""
-    (found, paths), series, remarks = find_files(data_dir, max_files), {}, {}
+    (found, paths), series, remarks = listed or find_files(data_dir, max_files), {}, {}
 
     def read(name):
         try:
@@ -1026,7 +1026,8 @@ class Teacher:
         deviation = torch.where(constant, 1.0, context.std(1, keepdim=True, unbiased=False))
         scaled, asked = ((context - mean) / deviation).float(), (horizon, samples if self.whole else patch)
         network = self.whole_forecast if self.whole else self.parameters_of
-        self.most = min(self.most, max(1, 2048 // samples) if self.samples_itself else self.most)  # each is `samples`
+        if self.samples_itself:  # each window is `samples` sequences
+            self.most = min(self.most, max(1, 2048 // samples))
         while True:
             try:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -1140,7 +1141,7 @@ class LabelFile:
     def open(self):
         """Map labels.bin into memory and count the windows with a non-finite label. Returns self."""
         self.array = np.memmap(self.path, "<f4", "r", shape=(self.windows, self.horizon))
-        self.damaged = sum((~np.isfinite(self.array[i : i + 9999])).any(1).sum() for i in range(0, self.windows, 9999))
+        self.damaged = sum((~np.isfinite(self.array[i : i + 8192])).any(1).sum() for i in range(0, self.windows, 8192))
         return self
 
     def batch(self, index):
@@ -1390,10 +1391,11 @@ def train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, s
             optimizer.step()
             for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
                 mean.lerp_(weight.detach(), 9 / (10 + epoch * steps + loop["step"]))
-            sums = *reduced(fabric, seen[:4]).tolist(), points
-            loop["sums"] = [*map(sum, zip(loop["sums"], sums, strict=True))]
-        what = f"{MAX_FAILED} steps in a row with a non-finite loss or gradient in epoch {epoch + 1}"
-        require(loop["failed"] < MAX_FAILED, f"{what}; try a lower --learning_rate; the best checkpoint so far is kept")
+            sums = zip(loop["sums"], (*reduced(fabric, seen[:4]).tolist(), points), strict=True)
+            loop["sums"] = [*map(sum, sums)]
+        if loop["failed"] >= MAX_FAILED:
+            what = f"{MAX_FAILED} steps in a row with a non-finite loss or gradient in epoch {epoch + 1}"
+            raise UserError(f"{what}; try a lower --learning_rate; the best checkpoint so far is kept")
         bar.update()
     bar.close()
 
@@ -1517,21 +1519,21 @@ def start_fabric(args, precision, say):
 def read_once(args, say):
     """As `read_files`. What is parsed of KEPT_FROM bytes and more is kept beside the labels, as plain data, and comes
     from there as long as neither files nor flags nor pandas nor this script have changed."""
-    (found, paths), cache = find_files(args.data_dir, args.max_files), Path(args.label_cache).expanduser()
-    files = [(name, os.stat(path)) for name, path in paths.items() if os.path.isfile(path)]
+    listed, cache = find_files(args.data_dir, args.max_files), Path(args.label_cache).expanduser()
+    files = [(name, os.stat(path)) for name, path in listed[1].items() if os.path.isfile(path)]
     stats = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in files]
-    state = stream([*paths], stats, pd.__version__, SOURCE)
+    state = stream([*listed[1]], stats, pd.__version__, SOURCE)
     place = cache / f"parsed-{stream(Path(args.data_dir).expanduser().absolute(), args.columns):x}.pt"
     large = sum(size for _, size, *_ in stats) >= KEPT_FROM and not unwritable(cache)
     try:
         kept = read_plain(place, {"state", "series", "remarks"}, True) if large and place.is_file() else {"state": None}
         if kept["state"] == state:
             series = {n: [Series(i[0], i[1].numpy(), *i[2:]) for i in v] for n, v in kept["series"].items()}
-            return found, series, dict(kept["remarks"])
+            return listed[0], series, dict(kept["remarks"])
     except (UserError, TypeError, ValueError, AttributeError) as error:
         say.note(f"{error}: the files are read anew")
-    kept, (_, series, remarks) = None, read_files(args.data_dir, args.max_files, args.columns, say.on)  # unmapped
-    if large and say.on and [*remarks] == [*paths] and not re.search(r"\[Errno|out of memory", repr(remarks)):
+    kept, (found, series, remarks) = None, read_files(args.data_dir, args.max_files, args.columns, say.on, listed)
+    if large and say.on and not re.search(r"\[Errno|out of memory", repr(remarks)):
         data = {n: [(i.name, torch.as_tensor(i.values), i.freq, None, i.column) for i in v] for n, v in series.items()}
         with contextlib.suppress(UserError), atomic(place) as file:  # a full disk: it does without
             torch.save({"state": state, "series": data, "remarks": remarks}, file)
@@ -1864,7 +1866,7 @@ def predict(args, say, _stop):
     say("Forecast: {}{}", "预测结果: {}{}", output, f", {output.with_suffix('.png')}" * args.plot)
 
 
-def example_contexts(content, length, say):
+def example_contexts(content, length):
     """Raw contexts (S, L) float32 at several scales, of the run's own data where it is at hand, else random walks."""
     run, contexts = content.get("run_config", {}), []
     if Path(run.get("data_dir", "/nowhere")).expanduser().exists():
@@ -1897,11 +1899,9 @@ def export_onnx(student, path, contexts):
         program.save(file, external_data=False)
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         given = [session.run(None, {"context": part.numpy()})[0] for part in contexts.split([len(contexts) - 1, 1])]
-        difference = (
-            ((torch.from_numpy(np.concatenate(given)) - truth) / instance_scale(contexts)[1]).abs().max().item()
-        )
-        problem = f"{path}: not kept: its forecasts differ from PyTorch's by {difference:.1e} deviations"
-        require(difference < 1e-4, problem)
+        difference = (torch.from_numpy(np.concatenate(given)) - truth) / instance_scale(contexts)[1]
+        difference = float(difference.abs().max())
+        require(difference < 1e-4, f"{path}: not kept: it differs from PyTorch by {difference:.1e} deviations")
         os.replace(file, path)
     return difference
 
@@ -1925,7 +1925,7 @@ def export(args, say, _stop):
     base = Path(content["path"]).parent if "path" in content else Path(".")
     output = Path(args.output or base / {"onnx": "student.onnx", "hub": "hub"}[args.format]).expanduser()
     if args.format == "onnx":
-        contexts = example_contexts(content, student.context_length, say)
+        contexts = example_contexts(content, student.context_length)
         difference = export_onnx(student, output, contexts)
         english = "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation"
         say(english, "与 PyTorch 在 {} 个上下文上的最大差异: {:.1e} 个标准差", len(contexts), difference)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import moirai_distill as md
 
 ROOT = Path(__file__).resolve().parent.parent
-BORDERS = {"train": (0, 8640), "validation": (8640, 11520), "test": (11520, 14400)}
+ROWS = (8640, 2880, 2880)  # of train, validation and test; the rest is unused
 
 
 class NLinear(nn.Module):
@@ -60,24 +60,17 @@ def build_parser():
 
 def read_parts(path, columns, max_windows, length=816, horizon=96):
     """part -> Windows of the columns of a CSV, by the standard rows."""
-    rows = BORDERS["test"][1]
+    path, rows = Path(path), sum(ROWS)
     try:
-        series, _ = md.read_series(Path(path), Path(path).name, columns)
+        series, _ = md.read_series(path, path.name, columns)
     except md.Unusable as reason:
         raise SystemExit(f"{path}: {reason}") from reason
     if short := [item.name for item in series if len(item.values) < rows]:
         raise SystemExit(f"{', '.join(short)}: fewer than {rows} rows")
-    chosen = {part: [] for part in BORDERS}
     for item in series:
         item.values = item.values[:rows]
-        item = md.prepare(item, BORDERS, length, horizon, 16)
-        for part in BORDERS:
-            starts = item.starts[part]
-            if part == "train" and max_windows:  # drawn as the script draws them
-                edges = np.linspace(0, len(starts), min(len(starts), max_windows) + 1).astype(np.int64)
-                starts = starts[np.random.default_rng((0, *item.name.encode())).integers(edges[:-1], edges[1:])]
-            chosen[part].append((item, starts))
-    return {part: md.pack(items, "auto", length, horizon) for part, items in chosen.items()}
+    limits = {"length": length, "horizon": horizon, "max_gap": 16}
+    return md.split_data({path.name: series}, {path.name: []}, "time", ROWS, 0, 1, max_windows, "auto", limits)[0]
 
 
 def train_one(kind, parts, labels, run, fabric, say):

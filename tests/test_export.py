@@ -71,7 +71,7 @@ def test_export_says_the_difference_and_checks_on_real_windows_of_several_scales
     assert export(trained / "twin", "onnx", "--output", tmp_path / "a.onnx") == 0
     out, error = capsys.readouterr()
     assert float(re.search(r"on 49 contexts: (\S+) of their deviation", out)[1]) < 1e-4 and "random walks" not in error
-    contexts = m.example_contexts(m.read_student(trained / "twin"), 64, m.Say("en"))
+    contexts = m.example_contexts(m.read_student(trained / "twin"), 64)
     real = hourly(300, seed=0)["value"].to_numpy()[-64:]
     for scale in (1e-3, 1, 1e3):
         assert (np.abs(contexts.numpy() - real * scale).max(1) < 1e-5 * scale).sum() == 1
