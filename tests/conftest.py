@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: spinning threads of several processes slow each other
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for child processes, which must give the same bits as this one
 
 from pathlib import Path
 
