@@ -161,7 +161,7 @@ def add_train_flags(parser):
     add("--num_layers", type=number(int, 1), default=4, help="Transformer layers")
     add("--num_heads", type=number(int, 1), default=8, help="attention heads; must divide d_model")
     add("--patch_size", type=number(int, 1), default=16, help="points per token")
-    add("--dropout", type=number(float, 0, 0.99), default=0.1, help="on the residual branches; more for few series")
+    add("--dropout", type=number(float, 0, 0.99), default=0.1, help="of branches, and of the Transformer as a whole")
     add = parser.add_argument_group("training").add_argument
     what = "1 = teacher's labels only, 0 = truth only (no teacher), auto = tried on validation"
     add("--alpha", type=number(float, 0, 1, words=auto), default=0.5, help=what)
@@ -839,11 +839,10 @@ class Block(nn.Module):
 
     def __init__(self, d_model, num_heads, dropout):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.dropout = num_heads, nn.Dropout(dropout)
         self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
         self.mlp = nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x):
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
@@ -870,15 +869,14 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
     ):
         super().__init__()
         self.context_length, self.prediction_length, self.patch_size = context_length, prediction_length, patch_size
-        self.info = info or {}  # plain facts of its making; they go into config.json and the model card
+        self.dropout, self.info = dropout, info or {}  # plain facts of its making, for config.json and the model card
         patches, self.season = math.ceil(context_length / patch_size), season if 0 < season <= context_length else 0
         if self.season:
             self.periods = nn.Parameter(torch.zeros(-(-prediction_length // season), -(-context_length // season)))
         self.embed = nn.Linear(patch_size, d_model)
         self.position = nn.Parameter(torch.randn(patches, d_model) * 0.02)
         self.blocks = nn.Sequential(*[Block(d_model, num_heads, dropout) for _ in range(num_layers)])
-        self.norm = nn.LayerNorm(d_model)
-        self.head = nn.Linear(patches * d_model, prediction_length)
+        self.norm, self.head = nn.LayerNorm(d_model), nn.Linear(patches * d_model, prediction_length)
 
     def forward(self, context):
         if context.ndim != 2 or context.shape[1] != self.context_length:
@@ -888,6 +886,8 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         x, past = (F.pad(scaled, (-self.context_length % n, 0), mode="replicate").unflatten(1, (-1, n)) for n in sizes)
         x = self.norm(self.blocks(self.embed(x) + self.position))  # (B, N, D)
         forecast = self.head(x.flatten(1)).float()  # (B, H)
+        if self.season and self.training:  # some windows by the periods alone, which so learn to stand on their own
+            forecast = forecast * (torch.rand_like(centre) >= self.dropout)
         if self.season:  # the same weights for each step of a period
             forecast = forecast + (self.periods @ past).float().flatten(1)[:, : self.prediction_length]
         return torch.where((context == centre).all(1, keepdim=True), centre, forecast * deviation + centre)  # constants
