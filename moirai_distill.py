@@ -854,8 +854,7 @@ class Block(nn.Module):
 def instance_scale(context):
     """(last value, deviation or 1 where it is 0), each (B, 1), of contexts (B, L); equivariant to shift and scale."""
     centre = context[:, -1:]
-    reach = (context - centre).abs().amax(1, keepdim=True)
-    reach = torch.where(reach == 0, 1.0, reach)  # keeps the squares in float32's range whatever the unit
+    reach = (context - centre).abs().amax(1, keepdim=True).clamp(min=2e-38)  # keeps squares in float32's range
     deviation = ((context - centre) / reach).std(1, keepdim=True, unbiased=False) * reach
     return centre, torch.where(deviation == 0, 1.0, deviation)
 
@@ -1220,7 +1219,7 @@ def find_labels(cache, key, request):
     return found[0] if found else None
 
 
-def begin_labels(folder, key, teacher, windows, judged, request, block, baselines, say):
+def begin_labels(folder, key, teacher, windows, judged, request, block, baselines, say, processes):
     """Write the manifest of a new label file, unless one is begun. The teacher's patch size is chosen on `judged`."""
     old = read_manifest(folder)
     if old and set(windows.freqs) <= old["patch_sizes"].keys():
@@ -1239,7 +1238,7 @@ def begin_labels(folder, key, teacher, windows, judged, request, block, baseline
         file.write(json.dumps(manifest | {"made": time.strftime("%F %T")}, indent=1, ensure_ascii=False).encode())
     say("Patch size: {}", "教师 patch 大小: {}", ", ".join(f"{freq or '?'}: {n}" for freq, n in patches.items()))
     text = "Labelling {:,} windows, {:.1f} MB, about {:.1f} min", "标注 {:,} 个窗口，{:.1f} MB，约 {:.1f} 分钟"
-    say(*text, len(windows), 4e-6 * len(windows) * windows.horizon, seconds * len(windows) / 60)
+    say(*text, len(windows), 4e-6 * len(windows) * windows.horizon, seconds * len(windows) / 60 / processes)
 
 
 def get_labels(windows, request, load, cache, block, baselines, fabric, say, stop, judged=None):
@@ -1258,7 +1257,7 @@ def get_labels(windows, request, load, cache, block, baselines, fabric, say, sto
         on_first(fabric, lambda: loaded.append(load()))
         teacher = loaded[0] if loaded else load()
         key["weights"] = fingerprint(request.teacher, request.revision)
-        folder, asked = key_folder(cache, key), (request, block, baselines, say)
+        folder, asked = key_folder(cache, key), (request, block, baselines, say, fabric.world_size)
         on_first(fabric, lambda: begin_labels(folder, key, teacher, windows, judged or windows, *asked))
         file = LabelFile(folder, read_manifest(folder))
         missing, patches = on_first(fabric, file.missing), file.manifest["patch_sizes"]
@@ -1352,11 +1351,13 @@ def forecaster(model, fabric):
 
 
 def augmented(batch, seed):
-    """Windows (context (B, L), and as for `blend`) plus a random share of others, half mirrored; labels move along."""
+    """Windows (context (B, L), and as for `blend`) plus a random share of others, half mirrored; labels move along.
+    Each is first divided by the root of its deviation, lest the few of large ones decide alone."""
     drawn, rows = torch.Generator().manual_seed(seed), len(batch[0])
     order, share = torch.randperm(rows, generator=drawn), torch.rand(rows, 1, generator=drawn)
     factor = (1 - 2 * torch.randint(2, (rows, 1), generator=drawn)) / (1 + share**2).sqrt()  # no larger than the parts
-    context, truth, label = (factor * (part + share * part[order]) for part in (batch[0], batch[1], batch[3]))
+    root = instance_scale(batch[0])[1].clamp(min=0.1).sqrt()
+    context, truth, label = (factor * (p / root + share * (p / root)[order]) for p in (batch[0], batch[1], batch[3]))
     return context, truth, batch[2] * batch[2][order], label, torch.minimum(batch[4], batch[4][order])
 
 
@@ -1391,8 +1392,7 @@ def train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, s
             optimizer.step()
             for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
                 mean.lerp_(weight.detach(), 9 / (10 + epoch * steps + loop["step"]))
-            sums = zip(loop["sums"], (*reduced(fabric, seen[:4]).tolist(), points), strict=True)
-            loop["sums"] = [*map(sum, sums)]
+            loop["sums"] = [*map(sum, zip(loop["sums"], (*reduced(fabric, seen[:4]).tolist(), points), strict=True))]
         if loop["failed"] >= MAX_FAILED:
             what = f"{MAX_FAILED} steps in a row with a non-finite loss or gradient in epoch {epoch + 1}"
             raise UserError(f"{what}; try a lower --learning_rate; the best checkpoint so far is kept")
