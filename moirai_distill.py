@@ -854,7 +854,8 @@ class Block(nn.Module):
 def instance_scale(context):
     """(last value, deviation or 1 where it is 0), each (B, 1), of contexts (B, L); equivariant to shift and scale."""
     centre = context[:, -1:]
-    reach = (context - centre).abs().amax(1, keepdim=True).clamp(min=2e-38)  # keeps squares in float32's range
+    reach = (context - centre).abs().amax(1, keepdim=True)
+    reach = torch.where(reach == 0, 1.0, reach)  # keeps the squares in float32's range whatever the unit
     deviation = ((context - centre) / reach).std(1, keepdim=True, unbiased=False) * reach
     return centre, torch.where(deviation == 0, 1.0, deviation)
 
@@ -868,7 +869,8 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
     ):
         super().__init__()
         self.context_length, self.prediction_length, self.patch_size = context_length, prediction_length, patch_size
-        self.dropout, self.info = dropout, info or {}  # plain facts of its making, for config.json and the model card
+        self.dropout = dropout
+        self.info = info or {}  # plain facts of its making; they go into config.json and the model card
         patches, self.season = math.ceil(context_length / patch_size), season if 0 < season <= context_length else 0
         if self.season:
             self.periods = nn.Parameter(torch.zeros(-(-prediction_length // season), -(-context_length // season)))
@@ -1351,13 +1353,11 @@ def forecaster(model, fabric):
 
 
 def augmented(batch, seed):
-    """Windows (context (B, L), and as for `blend`) plus a random share of others, half mirrored; labels move along.
-    Each is first divided by the root of its deviation, lest the few of large ones decide alone."""
+    """Windows (context (B, L), and as for `blend`) plus a random share of others, half mirrored; labels move along."""
     drawn, rows = torch.Generator().manual_seed(seed), len(batch[0])
     order, share = torch.randperm(rows, generator=drawn), torch.rand(rows, 1, generator=drawn)
     factor = (1 - 2 * torch.randint(2, (rows, 1), generator=drawn)) / (1 + share**2).sqrt()  # no larger than the parts
-    root = instance_scale(batch[0])[1].clamp(min=0.1).sqrt()
-    context, truth, label = (factor * (p / root + share * (p / root)[order]) for p in (batch[0], batch[1], batch[3]))
+    context, truth, label = (factor * (part + share * part[order]) for part in (batch[0], batch[1], batch[3]))
     return context, truth, batch[2] * batch[2][order], label, torch.minimum(batch[4], batch[4][order])
 
 
