@@ -161,7 +161,7 @@ def add_train_flags(parser):
     add("--num_layers", type=number(int, 1), default=4, help="Transformer layers")
     add("--num_heads", type=number(int, 1), default=8, help="attention heads; must divide d_model")
     add("--patch_size", type=number(int, 1), default=16, help="points per token")
-    add("--dropout", type=number(float, 0, 0.99), default=0.1, help="of branches, and of the Transformer as a whole")
+    add("--dropout", type=number(float, 0, 0.99), default=0.1, help="on the residual branches; more for few series")
     add = parser.add_argument_group("training").add_argument
     what = "1 = teacher's labels only, 0 = truth only (no teacher), auto = tried on validation"
     add("--alpha", type=number(float, 0, 1, words=auto), default=0.5, help=what)
@@ -869,7 +869,6 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
     ):
         super().__init__()
         self.context_length, self.prediction_length, self.patch_size = context_length, prediction_length, patch_size
-        self.dropout = dropout
         self.info = info or {}  # plain facts of its making; they go into config.json and the model card
         patches, self.season = math.ceil(context_length / patch_size), season if 0 < season <= context_length else 0
         if self.season:
@@ -887,8 +886,6 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         x, past = (F.pad(scaled, (-self.context_length % n, 0), mode="replicate").unflatten(1, (-1, n)) for n in sizes)
         x = self.norm(self.blocks(self.embed(x) + self.position))  # (B, N, D)
         forecast = self.head(x.flatten(1)).float()  # (B, H)
-        if self.season and self.training:  # some windows by the periods alone, which so learn to stand on their own
-            forecast = forecast * (torch.rand_like(centre) >= self.dropout)
         if self.season:  # the same weights for each step of a period
             forecast = forecast + (self.periods @ past).float().flatten(1)[:, : self.prediction_length]
         return torch.where((context == centre).all(1, keepdim=True), centre, forecast * deviation + centre)  # constants
@@ -1240,7 +1237,8 @@ def begin_labels(folder, key, teacher, windows, judged, request, block, baseline
         file.write(json.dumps(manifest | {"made": time.strftime("%F %T")}, indent=1, ensure_ascii=False).encode())
     say("Patch size: {}", "教师 patch 大小: {}", ", ".join(f"{freq or '?'}: {n}" for freq, n in patches.items()))
     text = "Labelling {:,} windows, {:.1f} MB, about {:.1f} min", "标注 {:,} 个窗口，{:.1f} MB，约 {:.1f} 分钟"
-    say(*text, len(windows), 4e-6 * len(windows) * windows.horizon, seconds * len(windows) / 60 / processes)
+    seconds *= len(windows) / min(processes, math.ceil(len(windows) / block))  # each process labels whole blocks
+    say(*text, len(windows), 4e-6 * len(windows) * windows.horizon, seconds / 60)
 
 
 def get_labels(windows, request, load, cache, block, baselines, fabric, say, stop, judged=None):
@@ -1813,10 +1811,12 @@ def evaluate(args, say, stop):
 def tell_backtest(series, context, forecast, season, say):
     """Print the errors of a forecast (H,) of the last rows of `series` and of seasonal-naive, in its own units."""
     context, truth = torch.from_numpy(context)[None], series.values[-len(forecast) :]
+    if not (known := np.isfinite(truth).any()):
+        say.note(f"{series.name}: its last {len(truth)} values are missing, the forecast cannot be compared")
     season = torch.tensor([season_of(series.freq) if season == "auto" else season])
     scale = float(seasonal_scale(context, season)) or math.nan
     guesses = {"student": forecast, "seasonal-naive": seasonal_naive(context, season, len(forecast))[0].numpy()}
-    for name, guess in guesses.items():
+    for name, guess in guesses.items() if known else ():
         error = pd.Series(guess - truth).abs()  # its means leave out what is missing
         mae, rmse = error.mean(), (error**2).mean() ** 0.5
         say(*["  {}: {:<15} MAE {:.6g}  RMSE {:.6g}  MASE {:.4f}"] * 2, series.column, name, mae, rmse, mae / scale)

@@ -201,6 +201,16 @@ def test_error_and_estimate_are_said_before_the_first_block(lab, monkeypatch, ca
     assert err.splitlines()[-1] == "error: input or output: No space left on device"
 
 
+@pytest.mark.parametrize(("processes", "minutes"), [(1, 40), (2, 20), (5, 8), (9, 8)])
+def test_the_estimate_is_shared_by_the_processes_that_get_a_block(lab, monkeypatch, capsys, processes, minutes):
+    """40 windows of a minute each in 5 blocks."""
+    monkeypatch.setattr(md, "judge", lambda *_: ({"h": 16}, 60.0))
+    request, windows = md.Request(str(lab.teacher), None, 16, "median", 5), windows_of(lab.data)
+    teacher = md.load_teacher(str(lab.teacher), None, torch.device("cpu"), "32", print)
+    md.begin_labels(lab.cache, {}, teacher, windows, windows, request, 8, {}, md.Say("en"), processes)
+    assert f"Labelling 40 windows, 0.0 MB, about {minutes:.1f} min" in capsys.readouterr().out
+
+
 def test_manifest_says_what_the_labels_are_and_how_they_were_made(lab):
     assert lab.run(LABEL)[0] == 0
     manifest = json.loads((lab.folder() / "manifest.json").read_text())

@@ -250,6 +250,17 @@ def test_backtest_holds_the_last_steps_out_and_shows_the_error(run, tmp_path, ca
         assert line in out
 
 
+def test_a_backtest_without_a_known_value_says_so_and_compares_the_other_columns(run, tmp_path, capsys):
+    frame = hourly(200, seed=4)
+    frame["gone"] = frame["value"].where(np.arange(200) < 200 - H)
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    table = predict(run, tmp_path / "a.csv", "--backtest", "--columns", "all")
+    assert [*table.columns] == ["value", "gone"] and table.notna().all(axis=None)
+    out, err = capsys.readouterr()
+    assert f"gone: its last {H} values are missing, the forecast cannot be compared" in err
+    assert out.count("MASE") == 2 and "nan" not in out
+
+
 def test_plot_draws_a_picture_beside_the_output(run, tmp_path):
     for words in ([], ["--backtest"]):
         path = save(tmp_path / "a.csv", pd.date_range("2024-01-01", periods=90, freq="h"))

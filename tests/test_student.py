@@ -160,23 +160,6 @@ def test_dropout_acts_in_training_and_not_in_eval():
     assert not torch.equal(forecast(student, context), forecast(student, context))
 
 
-@pytest.mark.parametrize("season", [0, 24])
-@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.4])
-def test_dropout_leaves_some_windows_to_the_periods_alone(season, dropout):
-    """A share `dropout` of them, in training alone, and none where there are no periods."""
-    student, context = student_of(dropout=dropout, season=season), contexts(1000)
-    for block in student.blocks:
-        block.dropout.p = 0.0
-    whole, results = forecast(student, context), forecast(student.train(), context)
-    torch.nn.init.zeros_(student.head.weight)
-    torch.nn.init.zeros_(student.head.bias)
-    periods = forecast(student.eval(), context)
-    alone = (results == periods).all(1)
-    torch.testing.assert_close(results, torch.where(alone[:, None], periods, whole))
-    expected = dropout if season else 0.0
-    assert alone.float().mean().item() == pytest.approx(expected, abs=0.06 if expected else 0)  # 4 deviations
-
-
 def test_a_student_comes_back_from_each_kind_of_file_with_equal_forecasts(tmp_path):
     student, context = student_of(), contexts()
     student.save_pretrained(tmp_path / "hub")
