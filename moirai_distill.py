@@ -1,31 +1,44 @@
 #!/usr/bin/env python3
-"""Distil MOIRAI, a large frozen time-series forecaster, into a small fast patch Transformer for your own CSVs.
+"""Distil MOIRAI, a large frozen time-series forecaster, into a small fast one for your own CSVs.
 
-    python moirai_distill.py --demo                              # everything once, offline, minutes on a laptop
-    python moirai_distill.py --data_dir FOLDER --alpha 0.5       # train; `train` itself may be left out
-    python moirai_distill.py evaluate --checkpoint RUN [RUN …]   # one ruler for students, teacher, naive forecasts
-    python moirai_distill.py predict --checkpoint RUN --input FILE.csv      # the next steps of your own series
-    python moirai_distill.py export --checkpoint RUN --format onnx          # or hub: a model to ship
-    python moirai_distill.py label --data_dir FOLDER             # only make the labels; --list shows what there is
+    python moirai_distill.py --demo                          # everything once, offline, in minutes
+    python moirai_distill.py --data_dir FOLDER --alpha 0.5   # train; `train` may be left out
+    python moirai_distill.py evaluate --checkpoint RUN       # one ruler for every forecaster
+    python moirai_distill.py predict --checkpoint RUN --input CSV     # the next steps of a series
+    python moirai_distill.py export --checkpoint RUN --format onnx    # or hub: a model to ship
+    python moirai_distill.py label --data_dir FOLDER         # only make the labels, into the cache
 
-The teacher is frozen and the windows are fixed, so its forecast is a function of the window: every training window is
-labelled once, into a cache on disk, and no epoch, alpha, seed or student size after that costs teacher time.
+The teacher is frozen and the windows are fixed, so its forecast is a function of the window: every
+training window is labelled once, into a cache on disk, and no epoch, alpha, seed or student size
+after that costs teacher time.
 
-Parts stand above, programs below; a name is used only below the section that defines it:
-    1 command line  flags, defaults, checks          2 data              CSV -> regular series -> split -> windows
-    3 files         atomic writes, safe reads        4 student           PatchStudent: (B, L) -> (B, H)
-    5 teacher       a frozen MOIRAI, its labels      6 loss and metrics  the blend, one ruler for every forecaster
-    7 training      the loop                         8 commands          the only functions that see `args`
-    9 entry         main
+A map of the rooms. Parts stand above, programs below: a name is used only below the room that
+defines it. To follow a run, begin at `train` in the room "commands" and go up from there.
 
-Shapes: B batch, L context length, H horizon, N patches, P patch size, D width, T rows of a series, W windows.
+    settings            flags and their defaults; numbers you may tune; what you must not touch
+    voice               what is said, in English or Chinese, and the progress bars
+    files and signals   atomic writes, safe reads, checkpoints, the hub, a clean stop
+    reading             one CSV -> raw series on a regular grid
+    series and windows  gaps, split, scaling, windows
+    student             PatchStudent: (B, L) -> (B, H)
+    loss and metrics    the loss, naive forecasts, one ruler for every forecaster
+    teacher             a frozen MOIRAI: (B, L) -> (B, H)
+    labels              the teacher's forecasts of all windows, made once and cached on disk
+    training            the loop
+    commands            train, evaluate, predict, export, label: the only functions that see `args`
+    entry               checks of the arguments, main
+
+Shapes: B batch, L context length, H horizon (prediction length), N patches, P patch size, D width,
+T rows of a series, W windows.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import copy
 import dataclasses
 import difflib
+import functools
 import gzip
 import hashlib
 import importlib
@@ -35,6 +48,7 @@ import json
 import locale
 import logging
 import math
+import multiprocessing
 import os
 import re
 import shlex
@@ -51,33 +65,206 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from huggingface_hub import ModelCard, PyTorchModelHubMixin, errors, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import (
+    ModelCard,
+    PyTorchModelHubMixin,
+    errors,
+    hf_hub_download,
+    try_to_load_from_cache,
+)
+from pandas.tseries.frequencies import to_offset
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
-# == 1  Command line: one line per knob, the only place where a default stands =========================================
-
-COMMANDS = ("train", "evaluate", "predict", "export", "label")
+# == Settings ======================================================================================
+#
+# -- Flags: one line per knob, the only place where a default stands. Edit them as you like. -------
 
 # What --demo changes among the defaults below; a flag given beside --demo still wins.
-DEMO = {"data_dir": "checkpoints/demo/data", "label_cache": "checkpoints/demo/labels", "max_windows": 100}
-DEMO |= {"save_dir": "checkpoints/demo/run", "num_epochs": 8, "learning_rate": 1e-3}
-DEMO |= {"teacher_model": str(Path(__file__).resolve().parent / "checkpoints" / "demo_teacher")}
+DEMO = {
+    "data_dir": "checkpoints/demo/data",
+    "label_cache": "checkpoints/demo/labels",
+    "save_dir": "checkpoints/demo/run",
+    "teacher_model": str(Path(__file__).resolve().parent / "checkpoints" / "demo_teacher"),
+    "max_windows": 100,
+    "num_epochs": 8,
+    "learning_rate": 1e-3,
+}
+
+
+def add_data_flags(parser):
+    """What is read, and how it is split and cut into windows."""
+    add = parser.add_argument_group("data").add_argument
+    add("--data_dir", default="data/datasets/Pretrain_Data", help="folder of CSVs, or one CSV")
+    add("--max_files", type=int, default=100, help="read at most this many, by name; 0 = all")
+    add("--columns", nargs="+", default=["first"], help="`first` numeric column, `all`, or names")
+    add("--context_length", type=int, default=720, help="points that the student sees, L")
+    add("--prediction_length", type=int, default=96, help="points that it forecasts, H")
+    add(
+        "--split_by",
+        choices=["auto", "files", "time"],
+        default="auto",
+        help=f"auto = files from {MANY_FILES} on",
+    )
+    add("--split_ratio", type=ratio, default="8:1:1", help="train:validation:test")
+    add("--split_seed", type=int, default=0, help="shuffle of the files, sample of their windows")
+    add("--max_gap", type=int, default=16, help="longest run of missing values that is filled")
+    add("--season", type=int_or_auto, default="auto", help="steps of a usual cycle; auto = by step")
+    add("--stride", type=int, default=1, help="step between training windows")
+    add("--max_windows", type=int, default=1000, help="training windows per series; 0 = all")
+
+
+def add_teacher_flags(parser):
+    """Who labels the windows, and how."""
+    add = parser.add_argument_group("teacher").add_argument
+    add("--teacher_model", default="Salesforce/moirai-1.1-R-base", help="hub id or local folder")
+    add("--teacher_revision", default=None, help="branch, tag or commit of the hub id")
+    add("--teacher_patch_size", type=int_or_auto, default="auto", help="auto = best on a sample")
+    add("--teacher_point", choices=["median", "mean"], default="median", help=POINT_HELP)
+    add("--num_samples", type=int, default=100, help="samples under the median")
+    add("--teacher_batch_size", type=int, default=256, help="windows per teacher call")
+    add("--teacher_precision", choices=["32", "bf16"], default="32", help="bf16: faster on a GPU")
+    add("--label_cache", default="~/.cache/moirai_distill", help="folder of the label files")
+
+
+def add_machine_flags(parser):
+    """Where it runs."""
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, mps")
+    add("--devices", type=int, default=1, help="processes, one GPU each (or CPU processes)")
+    add("--num_nodes", type=int, default=1, help="machines that run this command together")
+
+
+def add_student_flags(parser):
+    """The student's sizes."""
+    add = parser.add_argument_group("student").add_argument
+    add("--d_model", type=int, default=128, help="width D")
+    add("--num_layers", type=int, default=4, help="Transformer layers")
+    add("--num_heads", type=int, default=8, help="attention heads; must divide d_model")
+    add("--patch_size", type=int, default=16, help="points per token")
+    add("--dropout", type=float, default=0.1, help="on residual branches; more for few series")
+
+
+def add_training_flags(parser):
+    """The loss, the optimizer and the loop."""
+    add = parser.add_argument_group("training").add_argument
+    add("--alpha", type=float_or_auto, default=0.5, help=ALPHA_HELP)
+    add("--batch_size", type=int, default=32, help="windows per step, over all devices together")
+    add("--num_epochs", type=int, default=10, help="passes over the training windows")
+    add("--learning_rate", type=float, default=1e-4, help="halved when validation stalls")
+    add("--weight_decay", type=float, default=1e-5, help="of AdamW")
+    add("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
+    add("--augment", choices=["on", "off"], default="on", help="train on sums of windows, too")
+    add("--patience", type=int, default=0, help="stop after so many epochs without a best; 0 = off")
+    add("--precision", choices=["32-true", "bf16-mixed"], default="32-true", help=PRECISION_HELP)
+    add("--seed", type=int, default=0, help="of weights, order, dropout; not of split and labels")
+
+
+def add_run_flags(parser):
+    """Where the run is kept."""
+    add = parser.add_argument_group("run").add_argument
+    add("--save_dir", default="./checkpoints/moirai_distill", help="checkpoints, metrics, pictures")
+    add("--resume", action="store_true", help="go on from save_dir/last.pt, with the same flags")
+    add("--demo", action="store_true", help="distil the demo teacher on synthetic CSVs; offline")
+
+
+def add_evaluate_flags(parser):
+    """What evaluate has beside the flags of data, teacher and machine."""
+    add = parser.add_argument
+    add("--checkpoint", nargs="+", required=True, help=f"one or more of: {CHECKPOINT_HELP}")
+    add(
+        "--with_teacher", action="store_true", help="score the teacher, too, from the cache or anew"
+    )
+    add(
+        "--output_dir", default=None, help="for table and pictures; default: the first one's folder"
+    )
+
+
+def add_predict_flags(parser):
+    """All that predict takes."""
+    add = parser.add_argument
+    add("--checkpoint", required=True, help=CHECKPOINT_HELP)
+    add("--input", required=True, help="CSV whose series go on after its end")
+    add("--columns", nargs="+", default=None, help="as in train; default: as it was trained")
+    add("--output", default="forecast.csv", help="CSV of the forecast")
+    add("--plot", action="store_true", help="draw the forecast, beside --output")
+    add("--backtest", action="store_true", help="hold the last steps out; show the error on them")
+
+
+def add_export_flags(parser):
+    """All that export takes."""
+    add = parser.add_argument
+    add("--checkpoint", required=True, help=CHECKPOINT_HELP)
+    add("--format", choices=["onnx", "hub"], required=True, help="onnx file, or hub folder")
+    add("--output", default=None, help="default: student.onnx or hub in the checkpoint's folder")
+
+
+POINT_HELP = "of samples, or the exact mean of the distribution"
+ALPHA_HELP = "1 = teacher's labels only, 0 = truth only (no teacher), auto = tried on validation"
+PRECISION_HELP = "bf16-mixed is faster on new GPUs"
+CHECKPOINT_HELP = "a run's folder (its best), a .pt, an exported folder or a hub id"
+
+
+def build_parser(demo):
+    """The parser of all commands; with `demo`, train has the demo's defaults."""
+    program = Parser(
+        prog="moirai_distill.py", description=__doc__.partition("\n")[0], allow_abbrev=False
+    )
+    commands = program.add_subparsers(dest="command", required=True)
+
+    def command(name, says, **more):
+        return commands.add_parser(name, help=says, allow_abbrev=False, **more)
+
+    others = ", ".join(name for name in COMMANDS if name != "train")
+    epilog = f"Other commands: {others} (python moirai_distill.py COMMAND --help)."
+    shown = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}  # defaults in the help
+    train = command("train", "label, train, test (the default command)", epilog=epilog, **shown)
+    add_data_flags(train)
+    add_teacher_flags(train)
+    add_machine_flags(train)
+    add_student_flags(train)
+    add_training_flags(train)
+    add_run_flags(train)
+    if demo:
+        train.set_defaults(**DEMO)
+
+    label = command("label", "only label the training windows, into the cache", **shown)
+    add_data_flags(label)
+    add_teacher_flags(label)
+    add_machine_flags(label)
+    label.add_argument("--list", action="store_true", help="list the label files in the cache")
+
+    epilog = "Of the flags of data and teacher, those not given are as in the first one's run."
+    evaluate = command("evaluate", "score checkpoints", epilog=epilog)
+    add_data_flags(evaluate)
+    add_teacher_flags(evaluate)
+    inherited = vars(evaluate.parse_args([]))
+    evaluate.set_defaults(**dict.fromkeys(inherited))  # None: as in the checkpoint's run
+    add_machine_flags(evaluate)
+    add_evaluate_flags(evaluate)
+
+    predict = command("predict", "forecast the next steps of a CSV", **shown)
+    add_predict_flags(predict)
+
+    export = command("export", "write a model to ship")
+    add_export_flags(export)
+
+    for parser in (train, label, evaluate, predict, export):
+        parser.add_argument(
+            "--lang",
+            choices=["en", "zh"],
+            default=language_of_locale(),
+            help="of results; default: the locale's",
+        )
+    return program
 
 
 class UserError(Exception):
-    """A problem that the user can mend: what, where, what to do. Shown without a traceback, exit code 2."""
+    """A problem that the user can mend: what, where, what to do.
 
-
-def require(good, problem, kind=UserError):
-    """Raise `problem` as a UserError, or another kind, unless all is `good`."""
-    if not good:
-        raise kind(problem)
-
-
-class Wrong(str):
-    """What is wrong with an argument. A type returns it instead of raising, so that all problems are told at once."""
+    Shown without a traceback, exit code 2.
+    """
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,621 +274,328 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (python moirai_distill.py --help lists the flags)")
 
 
-def number(kind, low=-math.inf, high=math.inf, above=-math.inf, words=()):
-    """Type of a number of `kind` in [low, high] and greater than `above`, or of one of `words`."""
-    limits = [f"at least {low}"] * (low > -math.inf) + [f"greater than {above}"] * (above > -math.inf)
-    what = " and ".join(limits + [f"at most {high}"] * (high < math.inf))
-    what = f"{'a whole number' if kind is int else 'a number'} {what}".strip()
-
-    def parse(text):
-        with contextlib.suppress(ValueError):
-            value = text if text in words else kind(text)
-            if text in words or math.isfinite(value) and low <= value <= high and value > above:
-                return value
-        return Wrong(f"{text!r} is not {' or '.join([*words, what])}")
-
-    return parse
+def int_or_auto(text):
+    """Type of a flag that is a whole number or `auto`."""
+    return text if text == "auto" else int(text)
 
 
-def one_of(*names):
-    """Type of one of `names`."""
-    return lambda text: text if text in names else Wrong(f"{text!r} is not one of {', '.join(names)}")
+def float_or_auto(text):
+    """Type of a flag that is a number or `auto`."""
+    return text if text == "auto" else float(text)
 
 
 def ratio(text):
     """Type of `train:validation:test`, three numbers greater than 0."""
-    parts = tuple(map(number(float, above=0), text.split(":")))
-    good = len(parts) == 3 and not any(isinstance(part, Wrong) for part in parts)
-    return parts if good else Wrong(f"{text!r} is not three numbers greater than 0, such as 8:1:1")
+    try:
+        shares = tuple(float(share) for share in text.split(":"))
+    except ValueError:
+        shares = ()
+    if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers above 0, such as 8:1:1")
+    return shares
 
 
-def device_name(text):
-    """Type of a device that is there: auto, cpu, mps, cuda or cuda:INDEX."""
-    form, gpus = re.fullmatch(r"auto|cpu|mps|(cuda)(?::(\d+))?", text), torch.cuda.device_count()
-    if not form:
-        return Wrong(f"{text!r} is not auto, cpu, cuda, cuda:1 or mps")
-    there = torch.backends.mps.is_available() if text == "mps" else not form[1] or int(form[2] or 0) < gpus
-    return text if there else Wrong(f"{text!r} is not here (PyTorch finds {gpus} CUDA GPUs); use --device cpu")
+def language_of_locale():
+    """`zh` where the locale is Chinese, else `en`."""
+    names = [os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG")]
+    names.append(locale.getlocale()[0])
+    for name in names:
+        if name:
+            is_chinese = name.lower().startswith(("zh", "chinese"))
+            return "zh" if is_chinese else "en"
+    return "en"
 
 
-def add_shared_flags(parser):
-    """The flags that train, label and evaluate have in common: data, teacher, machine."""
-    add, auto = parser.add_argument_group("data").add_argument, ("auto",)
-    add("--data_dir", default="data/datasets/Pretrain_Data", help="folder of CSVs, searched recursively, or one CSV")
-    add("--max_files", type=number(int, 0), default=100, help="use at most this many files, the first by name; 0 = all")
-    add("--columns", nargs="+", default=["first"], help="`first` numeric column of each file, `all`, or column names")
-    add("--context_length", type=number(int, 2), default=720, help="points that the student sees, L")
-    add("--prediction_length", type=number(int, 1), default=96, help="points that it forecasts, H")
-    add("--split_by", type=one_of("auto", "files", "time"), default="auto", help="auto = files from 10 usable files on")
-    add("--split_ratio", type=ratio, default="8:1:1", help="train:validation:test")
-    add("--split_seed", type=number(int, 0), default=0, help="shuffle of the files, sample of their windows")
-    add("--max_gap", type=number(int, 0), default=16, help="longest run of missing values that is filled linearly")
-    add("--season", type=number(int, 1, words=auto), default="auto", help="steps of a usual cycle; auto = by step")
-    add("--stride", type=number(int, 1), default=1, help="step between training windows")
-    add("--max_windows", type=number(int, 0), default=1000, help="training windows per series, drawn evenly; 0 = all")
-    add = parser.add_argument_group("teacher").add_argument
-    add("--teacher_model", default="Salesforce/moirai-1.1-R-base", help="hub id or local folder of a MOIRAI")
-    add("--teacher_revision", default=None, help="branch, tag or commit of the hub id")
-    add("--teacher_patch_size", type=number(int, 1, words=auto), default="auto", help="auto = best on sampled windows")
-    add("--teacher_point", type=one_of("median", "mean"), default="median", help="of samples, or the exact mean")
-    add("--num_samples", type=number(int, 1), default=100, help="samples under the median")
-    add("--teacher_batch_size", type=number(int, 1), default=256, help="windows per teacher call")
-    add("--teacher_precision", type=one_of("32", "bf16"), default="32", help="bf16 saves time on a GPU")
-    add("--label_cache", default="~/.cache/moirai_distill", help="folder of the label files; may be shared and carried")
-    add = parser.add_argument_group("machine").add_argument
-    add("--device", type=device_name, default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, mps")
-    add("--devices", type=number(int, 1), default=1, help="processes, one GPU each (or CPU processes)")
-    add("--num_nodes", type=number(int, 1), default=1, help="machines that run this command together")
+def at_least(low):
+    """(test, words) of a range in RANGES."""
+    return (lambda value: value >= low), f"at least {low}"
 
 
-def add_train_flags(parser):
-    """The flags of train alone: student, optimisation, run."""
-    add, auto = parser.add_argument_group("student").add_argument, ("auto",)
-    add("--d_model", type=number(int, 1), default=128, help="width D")
-    add("--num_layers", type=number(int, 1), default=4, help="Transformer layers")
-    add("--num_heads", type=number(int, 1), default=8, help="attention heads; must divide d_model")
-    add("--patch_size", type=number(int, 1), default=16, help="points per token")
-    add("--dropout", type=number(float, 0, 0.99), default=0.1, help="on the residual branches; more for few series")
-    add = parser.add_argument_group("training").add_argument
-    what = "1 = teacher's labels only, 0 = truth only (no teacher), auto = tried on validation"
-    add("--alpha", type=number(float, 0, 1, words=auto), default=0.5, help=what)
-    add("--batch_size", type=number(int, 1), default=32, help="windows per step, over all devices together")
-    add("--num_epochs", type=number(int, 1), default=10, help="passes over the training windows")
-    add("--learning_rate", type=number(float, above=0), default=1e-4, help="of AdamW; halved when validation stalls")
-    add("--weight_decay", type=number(float, 0), default=1e-5, help="of AdamW")
-    add("--max_grad_norm", type=number(float, above=0), default=1.0, help="gradients are clipped to this norm")
-    add("--augment", type=one_of("on", "off"), default="on", help="train on sums and mirror images of windows, too")
-    add("--patience", type=number(int, 0), default=0, help="stop after this many epochs without a new best; 0 = never")
-    add("--precision", type=one_of("32-true", "bf16-mixed"), default="32-true", help="bf16-mixed is faster on new GPUs")
-    add("--seed", type=number(int, 0, 2**64 - 1), default=0, help="of weights, order, dropout; not of split and labels")
-    add = parser.add_argument_group("run").add_argument
-    add("--save_dir", default="./checkpoints/moirai_distill", help="checkpoints, metrics and pictures go here")
-    add("--resume", action="store_true", help="go on from save_dir/last.pt, with the same flags")
-    add("--demo", action="store_true", help="write small synthetic CSVs, distil the demo teacher, compare; offline")
+def above(low):
+    """(test, words) of a range in RANGES."""
+    return (lambda value: value > low), f"greater than {low}"
 
 
-def build_parser(demo):
-    """The parser of all commands; with `demo`, train has the demo's defaults."""
-    program = Parser(prog="moirai_distill.py", description=__doc__.partition("\n")[0], allow_abbrev=False)
-    commands = program.add_subparsers(dest="command", required=True)
-    style = {"allow_abbrev": False, "formatter_class": argparse.ArgumentDefaultsHelpFormatter}
-    other = f"Other commands: {', '.join(COMMANDS[1:])} (python moirai_distill.py COMMAND --help)."
-    train = commands.add_parser("train", help="label, train, test (the default command)", epilog=other, **style)
-    inherited = "Of the flags of data and teacher, those not given are as in the first checkpoint's run."
-    evaluate = commands.add_parser("evaluate", help="score checkpoints", epilog=inherited, allow_abbrev=False)
-    predict = commands.add_parser("predict", help="forecast the next steps of a CSV", **style)
-    export = commands.add_parser("export", help="write a model to ship", allow_abbrev=False)
-    label = commands.add_parser("label", help="only label the training windows, into the cache", **style)
-    label.add_argument("--list", action="store_true", help="list the label files in the cache instead")
-    for parser in (train, label, evaluate):
-        add_shared_flags(parser)
-    evaluate.set_defaults(**dict.fromkeys(vars(evaluate.parse_args([])).keys() - {"device", "devices", "num_nodes"}))
-    add_train_flags(train)
-    what = "a run's folder (its best), a .pt, an exported folder or a hub id"
-    evaluate.add_argument("--checkpoint", nargs="+", required=True, help=f"one or more of: {what}")
-    evaluate.add_argument("--with_teacher", action="store_true", help="score the teacher, too, from the cache or anew")
-    evaluate.add_argument("--output_dir", default=None, help="for table and pictures; default: the first one's folder")
-    for parser in (predict, export):
-        parser.add_argument("--checkpoint", required=True, help=what)
-    predict.add_argument("--input", required=True, help="CSV whose series go on after its end")
-    predict.add_argument("--columns", nargs="+", default=None, help="as in train; default: as the student was trained")
-    predict.add_argument("--output", default="forecast.csv", help="CSV of the forecast")
-    predict.add_argument("--plot", action="store_true", help="draw the forecast, beside --output")
-    predict.add_argument("--backtest", action="store_true", help="hold the last steps out, and show the error on them")
-    export.add_argument("--format", type=one_of("onnx", "hub"), required=True, help="onnx file, or hub folder")
-    export.add_argument("--output", default=None, help="default: student.onnx or hub in the checkpoint's folder")
-    names = [*map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG")), locale.getlocale()[0]]
-    lang = "zh" if next(filter(None, names), "").lower().startswith(("zh", "chinese")) else "en"
-    for parser in (train, evaluate, predict, export, label):
-        parser.add_argument("--lang", type=one_of("en", "zh"), default=lang, help="of results; default: the locale's")
-    train.set_defaults(**(DEMO if demo else {}))
-    return program
+def between(low, high):
+    """(test, words) of a range in RANGES."""
+    return (lambda value: low <= value <= high), f"at least {low} and at most {high}"
 
 
-def unwritable(folder):
-    """Why `folder` cannot be written to or made; empty if it can."""
-    path = Path(folder).expanduser().absolute()
-    path = next((place for place in (path, *path.parents) if place.exists()), path)
-    return "" if path.is_dir() and os.access(path, os.W_OK | os.X_OK) else f"{path} is not a folder to write to"
+# What the value of a flag must be; `auto`, where the flag knows it, is always right.
+RANGES = {
+    "max_files": at_least(0),
+    "context_length": at_least(2),
+    "prediction_length": at_least(1),
+    "split_seed": at_least(0),
+    "max_gap": at_least(0),
+    "season": at_least(1),
+    "stride": at_least(1),
+    "max_windows": at_least(0),
+    "teacher_patch_size": at_least(1),
+    "num_samples": at_least(1),
+    "teacher_batch_size": at_least(1),
+    "devices": at_least(1),
+    "num_nodes": at_least(1),
+    "d_model": at_least(1),
+    "num_layers": at_least(1),
+    "num_heads": at_least(1),
+    "patch_size": at_least(1),
+    "dropout": between(0, 0.99),
+    "alpha": between(0, 1),
+    "batch_size": at_least(1),
+    "num_epochs": at_least(1),
+    "learning_rate": above(0),
+    "weight_decay": at_least(0),
+    "max_grad_norm": above(0),
+    "patience": at_least(0),
+    "seed": between(0, 2**64 - 1),
+}
 
+# -- Numbers you may tune: the next run takes them; old checkpoints and labels stay valid. ---------
 
-def contradictions(args):
-    """Problems (list of str) of arguments that are right one by one; None is as in the run, or decided later."""
-    has = {name: value for name, value in vars(args).items() if value is not None and not getattr(args, "list", False)}
-    training, gpus = args.command == "train", torch.cuda.device_count()
-    cache = has.get("label_cache")  # one that is there may be carried, without the teacher, and need not be written to
-    needed = not (training and args.alpha == 0) and bool(cache) and not Path(cache).expanduser().is_dir()
-    made = training and args.demo and args.data_dir == DEMO["data_dir"]
-    absent = lambda name: re.match(r"[./~]|.*\.pt$", name) and not Path(name).expanduser().exists()  # noqa: E731
-    named = [has["checkpoint"]] if isinstance(has.get("checkpoint"), str) else has.get("checkpoint", [])
-    tests = [(not absent(name), f"--checkpoint {name}: no such file or folder") for name in named]
-    for flag in has.keys() & {"data_dir", "input"}:
-        tests.append((made or Path(has[flag]).expanduser().exists(), f"--{flag} {has[flag]}: no such folder or file"))
-    for flag in [name for name in ("save_dir", "output_dir", "output", *["label_cache"] * needed) if name in has]:
-        why = unwritable(Path(has[flag]).parent if flag == "output" else has[flag])
-        tests.append((not why, f"--{flag} {has[flag]}: {why}"))
-    if "output" in has:
-        output, hub = Path(args.output).expanduser().resolve(), has.get("format") == "hub"
-        taken = output.is_file() if hub else output.is_dir() or has.get("plot") and output.suffix == ".png"
-        taken = taken or args.command == "predict" and output == Path(args.input).expanduser().resolve()
-        tests.append((not taken, f"--output {args.output}: is a file, a folder, the picture, or the input"))
-    if "device" in has:
-        cpu, teacher = args.device == "cpu" or args.device == "auto" and not gpus, has.get("teacher_model", "")
-        tests += [
-            (not (needed and absent(teacher)), f"--teacher_model {teacher}: no such folder"),
-            (not cpu or args.teacher_precision != "bf16", "--teacher_precision bf16: needs a GPU; use 32"),
-            (args.devices == 1 or ":" not in args.device, f"--devices {args.devices}: not with --device {args.device}"),
-            (cpu or args.devices <= max(1, gpus), f"--devices {args.devices}: PyTorch finds {gpus} GPUs"),
-        ]
-    if training:
-        tried = args.alpha == "auto" and any(Path(args.save_dir).expanduser().glob("trials/*/last.pt"))
-        last, heads, patch = Path(args.save_dir).expanduser() / "last.pt", args.num_heads, args.patch_size
-        tests += [
-            (args.d_model % heads == 0, f"--num_heads {heads}: does not divide --d_model {args.d_model}"),
-            (patch <= args.context_length, f"--patch_size {patch}: longer than --context_length {args.context_length}"),
-            (not args.resume or last.is_file() or tried, f"--resume: no {last} to go on from; start without --resume"),
-        ]
-    return [problem for good, problem in tests if not good]
+# Training.
+SCHEDULER_FACTOR = 0.5  # the learning rate is multiplied by this ...
+SCHEDULER_PATIENCE = 1  # ... after more than so many epochs without a lower validation loss
+AVERAGE_SPAN = 9  # what forecasts is the mean of the weights over about the last ninth of all steps
+MAX_FAILED = 10  # steps in a row with a non-finite loss or gradient that end the run
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # what --alpha auto tries ...
+TRIAL_EPOCHS = 3  # ... for so many epochs each
+EVAL_BATCH = 512  # windows per forward pass where nothing is trained; results do not depend on it
 
+# The reader of CSVs.
+TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")  # of time columns, in any case
+ID_NAMES = ("unique_id", "item_id", "id", "series", "series_id")  # of the id of a long format
+INDEX_NAMES = ("id", "index", "time_idx")  # of columns that are no values
+DATES = (  # beside ISO 8601
+    "%m/%d/%Y",
+    "%d/%m/%Y",
+    "%d.%m.%Y",
+    "%d-%m-%Y",
+    "%Y/%m/%d",
+    "%Y年%m月%d日",
+    "%d-%b-%Y",
+    "%d-%b-%y",
+    "%b %Y",
+)
+CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")  # what may follow a date
+FEW_UNREAD = 0.1  # share of the stamps that may be unread in a column found by its content ...
+MANY_UNREAD = 0.5  # ... and in one that is called a time column
+FEW_DUPLICATES = 0.01  # share of exact duplicates among the stamps, without an id column
+MOST_NUMBERS = 0.9  # share of its values that makes a column numeric
+MOST_ON_RULE = 0.95  # share of the stamps that must lie on a calendar rule
+MOST_PLACED = 0.9  # share of the stamps that must find a place of their own on the grid
+SECOND = 10**9  # in ns, as all steps in the reader
+DAY = 86_400 * SECOND
+USUAL_STEPS = np.array(  # what the steps of stamps that jitter are rounded to
+    [SECOND * seconds for seconds in (1, 2, 5, 10, 15, 20, 30)]
+    + [60 * SECOND * minutes for minutes in (1, 2, 5, 10, 15, 20, 30)]
+    + [3600 * SECOND * hours for hours in (1, 2, 3, 4, 6, 8, 12, 24, 168)]
+)
+FILES_FOR_PROCESSES = 50  # from so many files on, one process per core reads them
 
-def parse_arguments(argv):
-    """Namespace of the checked arguments `argv`. Raises UserError with every problem found."""
-    words = list(argv) if argv and argv[0] in COMMANDS else ["train", *argv]
-    parser = build_parser(demo="--demo" in words)
-    args, unknown = parser.parse_known_args(words)
-    wrong = {name: value for name, value in vars(args).items() if isinstance(value, Wrong)}
-    problems = [f"--{name}: {value}" for name, value in wrong.items()]
-    for word in unknown:
-        close = difflib.get_close_matches(word.partition("=")[0], [f"--{name}" for name in vars(args)], n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        hint = "; the command comes first, before all flags" if word in COMMANDS else hint
-        problems.append(f"{word}: not an argument of {args.command}{hint}")
-    defaults = vars(parser.parse_args(["train"]))  # where --format is wrong there is none, and it does not matter
-    problems += contradictions(argparse.Namespace(**(vars(args) | {name: defaults.get(name) for name in wrong})))
-    require(not problems, "\n  ".join([f"{len(problems)} problem(s) with the arguments", *problems]))
-    return args
+# Series and windows.
+ABSURD = 1e6  # deviations from the mean beyond which a value counts as missing
+MANY_FILES = 10  # from so many usable files on, --split_by auto holds out whole files
+FEWEST_FILES = 3  # a file for each part
+MOST_NOTES = 20  # notes that are shown, or listed under an error
 
+# The teacher.
+JUDGED_WINDOWS = 64  # training windows per sampling frequency that choose the patch size
+MOE_SEQUENCES = 2048  # windows times samples that a MOIRAI-MoE takes in one call
 
-class Say:
-    """Prints results (unless `muted`) on stdout in English or Chinese, notes on stderr in English; only where `on`."""
+# Export.
+ONNX_TOLERANCE = 1e-4  # deviations of a context by which ONNX may differ from PyTorch
 
-    def __init__(self, lang):
-        self.lang, self.on, self.muted = lang, True, False
+# -- What you must not touch -----------------------------------------------------------------------
 
-    def __call__(self, english, chinese, *values):
-        if self.on and not self.muted:
-            print((chinese if self.lang == "zh" else english).format(*values), flush=True)
+COMMANDS = ("train", "evaluate", "predict", "export", "label")
+PARTS = ("train", "validation", "test")  # in the order of --split_ratio; named in checkpoints
 
-    def note(self, text):
-        if self.on:
-            print(f"note: {text}", file=sys.stderr, flush=True)
+# Of checkpoints and label files. To raise it is to refuse all that older versions of this program
+# can read; a file with a higher number than this one is refused.
+FORMAT = 1
 
-
-# == 2  Data: CSV -> clean regular series -> split -> windows ==========================================================
-
-TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")
-ID_NAMES = ("unique_id", "item_id", "id", "series", "series_id")
-INDEX_NAMES = ("id", "index", "time_idx")
-DATES = ("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y/%m/%d", "%Y年%m月%d日", "%d-%b-%Y", "%d-%b-%y", "%b %Y")
-CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
-DATE_FORMATS = ["ISO8601", *(date + clock for date in DATES for clock in CLOCKS)]
-ABSURD = 1e6  # deviations from the train rows' mean beyond which a value counts as missing
-PARTS = ("train", "validation", "test")
-DAY = 86_400 * 10**9  # nanoseconds, as all steps here
-ROUND_STEPS = np.array([1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800]) * 10**9
-ROUND_STEPS = np.append(ROUND_STEPS, np.array([1, 2, 3, 4, 6, 8, 12, 24, 168]) * DAY // 24)
-MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
-CALENDAR = (  # rules by the typical distance of two stamps: shortest and longest in days, pandas offsets, season
-    (1, 1, ["B"], 5),
-    (27, 32, ["MS", "ME", "BMS", "BME"], 12),
-    (88, 94, [f"{kind}-{month}" for kind in ("QS", "QE", "BQS", "BQE") for month in MONTHS[:3]], 4),
-    (363, 369, [f"{kind}-{month}" for kind in ("YS", "YE", "BYS", "BYE") for month in MONTHS], 1),
+# What a label is a function of. The folder of a label file is named by a hash of these facts: a
+# changed list makes every label in every cache be made anew.
+LABEL_KEY = (
+    "data",  # digest of the windows' values, starts and steps (`label_digest`)
+    "windows",  # how many
+    "context",
+    "horizon",
+    "patch",
+    "point",
+    "samples",
+    "weights",  # sha256 of the teacher's two files
+    "format",
 )
 
+# What may change on --resume. Everything else decides the weights: a run that went on with another
+# value would not be the run that it says it is.
+MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}
 
-class Unusable(Exception):
-    """Why a file or a series is skipped."""
+# What a run leaves in its folder. An earlier run's are moved away by these names before a new run
+# begins: a name that is missing here is lost to the new run.
+RUN_FILES = (
+    "last.pt",
+    "best_model_epoch_*.pt",
+    "metrics.jsonl",
+    "*.png",
+    "tensorboard",
+    "evaluation.json",
+    "student.onnx",
+    "hub",
+    "trials",
+)
 
+# == Voice =========================================================================================
 
-@dataclasses.dataclass
-class Series:
-    """One univariate series on a regular grid."""
-
-    name: str  # file, and id or column where the file holds several
-    values: np.ndarray  # (T,) float64 in the file's units, NaN where missing; filled by `prepare`
-    freq: str  # pandas frequency of the grid, "" without timestamps
-    stamps: pd.DatetimeIndex = None  # the last 12 at most, named as their column; None without timestamps
-    column: str = ""  # its heading in a table of all series of the file
-    scaled: np.ndarray = None  # (T,) float32, in deviations of the train rows
-    observed: np.ndarray = None  # (T,) bool, False where missing or filled
-    scaler: tuple = None  # (mean, deviation) of the train rows
-    starts: dict = None  # part -> starts (w,) int64 of its windows
-
-
-def read_csv(path):
-    """DataFrame of a CSV in UTF-8, UTF-16 with a mark, GB18030 or Latin-1, separated by comma, ; or tab."""
-    try:
-        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-            raw = file.read()
-        for encoding in ("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "gb18030", "latin-1"):
-            with contextlib.suppress(UnicodeDecodeError):
-                lines = [*raw.decode(encoding).lstrip().split("\n", 2), ""]
-                break
-        nul = encoding != "utf-16" and b"\0" in raw  # pandas would cut a number there
-        require(not nul, "it holds NUL bytes: damaged, or UTF-16 without its mark", ValueError)
-        counts = {mark: [line.count(mark) for line in lines[:2]] for mark in ",;\t"}  # in header and first row
-        separator = max(counts, key=lambda mark: (counts[mark][0] == counts[mark][1] > 0, counts[mark][0]))
-        settings = {"encoding": encoding, "sep": separator, "decimal": "," if separator == ";" else "."}
-        frame = pd.read_csv(io.BytesIO(raw), low_memory=False, **settings)
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' own errors are ValueErrors
-        raise Unusable(f"unreadable: {' '.join(str(error).split())}") from error
-    if frame.empty or not isinstance(frame.index, pd.RangeIndex):
-        raise Unusable("no rows" if frame.empty else "its rows hold more fields than its header")
-    frame.attrs["decimal"], names = settings["decimal"], [str(name).strip() for name in frame.columns]
-    return frame if names == [*frame.columns] or len({*names}) < len(names) else frame.set_axis(names, axis=1)
-
-
-def parse_times(column, most_unread):
-    """Timestamps (T,) of a column, NaT where unread, in their one offset, else UTC; None where more is unread."""
-    if pd.api.types.is_numeric_dtype(column):
-        low, high = column.min(), column.max()
-        for unit, size in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)):
-            if 3e8 * size <= low and high < 4.2e9 * size:  # 1979 to 2103 as epoch time
-                return pd.DatetimeIndex(pd.to_datetime(column, unit=unit)).as_unit("ns")
-        if not (low >= 19000101 and high <= 21001231 and (column.dropna() % 1 == 0).all()):
-            return None
-        column = column.astype("Int64")
-    text = column if pd.api.types.infer_dtype(column) == "string" else column.astype(str)
-    sample = text[column.iloc[:: max(1, len(column) // 100)].dropna().index]
-    if any(stamp != stamp.strip() for stamp in sample):
-        text, sample = text.str.strip(), sample.str.strip()
-    if not sum(bool(re.search(r"\d\d", stamp)) for stamp in sample) > (1 - most_unread) * len(sample):
-        return None
-    unread = {}
-    for form in DATE_FORMATS:
-        unread[form] = pd.to_datetime(sample, format=form, errors="coerce", utc=True).isna().mean()
-        if form == "ISO8601" and unread[form] == 0:
-            break
-    forms = [form for form in unread if unread[form] == min(unread.values())]
-    readings, uneven = [pd.to_datetime(text, format=form, errors="coerce", utc=True) for form in forms], [1.0]
-    if len(readings) > 1:  # is it day or month first? The longest distance of neighbours over the typical one tells
-        gaps = [np.diff(np.unique(reading.dropna().astype("int64"))) for reading in readings]
-        uneven = [gap.max() / np.median(gap) if len(gap) else math.inf for gap in gaps]
-    times = readings[np.argmin(uneven)]
-    zones = {*sample.str.extract(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0].fillna("").str.replace(":", "")}
-    one = min(zones, default="")  # as pandas wants it: +08:00
-    zone = None if zones <= {""} else "UTC" if len(zones) > 1 or one == "Z" else f"{one[:3]}:{one[3:] or '00'}"
-    return None if times.isna().mean() > most_unread else pd.DatetimeIndex(times).tz_convert(zone).as_unit("ns")
-
-
-def regular_grid(times):
-    """(positions (T,) int64, -1 off the grid; frequency) of sorted `times`: a calendar rule or the most common step."""
-    stamps, gaps = times.asi8, np.diff(times.asi8)
-    steps, counts = np.unique(gaps[: 1 if (gaps == gaps[0]).all() else None], return_counts=True)
-    if len(steps) > 1 and counts.max() * 2 < len(gaps):  # they jitter: of rounded ones
-        near = ROUND_STEPS[np.abs(np.log(gaps[:, None] / ROUND_STEPS)).argmin(1)]
-        steps, counts = np.unique(np.where(np.abs(gaps - near) <= near // 10, near, gaps), return_counts=True)
-    step = int(steps[counts.argmax()])  # in ns
-    rules = next((rules for low, high, rules, _ in CALENDAR if low * DAY <= step <= high * DAY), [])
-    days = times.normalize() if rules else times
-    months = days.to_period("M").to_timestamp() if rules else days  # once a month on any day, as the 30th
-    for dates, names in ((days, rules), (months, [rule for rule in rules if rule[:2] in ("MS", "QS", "YS")])):
-        for rule in names:
-            offset = pd.tseries.frequencies.to_offset(rule)
-            if (dates + 0 * offset == dates).mean() >= 0.95 and len(dates.unique()) >= 0.95 * len(dates):
-                grid = pd.date_range(dates[0] - 2 * offset, dates[-1] + 2 * offset, freq=rule)
-                return grid.get_indexer(dates, method="nearest", tolerance=pd.Timedelta(step // 2, "ns")), rule
-    turns = np.exp(2j * np.pi * (stamps % step) / step)  # phase of each stamp; their mean is the phase of the grid
-    steps = (stamps - stamps[0]) / step + np.angle(turns[0] / turns.mean()) / (2 * np.pi)
-    return np.rint(steps).astype(np.int64) + 1, pd.tseries.frequencies.to_offset(pd.Timedelta(step)).freqstr
-
-
-def on_grid(times, values, has_ids):
-    """(values (T,) on the regular grid of `times`, frequency, last stamps). Raises Unusable where there is no grid."""
-    rows, zone, clock = len(times), times.tz, times.tz_localize(None)  # the grid is that of the clock they show
-    column = pd.Series(values, clock)[clock.notna()].sort_index(kind="stable")
-    last = ~column.index.duplicated(keep="last")  # of exact duplicates the last one stays
-    times, values, duplicates = column.index[last], column.to_numpy()[last], int((~last).sum())
-    if duplicates > 0.01 * rows and not has_ids:
-        raise Unusable(f"{duplicates} of {rows} timestamps are duplicates; is an id column missing?")
-    require(len(times) >= 3, f"too short: {len(times)} timestamps", Unusable)
-    positions, freq = regular_grid(times)
-    times, positions, values = times[positions >= 0], positions[positions >= 0], values[positions >= 0]
-    placed = len(positions[:1]) + int((np.diff(positions) > 0).sum())  # they are sorted
-    if placed < 0.9 * (rows - duplicates):
-        raise Unusable(f"irregular timestamps: only {placed} of {rows - duplicates} fit one step ({freq})")
-    length = int(positions.max() - positions.min()) + 1
-    require(length <= 10 * placed + 1000, f"sparse timestamps: {placed} rows over {length} steps of {freq}", Unusable)
-    grid = np.full(length, np.nan)
-    grid[positions - positions.min()] = values  # where two snap to one position, the later stays
-    return grid, freq, times[-12:].tz_localize(zone)
+# The Chinese of every sentence that is given to `Voice.say`, with the same placeholders. What has
+# no letters needs no entry; what has no entry is printed as it is.
+CHINESE = {
+    "Data directory: {}": "数据目录: {}",
+    "Context length: {}": "上下文长度: {}",
+    "Prediction length: {}": "预测长度: {}",
+    "\nCreating datasets...": "\n创建数据集...",
+    "Found {} CSV files": "找到 {} 个 CSV 文件",
+    "Using {} files for the {} set": "使用 {} 个文件用于 {} 集",
+    "Split by {}": "划分方式: {}",
+    "Datasets loaded: {:,} samples": "数据集加载完成: {:,} 个样本",
+    "  validation {:,}, test {:,}": "  验证 {:,}，测试 {:,}",
+    "\nLoading teacher...": "\n加载教师模型...",
+    "Loading teacher: {}": "加载教师模型: {}",
+    "Teacher loaded": "教师模型加载成功",
+    "MSE on {} windows of step {}: {}": "{} 个步长为 {} 的窗口上的 MSE: {}",
+    "Patch size: {}": "教师 patch 大小: {}",
+    "Labelling {:,} windows, {:.1f} MB, about {:.1f} min": (
+        "标注 {:,} 个窗口，{:.1f} MB，约 {:.1f} 分钟"
+    ),
+    "Label cache hit, no teacher call: {}": "标签缓存命中，无需调用教师: {}",
+    "Labels of {:,} windows: {}": "{:,} 个窗口的标签: {}",
+    "No label files in {}": "{} 中没有标签文件",
+    "{}: its manifest is damaged": "{}: 清单文件已损坏",
+    "\nCreating student...": "\n创建学生模型...",
+    "Student parameters: {:,}": "学生模型参数量: {:,}",
+    "Validation loss of seasonal-naive: {:.4f}": "季节性朴素预测的验证损失: {:.4f}",
+    "\nTrying each alpha for {} epochs:": "\n每个 alpha 试训 {} 个 epoch:",
+    "  alpha {:g}: validation loss {:.4f}": "  alpha {:g}: 验证损失 {:.4f}",
+    "Best: alpha {:g}, {:+.1f} % of validation loss beside alpha {:g}": (
+        "最好: alpha {:g}，验证损失 {:+.1f} % (相对 alpha {:g})"
+    ),
+    "The teacher does not help here: this trains on truth alone": (
+        "教师在这里没有帮助: 只用真值训练"
+    ),
+    "\nTraining for {} epochs": "\n开始训练，共 {} 个 epoch",
+    "Checkpoints: {}": "模型保存目录: {}",
+    "\nEpoch {}/{}": "\nEpoch {}/{}",
+    "Training loss: {:.4f} (MSE: {:.4f}, Distill: {})": (
+        "训练损失: {:.4f} (MSE: {:.4f}, Distill: {})"
+    ),
+    "Validation loss: {:.4f}": "验证损失: {:.4f}",
+    "Learning rate: {:.1e}, {:.0f} s, {:.1f} min to go": (
+        "学习率: {:.1e}，{:.0f} 秒，剩 {:.1f} 分钟"
+    ),
+    "Saved best model: {}": "保存最佳模型: {}",
+    "\nBest epoch: {}, {}": "\n最佳 epoch: {}，{}",
+    "\nNext: {} {}": "\n下一步: {} {}",
+    "\nTest error on {:,} windows:": "\n{:,} 个测试窗口上的误差:",
+    "{} keeps {:.0f} % of what the teacher gains over seasonal-naive": (
+        "{} 保留了教师相对季节性朴素预测的 {:.0f} % 优势"
+    ),
+    (
+        "Whether the teacher helped {} shows beside a twin: train one with --alpha 0, and "
+        "evaluate both"
+    ): ("要知道教师是否帮助了 {}: 用 --alpha 0 再训练一个学生，一起 evaluate"),
+    (
+        "The teacher helped: {} has {:+.1f} % of MSE beside {} (alpha 0), and a lower one on "
+        "{} of {} series"
+    ): ("教师有帮助: {} 的 MSE 变化 {:+.1f} % (相对 alpha 0 的 {})，更低的序列有 {} / {} 个"),
+    (
+        "The teacher did harm: {} has {:+.1f} % of MSE beside {} (alpha 0), and a lower one on "
+        "{} of {} series"
+    ): ("教师有害: {} 的 MSE 变化 {:+.1f} % (相对 alpha 0 的 {})，更低的序列有 {} / {} 个"),
+    (
+        "The teacher made no difference: {} has {:+.1f} % of MSE beside {} (alpha 0), and a "
+        "lower one on {} of {} series"
+    ): ("教师没有明显作用: {} 的 MSE 变化 {:+.1f} % (相对 alpha 0 的 {})，更低的序列有 {} / {} 个"),
+    "Table and pictures: {}": "表格与图片: {}",
+    "Error on the last {} steps, which were held out:": "在留出的最后 {} 步上的误差:",
+    "  {}: {:<15} MAE {:.6g}  RMSE {:.6g}  MASE {:.4f}": (
+        "  {}: {:<15} MAE {:.6g}  RMSE {:.6g}  MASE {:.4f}"
+    ),
+    "Forecast: {}": "预测结果: {}",
+    "Forecast: {}, {}": "预测结果: {}, {}",
+    "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation": (
+        "与 PyTorch 在 {} 个上下文上的最大差异: {:.1e} 个标准差"
+    ),
+    "Exported: {}": "已导出: {}",
+}
 
 
-def continued(series, horizon, back=0):
-    """Index (H,) of the steps from `back` before the end of `series` on: timestamps, or steps 1 to H without them."""
-    if series.stamps is None:
-        return pd.RangeIndex(1, horizon + 1, name="step") - back
-    last, offset = series.stamps[-1], pd.tseries.frequencies.to_offset(series.freq)
-    day = last if isinstance(offset, pd.tseries.offsets.Tick) else last.normalize()
-    monthly = series.freq[:2] in ("MS", "QS", "YS") and not offset.is_on_offset(day)  # on any day, as the 30th
-    nearest = min((offset.rollback(day), offset.rollforward(day)), key=lambda other: abs(other - day))
-    anchor = day.replace(day=1) if monthly else nearest
-    index = pd.date_range(anchor - back * offset, periods=horizon + 1, freq=offset)[1:]
-    if monthly:
-        index += pd.to_timedelta(np.minimum(series.stamps.day.max(), index.days_in_month) - 1, "D")
-    return (index + (last - day)).rename(series.stamps.name)
+class Voice:
+    """Prints results on stdout in the user's language; notes and progress on stderr, in English."""
+
+    def __init__(self, language):
+        self.language = language
+        self.is_on = True  # off in all processes but the first
+        self.is_muted = False  # no results, while --alpha auto tries
+
+    def say(self, sentence, *values):
+        """Print a result: an English sentence with placeholders, and what stands in them."""
+        if self.is_on and not self.is_muted:
+            template = CHINESE.get(sentence, sentence) if self.language == "zh" else sentence
+            print(template.format(*values), flush=True)
+
+    def note(self, text):
+        """Print what is worth knowing."""
+        if self.is_on:
+            print(f"note: {text}", file=sys.stderr, flush=True)
+
+    def warn(self, text):
+        """Print what may make the results wrong."""
+        self.note(f"WARNING: {text}")
+
+    def bar(self, description, **settings):
+        """A progress bar (tqdm) that vanishes at its end."""
+        return tqdm(desc=description, leave=False, disable=not self.is_on, **settings)
 
 
-def as_numbers(column, decimal):
-    """Values (T,) float64 of a column of which 9 in 10 values are numbers, NaN where not finite; else None."""
-    column = column.str.replace(",", ".") if column.dtype == object and decimal == "," else column
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    few = (~np.isnan(values)).sum() < 0.9 * column.notna().sum() or not np.isfinite(values).any()
-    return None if few or pd.api.types.is_bool_dtype(column) else np.where(np.isfinite(values), values, np.nan)
+# == Files and signals =============================================================================
 
-
-def pick_columns(frame, columns):
-    """(times named as their column, id column, or None each; column -> values, those passed over). Raises Unusable."""
-    lower = {name: name.lower() for name in frame.columns}
-    ids = [name for name in frame.columns if lower[name] in ID_NAMES and frame[name].duplicated().any()]
-    id_name = next((name for name in ids if not pd.api.types.is_float_dtype(frame[name])), None)
-    whole = [name for name in frame.columns if pd.api.types.is_integer_dtype(frame[name]) and name != id_name]
-    groups = frame.groupby(id_name) if id_name else frame
-    steps = {name: groups[name].diff().dropna() for name in whole}
-    clocks = [name for name in whole if (steps[name] > 0).all() and (steps[name] == steps[name].median()).mean() > 0.5]
-    times = None
-    for name in sorted(frame.columns, key=lambda n: (lower[n] not in TIME_NAMES, n in whole)):  # by name, by content
-        called_so = lower[name] in TIME_NAMES
-        if times is None and (called_so or name in clocks or not pd.api.types.is_numeric_dtype(frame[name])):
-            times = parse_times(frame[name], 0.5 if called_so else 0.1)
-    named = [] if columns in (["first"], ["all"]) else columns
-    if missing := [name for name in named if name not in frame.columns]:
-        raise Unusable(f"no column {', '.join(missing)}; it has {', '.join(frame.columns[:20])}")
-    values, passed = {}, []
-    for name in [name for name in named or frame.columns if name not in (getattr(times, "name", None), id_name)]:
-        numbers, counter = as_numbers(frame[name], frame.attrs["decimal"]), name in steps and (steps[name] == 1).all()
-        index = lower[name] in TIME_NAMES + INDEX_NAMES or lower[name].startswith("unnamed:") or counter
-        if numbers is None or index and not named:
-            passed.append(name)
-        elif not values or columns != ["first"]:
-            values[name] = numbers
-    require(values, f"no numeric column among {', '.join(frame.columns[:20])}", Unusable)
-    return times, id_name, values, passed
-
-
-def read_series(path, name, columns):
-    """(list of Series, remarks) of one CSV. Raises Unusable with the reason where there is no series."""
-    frame = read_csv(path)
-    times, id_name, columns_values, passed = pick_columns(frame, columns)
-    groups = frame.groupby(id_name).indices if id_name else {"": np.arange(len(frame))}
-    series, remarks = [], [f"passed over: {', '.join(passed[:20])}"] * bool(passed)
-    for (key, rows), (column, values) in itertools.product(groups.items(), columns_values.items()):
-        label = " / ".join([name] + [str(key)] * bool(id_name) + [column] * (len(columns_values) > 1))
-        try:
-            grid = (values[rows], "", None) if times is None else on_grid(times[rows], values[rows], bool(id_name))
-            series.append(Series(label, *grid, label[len(name) + 3 :] or column))
-        except Unusable as reason:
-            remarks.append(f"skipped: {label}: {reason}")
-            if len(groups) * len(columns_values) == 1:
-                raise
-    return series, remarks
-
-
-def last_context(values, length):
-    """(context (length,), gaps filled in it, missing values at its end) of the end of a series. Raises Unusable."""
-    rows, first, far = len(values), len(values) - length, (pd.Series(values) - pd.Series(values).median()).abs()
-    values = np.where(far > ABSURD * (far.median() or math.inf), np.nan, values)  # a glitch is no value
-    known = np.flatnonzero(~np.isnan(values))
-    what = f"too short: {rows} rows" if first < 0 else f"nothing but missing values in its last {length} rows"
-    require(first >= 0 and (known >= first).any(), f"{what}; the student takes {length}", Unusable)
-    end = rows - 1 - int(known[-1])
-    context = np.interp(np.arange(first, rows), known, values[known])  # beyond the last known value: that one
-    return context, int(np.isnan(values[first:]).sum()) - end, end
-
-
-def season_of(freq):
-    """Seasonal period in steps of a pandas frequency; 24 without one, 1 where no cycle is usual."""
-    if seasons := [season for *_, rules, season in CALENDAR if freq in rules]:
-        return seasons[0]
-    step = pd.Timedelta(pd.tseries.frequencies.to_offset(freq or "h")).value
-    return round(DAY / step) if step < DAY else {1: 7, 7: 52}.get(step // DAY, 1)
-
-
-def prepare(series, bounds, length, horizon, max_gap):
-    """Copy of `series`, standardised by its train rows (or all, of one part), gaps up to `max_gap` inside a part filled
-    linearly, with starts[part] (w,) of windows whose target lies in bounds[part] = (low, high). Raises Unusable."""
-    from sklearn.preprocessing import StandardScaler  # not at the top: forecasting needs no scikit-learn
-
-    rows = series.values[slice(*bounds.get("train", (0, None)))]
-    require(pd.Series(rows).min() < pd.Series(rows).max(), "constant, or nothing but missing values", Unusable)
-    scaler = StandardScaler().fit(rows[:, None])
-    mean, deviation = float(scaler.mean_[0]), float(scaler.scale_[0])
-    require(math.isfinite(deviation) and scaler.var_[0] > 0, "values too large or too close for float64", Unusable)
-    filled = np.where(np.abs((series.values - mean) / deviation) > ABSURD, np.nan, series.values)
-    observed, starts = ~np.isnan(filled), {}
-    for part, (low, high) in bounds.items():
-        values = pd.Series(filled[low:high])
-        if values.hasnans:
-            run = values.isna().groupby(values.notna().cumsum()).transform("sum")  # length of each run of missing ones
-            filled[low:high] = values.interpolate(limit_area="inside").where(values.notna() | (run <= max_gap))
-        begin = np.arange(max(0, low + horizon - length), high - length + 1)  # contexts may begin in the part before
-        missing, seen = (np.append(0, np.cumsum(flags)) for flags in (np.isnan(filled), observed))
-        whole = missing[begin + length] == missing[begin]
-        starts[part] = begin[whole & (seen[begin + length] > seen[begin + length - horizon])]
-    if not len(next(iter(starts.values()))):
-        raise Unusable(f"too short: {len(rows)} rows; a window takes {length} without a gap longer than {max_gap}")
-    scaled = scaler.transform(filled[:, None])[:, 0].astype(np.float32)
-    changed = {"values": filled, "scaled": scaled, "observed": observed, "scaler": (mean, deviation), "starts": starts}
-    return dataclasses.replace(series, **changed)
-
-
-@dataclasses.dataclass
-class Windows:
-    """The windows of one part: starts in one flat array of all series. Nothing is materialised; a batch is a gather."""
-
-    values: np.ndarray  # (T of all series,) float32, in deviations of each series' train rows; NaN where no window goes
-    observed: np.ndarray  # (T of all series,) bool, False where missing or filled
-    starts: np.ndarray  # (W,) int64, of the context
-    series: np.ndarray  # (W,) int64, index of the series
-    freqs: list  # of each series, pandas frequency or ""
-    seasons: np.ndarray  # of each series, int64
-    names: list  # of each series
-    length: int  # L + H
-    horizon: int  # H
-    digest: str  # of all that a label depends on, but for the teacher
-
-    def __len__(self):
-        return len(self.starts)
-
-    def batch(self, index):
-        """(context (B, L), target (B, H), observed (B, H) float32) of the windows `index`, on the CPU."""
-        starts, context_length = self.starts[index], self.length - self.horizon
-        rows = torch.from_numpy(np.lib.stride_tricks.sliding_window_view(self.values, self.length)[starts])
-        seen = np.lib.stride_tricks.sliding_window_view(self.observed, self.horizon)[starts + context_length]
-        return rows[:, :context_length], rows[:, context_length:], torch.from_numpy(seen.astype(np.float32))
-
-    def season(self, index):
-        """Seasonal periods (B,) int64 of the windows `index`."""
-        return torch.from_numpy(self.seasons[self.series[index]])
-
-
-def label_digest(series, starts, length):
-    """Bytes that identify what the labels of one series depend on; to 1e-6 deviations, as CPUs differ in last bits."""
-    rows, (mean, deviation) = len(series.values) + 1, series.scaler
-    edges = np.bincount(starts, minlength=rows) - np.bincount(starts + length, minlength=rows)
-    covered = np.rint((series.values[np.cumsum(edges[:-1]) > 0] - mean) / deviation * 1e6).astype("<i8")
-    header = f"{series.freq} {len(starts)} {round(mean / deviation, 6) + 0.0} {deviation:.6e}".encode()
-    return hashlib.sha256(header + starts.astype("<i8").tobytes() + covered.tobytes()).digest()
-
-
-def pack(chosen, season, length, horizon):
-    """Windows of one part, of which `chosen` holds the (series, starts)."""
-    items, starts = zip(*chosen, strict=True)
-    values, observed = (np.concatenate([getattr(item, name) for item in items]) for name in ("scaled", "observed"))
-    series = np.repeat(np.arange(len(items)), [len(begin) for begin in starts])
-    freqs, names = [item.freq for item in items], [item.name for item in items]
-    seasons = np.array([season_of(freq) if season == "auto" else season for freq in freqs])
-    digest = hashlib.sha256(b"".join(label_digest(item, begin, length) for item, begin in chosen)).hexdigest()
-    starts = np.concatenate(starts) + np.cumsum([0] + [len(item.scaled) for item in items])[series]
-    return Windows(values, observed, starts, series, freqs, seasons, names, length, horizon, digest)
-
-
-def split_files(names, split_ratio, seed):
-    """Part of each file: a seeded shuffle of the sorted names; validation and test get max(1, round(n * share))."""
-    shuffled = [sorted(names)[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    held = [max(1, round(len(names) * share / sum(split_ratio))) for share in split_ratio[1:]]
-    if sum(held) >= len(names):
-        raise UserError(f"--split_ratio leaves none of {len(names)} usable files for training; use --split_by time")
-    return dict(zip(shuffled, np.repeat(PARTS, [len(names) - sum(held), *held]).tolist(), strict=True))
-
-
-def find_files(data_dir, max_files):
-    """(number of CSVs found, path below `data_dir` -> Path of the first by name). Raises UserError where none is."""
-    root = Path(data_dir).expanduser()
-    found = [p for p in root.rglob("*") if p.name.lower().endswith((".csv", ".csv.gz"))] if root.is_dir() else [root]
-    require(found, f"--data_dir {data_dir}: no .csv file in this folder or below")
-    paths = {path.name if path == root else path.relative_to(root).as_posix(): path for path in found}
-    return len(found), {name: paths[name] for name in sorted(paths)[: max_files or None]}
-
-
-def read_files(data_dir, max_files, columns, progress, listed=None):
-    """(number of CSVs found, file -> list of Series, file -> remarks), by path below `data_dir`. Raises UserError."""
-    (found, paths), series, remarks = listed or find_files(data_dir, max_files), {}, {}
-
-    def read(name):
-        try:
-            return name, *read_series(paths[name], name, columns)
-        except Unusable as reason:
-            return name, None, [f"skipped: {reason}"]
-
-    def calm(_worker):  # Ctrl-C and SIGTERM are for the process that started it
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1  # where forking is quick and sound
-    workers = cores if cores > 1 and len(paths) >= 50 else 0
-    settings = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None, "worker_init_fn": calm}
-    loader = torch.utils.data.DataLoader([*paths], batch_size=None, collate_fn=read, **settings)
-    for name, items, notes in tqdm(loader, "reading", unit="file", leave=False, disable=not progress):
-        series |= {} if items is None else {name: items}
-        remarks[name] = notes
-    return found, series, remarks
-
-
-def prepare_files(series, remarks, split_ratio, limits):
-    """(file -> list of prepared Series, file -> remarks) of the files' series, split by time; whole without ratio."""
-    ready, told = {}, {name: list(notes) for name, notes in remarks.items()}
-    for name, item in [(name, item) for name, items in series.items() for item in items]:
-        ratio, names = (split_ratio, PARTS) if split_ratio else ((1,), ("whole",))
-        edges = np.floor(len(item.values) * np.cumsum([0, *ratio]) / sum(ratio) + 1e-9).astype(int).tolist()
-        bounds = dict(zip(names, itertools.pairwise(edges), strict=True))  # rows (low, high) of each part
-        try:
-            ready[name] = [*ready.get(name, []), prepare(item, bounds, **limits)]
-        except Unusable as reason:
-            told[name].append(f"skipped: {item.name + ': ' if item.name != name else ''}{reason}")
-    return ready, {name: "; ".join(notes[:4] + ["…"] * (len(notes) > 4)) for name, notes in told.items()}
-
-
-def split_data(series, remarks, by, split_ratio, seed, stride, max_windows, season, limits):
-    """(part -> Windows, part -> files, "files" or "time", file -> remark). Raises UserError if a part has no window."""
-    ready, notes = prepare_files(series, remarks, split_ratio if by == "time" else None, limits)
-    by_files = by == "files" or by == "auto" and len(ready) >= 10
-    ready, notes = (ready, notes) if by_files or by == "time" else prepare_files(series, remarks, split_ratio, limits)
-    told = "".join([f"\n  {name}: {note}" for name, note in notes.items() if note][:20])  # under an error
-    require(not by_files or len(ready) >= 3, f"{len(ready)} usable files, it takes 3; or use --split_by time{told}")
-    part_of = split_files(ready, split_ratio, seed) if by_files else {}
-    chosen, files = {part: [] for part in PARTS}, {part: set() for part in PARTS}
-    for name, item in [(name, item) for name, items in sorted(ready.items()) for item in items]:
-        for part, starts in ({part_of[name]: item.starts["whole"]} if by_files else item.starts).items():
-            if part == "train":
-                starts = starts[::stride]  # and of these one from each stretch, lest all lie at one hour of the day
-                edges = np.linspace(0, len(starts), min(len(starts), max_windows or len(starts)) + 1).astype(np.int64)
-                starts = starts[np.random.default_rng((seed, *os.fsencode(item.name))).integers(edges[:-1], edges[1:])]
-            if len(starts):
-                chosen[part].append((item, starts))
-                files[part].add(name)
-    empty = " and no ".join(part for part in PARTS if not chosen[part])
-    require(not empty, f"the data gives no {empty} window; use more or longer series, or shorter lengths{told}")
-    parts = {part: pack(chosen[part], season, limits["length"], limits["horizon"]) for part in PARTS}
-    return parts, {part: len(names) for part, names in files.items()}, "files" if by_files else "time", notes
-
-
-# == 3  Files: atomic writes, safe reads, the hub, a clean stop ========================================================
-
-FORMAT = 1  # of checkpoints and label files; a higher one is refused
 HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
-    (errors.HFValidationError, "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base"),
-    (errors.GatedRepoError, "access is not granted: ask for it on its hub page, then run `hf auth login`"),
-    (errors.RepositoryNotFoundError, "no such model, or a private one: check the id, or run `hf auth login`"),
-    (errors.RevisionNotFoundError, "no such revision: check --teacher_revision"),
-    (errors.LocalEntryNotFoundError, "not in the local cache, and the hub is out of reach or switched off"),
-    (errors.EntryNotFoundError, "the model has no such file: is it a MOIRAI?"),
+    (
+        errors.HFValidationError,
+        "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base",
+    ),
+    (
+        errors.GatedRepoError,
+        "access is not granted: ask for it on its hub page, then run `hf auth login`",
+    ),
+    (
+        errors.RepositoryNotFoundError,
+        "no such model, or a private one: check the id, or run `hf auth login`",
+    ),
+    (
+        errors.RevisionNotFoundError,
+        "no such revision: check --teacher_revision",
+    ),
+    (
+        errors.LocalEntryNotFoundError,
+        "not in the local cache, and the hub is out of reach or switched off",
+    ),
+    (
+        errors.EntryNotFoundError,
+        "the model has no such file: is it a MOIRAI?",
+    ),
 )
 
 
 @contextlib.contextmanager
 def atomic(path, replace=True):
-    """A file to write bytes to, named `path` once it is whole and on disk; without `replace`, the first one wins."""
+    """A file to write bytes to, which gets the name `path` once it is whole and on disk.
+
+    Without `replace`, a file that is there already stays. Raises UserError where the disk is full
+    or the place cannot be written to; what was there before is then as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -711,85 +605,185 @@ def atomic(path, replace=True):
             file.flush()
             os.fsync(file.fileno())
         if not replace:
-            with contextlib.suppress(OSError):  # the first writer has won, or this is a file system without links
+            with contextlib.suppress(OSError):  # another one was first, or there are no links here
                 os.link(temporary, path)
         if replace or not path.exists():
             os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # a full disk, say; torch.save makes it a RuntimeError
-        raise UserError(f"{path}: cannot be written ({error.args[-1]}); what was there before is as it was") from error
+    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
+        raise UserError(
+            f"{path}: cannot be written ({error.args[-1]}); what was there before is as it was"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def read_plain(path, keys, mapped=False):
-    """Dict with `keys` of a file of torch.save, on the CPU. Nothing in the file is executed. Raises UserError."""
-    try:
-        require(zipfile.ZipFile(path).testzip() is None, "a checksum does not fit", ValueError)
-        content = torch.load(path, "cpu", mmap=mapped, weights_only=True)
-    except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
-        raise UserError(f"{path}: refused: damaged, or not plain data ({repr(error)[:99]})") from error
-    require(isinstance(content, dict) and keys <= content.keys(), f"{path}: not a checkpoint of this program")
-    return content
+def unwritable(folder):
+    """Why a folder cannot be written to or made; empty if it can."""
+    wanted = Path(folder).expanduser().absolute()
+    there = next((path for path in (wanted, *wanted.parents) if path.exists()), wanted)
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return ""
+    return f"{there} is not a folder to write to"
+
+
+def file_sha256(path):
+    """sha256 of a file, read piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256")
+
+
+def json_text(value, **settings):
+    """JSON of a nest of plain values, null where a number is not finite (JSON has no nan)."""
+    finite = json.loads(json.dumps(value), parse_constant=lambda _name: None)
+    return json.dumps(finite, **settings)
+
+
+# -- Checkpoints -----------------------------------------------------------------------------------
 
 
 def read_checkpoint(path):
-    """Dict of a checkpoint of this program. Raises UserError."""
-    require(Path(path).is_file(), f"{path}: no such checkpoint")
-    content = read_plain(path, {"format", "model_state_dict", "student_config"})
-    require(isinstance(content["format"], int), f"{path}: not a checkpoint of this program")
-    require(content["format"] <= FORMAT, f"{path}: of a newer format ({content['format']}); update moirai_distill.py")
+    """Dict of a checkpoint of this program, on the CPU. Nothing in the file is executed.
+
+    Raises UserError where the file is not there, damaged, foreign or of a newer format.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        damaged = zipfile.ZipFile(path).testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} does not fit")
+        content = torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
+        raise UserError(
+            f"{path}: refused: damaged, or not plain data ({repr(error)[:99]})"
+        ) from error
+
+    needed = {"format", "model_state_dict", "student_config"}
+    is_ours = isinstance(content, dict) and needed <= content.keys()
+    if not is_ours or not isinstance(content["format"], int):
+        raise UserError(f"{path}: not a checkpoint of this program")
+    if content["format"] > FORMAT:
+        raise UserError(
+            f"{path}: of a newer format ({content['format']}); update moirai_distill.py"
+        )
     return content
 
 
 def best_in(folder):
-    """Path of the best checkpoint in a run's folder: the one that last.pt names, or the only one; else None."""
-    last, found = Path(folder, "last.pt"), sorted(Path(folder).glob("best_model_epoch_*.pt"))
-    named = Path(folder, read_checkpoint(last).get("loop", {}).get("best_file", "")) if last.is_file() else None
-    return named if named in found else found[0] if len(found) == 1 else None
+    """Path of the best checkpoint in a run's folder, or None.
+
+    It is the one that last.pt names, else the only one.
+    """
+    last = Path(folder, "last.pt")
+    found = sorted(Path(folder).glob("best_model_epoch_*.pt"))
+    if last.is_file():
+        named = Path(folder, read_checkpoint(last).get("loop", {}).get("best_file", ""))
+        if named in found:
+            return named
+    return found[0] if len(found) == 1 else None
 
 
 def read_student(source, revision=None):
-    """Dict, with its `path` where it is a `.pt`, of a checkpoint: a `.pt`, a run's or exported folder, or a hub id."""
+    """Dict of the checkpoint that a user calls `source`.
+
+    A `.pt`, a run's folder (its best), an exported folder or a hub id. The dict has its `path`
+    where it is of a `.pt`. Raises UserError.
+    """
     path = Path(source).expanduser()
-    path = path.is_dir() and best_in(path) or path
+    if path.is_dir():
+        path = best_in(path) or path
     if path.is_file() or path.suffix == ".pt":
-        return read_checkpoint(path) | {"path": str(path)}
+        content = read_checkpoint(path)
+        content["path"] = str(path)
+        return content
+
     from safetensors.torch import load_file  # not at the top: a .pt does not need it
 
-    files = [model_file(source, revision, name) for name in ("config.json", "model.safetensors")]
-    config = json.loads(files[0].read_text(encoding="utf-8"))
-    return (config.pop("info", None) or {}) | {"student_config": config, "model_state_dict": load_file(files[1])}
+    config_file = model_file(source, revision, "config.json")
+    weights_file = model_file(source, revision, "model.safetensors")
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    content = config.pop("info", None) or {}
+    content["student_config"] = config
+    content["model_state_dict"] = load_file(weights_file)
+    return content
 
 
 def shareable(content):
-    """The facts of a checkpoint that go wherever its student goes: no path of the machine that trained it."""
+    """The facts of a checkpoint that go wherever its student goes, as plain JSON values.
+
+    No path of the machine that trained it is among them: of a local teacher the name stays.
+    """
     kept = ("epoch", "validation_metrics", "freqs", "counts", "versions", "data", "evaluation")
-    run = {k: v for k, v in content.get("run_config", {}).items() if not k.endswith(("_dir", "_cache"))}
-    facts = {name: content[name] for name in kept if name in content} | {"run_config": run}
-    facts["teacher"] = dict(content["teacher"]) if content.get("teacher") else None
-    for part, name in ((run, "teacher_model"), (facts["teacher"] or {}, "teacher")):
-        path = part.get(name, "")
-        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):  # not a hub id
-            part[name] = PureWindowsPath(path).name
-            part |= {"licence": part["licence"].replace(path, part[name])} if "licence" in part else {}
-    return json.loads(json.dumps(facts), parse_constant=lambda _: None)  # JSON has no nan
+    facts = {name: content[name] for name in kept if name in content}
+
+    run = {}
+    for name, value in content.get("run_config", {}).items():
+        if not name.endswith(("_dir", "_cache")):
+            run[name] = value
+    if not is_hub_id(run.get("teacher_model", "")):
+        run["teacher_model"] = last_part(run.get("teacher_model", ""))
+    facts["run_config"] = run
+
+    facts["teacher"] = None
+    if content.get("teacher"):
+        teacher = dict(content["teacher"])
+        path = teacher.get("teacher", "")
+        if not is_hub_id(path):
+            teacher["teacher"] = last_part(path)
+            if "licence" in teacher:
+                teacher["licence"] = teacher["licence"].replace(path, teacher["teacher"])
+        facts["teacher"] = teacher
+    return json.loads(json_text(facts))
+
+
+def is_hub_id(name):
+    """Whether a name has the form OWNER/MODEL."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
+
+
+def last_part(path):
+    """Name of the folder or file that a path of any system ends with."""
+    return PureWindowsPath(path).name
+
+
+# -- The hub ---------------------------------------------------------------------------------------
 
 
 def model_file(name, revision, filename):
-    """Local path of one file of a model; `name` is a folder or a hub id. Raises UserError with the remedy."""
+    """Local path of one file of a model; `name` is a folder or a hub id.
+
+    Raises UserError with the remedy where the file cannot be had, or is not what the hub has.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / filename).is_file():
-        raise UserError(f"{name}: no {filename} in this folder: neither a model's nor a run's with a best epoch")
+        raise UserError(
+            f"{name}: no {filename} in this folder: neither a model's nor a run's with a best epoch"
+        )
     try:
-        path = folder / filename if folder.is_dir() else Path(hf_hub_download(name, filename, revision=revision))
-        blob = path.resolve().name  # where the hub knows the sha256 of a file, its copy here is named so
-        if re.fullmatch("[0-9a-f]{64}", blob) and hashlib.sha256(path.read_bytes()).hexdigest() != blob:
+        if folder.is_dir():
+            path = folder / filename
+        else:
+            path = Path(hf_hub_download(name, filename, revision=revision))
+        blob = (
+            path.resolve().name
+        )  # where the hub knows the sha256 of a file, its copy has that name
+        if re.fullmatch("[0-9a-f]{64}", blob) and file_sha256(path).hexdigest() != blob:
             raise ValueError(f"the file does not fit its checksum: delete {path}")
         return path
-    except Exception as error:  # of the hub, of HTTP, of the disk: all of them end here, with the remedy that fits
-        remedy = next((text for kind, text in HUB_REMEDIES if isinstance(error, kind)), "the download failed")
-        advice = "or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror, or give a local folder"
-        raise UserError(f"{name} ({filename}): {remedy}; {advice} [{' '.join(str(error).split())[:250]}]") from error
+    except (
+        Exception
+    ) as error:  # of the hub, of HTTP, of the disk: all end with the remedy that fits
+        fitting = (text for kind, text in HUB_REMEDIES if isinstance(error, kind))
+        remedy = next(fitting, "the download failed")
+        advice = (
+            "or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror,"
+            " or give a local folder"
+        )
+        reason = " ".join(str(error).split())[:250]
+        raise UserError(f"{name} ({filename}): {remedy}; {advice} [{reason}]") from error
+
+
+# -- Signals and processes -------------------------------------------------------------------------
 
 
 class Interrupted(BaseException):
@@ -797,493 +791,1331 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """Handler that turns a signal into Interrupted; while `held`, the loop looks at `signum`. A second is not held."""
+    """Handler that turns a signal into Interrupted.
 
-    signum, held = 0, False
+    While it is held, the work in hand goes on and looks at `signum` itself; a second signal is not
+    held.
+    """
+
+    def __init__(self):
+        self.signum = 0  # of the signal that came
+        self.is_held = False
 
     def __call__(self, signum, _frame):
-        again, self.signum = self.signum, signum
-        if again or not self.held:
+        came_again = self.signum != 0
+        self.signum = signum
+        if came_again or not self.is_held:
             raise Interrupted(signum)
-        print("\nstopping as soon as the work in hand is saved; once more stops at once", file=sys.stderr)
+        message = "\nstopping as soon as the work in hand is saved; once more stops at once"
+        print(message, file=sys.stderr)
 
     @contextlib.contextmanager
     def hold(self):
-        self.held = True
+        """Signals that come inside are raised at the end, at the latest."""
+        self.is_held = True
         try:
             yield
         finally:
-            self.held = False
-        if self.signum:  # it came after the loop's last look
+            self.is_held = False
+        if self.signum:  # it came after the last look
             raise Interrupted(self.signum)
 
 
-def on_first(fabric, act):
-    """What `act()` gives on the first process, on all of them; its UserError or OSError is raised on all, too."""
-    result = problem = None
+@dataclasses.dataclass
+class Job:
+    """What a command works with: its processes and device, its voice, and the wish to stop."""
+
+    fabric: object  # a launched lightning.fabric.Fabric
+    voice: Voice
+    stop: Stop
+
+    @property
+    def rank(self):
+        return self.fabric.global_rank
+
+    @property
+    def world_size(self):
+        return self.fabric.world_size
+
+    @property
+    def device(self):
+        return self.fabric.device
+
+    def on_rank_zero(self, act):
+        """What `act()` gives on the first process, on all of them.
+
+        Its UserError or OSError is raised on all of them, too, so that none waits for ever.
+        """
+        result = problem = None
+        try:
+            if self.rank == 0:
+                result = act()
+        except (UserError, OSError) as error:
+            problem = error
+        result, problem = self.fabric.broadcast((result, problem))
+        if problem:
+            raise problem
+        return result
+
+    def sum(self, values):
+        """The sum of a tensor over all processes, on the CPU."""
+        return self._reduce(values, "sum")
+
+    def largest(self, value):
+        """The largest of a number (or bool) over all processes, as a float."""
+        return float(self._reduce(torch.tensor(float(value)), "max"))
+
+    def signal(self):
+        """Number of the signal that came, on whichever process; 0 without one."""
+        return int(self.largest(self.stop.signum))
+
+    def _reduce(self, values, operation):
+        if self.world_size == 1:
+            return values
+        return self.fabric.all_reduce(values, reduce_op=operation).cpu()
+
+
+# == Reading =======================================================================================
+
+DATE_FORMATS = ("ISO8601", *(date + clock for date in DATES for clock in CLOCKS))
+MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+
+
+class Unusable(Exception):
+    """Why a file or a series is skipped."""
+
+
+@dataclasses.dataclass
+class RawSeries:
+    """One univariate series of a file, on a regular grid."""
+
+    name: str  # file, and id or column where the file holds several
+    values: np.ndarray  # (T,) float64 in the file's units, NaN where missing
+    freq: str  # pandas frequency of the grid, "" without timestamps
+    stamps: pd.DatetimeIndex | None  # the last 12 at most, named as their column
+    column: str  # its heading in a table of all series of the file
+
+
+# -- A file as a table -----------------------------------------------------------------------------
+
+
+def read_csv(path):
+    """DataFrame of a CSV: UTF-8, UTF-16 with a mark, GB18030 or Latin-1; by comma, ; or tab.
+
+    Its attrs hold the `decimal` sign. Raises Unusable.
+    """
     try:
-        result = act() if fabric.is_global_zero else None
-    except (UserError, OSError) as error:
-        problem = error
-    result, problem = fabric.broadcast((result, problem))
-    if problem:
-        raise problem
-    return result
+        raw = read_bytes(path)
+        encoding, text = decode(raw)
+        if encoding != "utf-16" and b"\0" in raw:  # pandas would cut a number there
+            raise ValueError("it holds NUL bytes: damaged, or UTF-16 without its mark")
+        separator = find_separator(text)
+        decimal = "," if separator == ";" else "."
+        frame = pd.read_csv(
+            io.BytesIO(raw), encoding=encoding, sep=separator, decimal=decimal, low_memory=False
+        )
+    except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' errors are ValueErrors
+        raise Unusable(f"unreadable: {' '.join(str(error).split())}") from error
+    if frame.empty:
+        raise Unusable("no rows")
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise Unusable("its rows hold more fields than its header")
+
+    frame.attrs["decimal"] = decimal
+    names = [str(name).strip() for name in frame.columns]
+    if len(set(names)) == len(names):
+        frame.columns = names
+    return frame
 
 
-# == 4  Student: raw context (B, L) -> raw forecast (B, H) =============================================================
+def read_bytes(path):
+    """What a file holds, unpacked where its name ends with .gz."""
+    is_packed = path.name.lower().endswith(".gz")
+    with (gzip.open if is_packed else open)(path, "rb") as file:
+        return file.read()
+
+
+def decode(raw):
+    """(encoding, text) of the bytes of a text file."""
+    has_mark = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
+    for encoding in ("utf-16" if has_mark else "utf-8-sig", "gb18030"):
+        with contextlib.suppress(UnicodeDecodeError):
+            return encoding, raw.decode(encoding)
+    return "latin-1", raw.decode("latin-1")  # which knows every byte
+
+
+def find_separator(text):
+    """Comma, semicolon or tab: as often in the header as in the first row, or most often there."""
+    header, first_row = [*text.lstrip().split("\n", 2), "", ""][:2]
+
+    def fits(mark):
+        count = header.count(mark)
+        return count > 0 and count == first_row.count(mark), count
+
+    return max(",;\t", key=fits)
+
+
+# -- Timestamps ------------------------------------------------------------------------------------
+
+
+def parse_times(column, most_unread):
+    """Timestamps (T,) of a column, NaT where unread; None where more than `most_unread` are.
+
+    They keep the offset from UTC that all of them have; with several offsets they are in UTC.
+    """
+    if pd.api.types.is_numeric_dtype(column):
+        epochs = parse_epochs(column)
+        if epochs is not None:
+            return epochs
+        if not looks_like_dates(column):
+            return None
+        column = column.astype("Int64")  # 20240131.0, beside missing ones, is 20240131
+
+    text = column
+    if pd.api.types.infer_dtype(column) != "string":
+        text = column.astype(str)
+    every = max(1, len(column) // 100)
+    sample = text[column.iloc[::every].dropna().index]
+    if any(stamp != stamp.strip() for stamp in sample):
+        text = text.str.strip()
+        sample = sample.str.strip()
+    with_digits = sum(re.search(r"\d\d", stamp) is not None for stamp in sample)
+    if with_digits <= (1 - most_unread) * len(sample):
+        return None
+
+    readings = [read_as(text, form) for form in best_formats(sample)]
+    times = min(readings, key=unevenness) if len(readings) > 1 else readings[0]
+    if times.isna().mean() > most_unread:
+        return None
+    return pd.DatetimeIndex(times).tz_convert(zone_of(sample)).as_unit("ns")
+
+
+def parse_epochs(column):
+    """Timestamps of numbers that are seconds to nanoseconds since 1970, or None."""
+    smallest = column.min()
+    largest = column.max()
+    for unit, size in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)):
+        if 3e8 * size <= smallest and largest < 4.2e9 * size:  # from 1979 to 2103
+            return pd.DatetimeIndex(pd.to_datetime(column, unit=unit)).as_unit("ns")
+    return None
+
+
+def looks_like_dates(column):
+    """Whether numbers can be dates such as 20240131."""
+    is_whole = (column.dropna() % 1 == 0).all()
+    return is_whole and column.min() >= 19000101 and column.max() <= 21001231
+
+
+def read_as(text, form):
+    """Timestamps (T,) in UTC of strings in a format, NaT where they do not have it."""
+    return pd.to_datetime(text, format=form, errors="coerce", utc=True)
+
+
+def best_formats(sample):
+    """The formats that read most of a sample of stamps; several where these do not tell."""
+    unread = {}
+    for form in DATE_FORMATS:
+        unread[form] = read_as(sample, form).isna().mean()
+        if form == "ISO8601" and unread[form] == 0:
+            return [form]
+    return [form for form in unread if unread[form] == min(unread.values())]
+
+
+def unevenness(times):
+    """The longest distance of neighbouring stamps over the typical one.
+
+    It tells whether 1/2/2024 is in January or in February: the right reading is the even one.
+    """
+    gaps = np.diff(np.unique(times.dropna().astype("int64")))
+    if not len(gaps):
+        return math.inf
+    return gaps.max() / np.median(gaps)
+
+
+def zone_of(sample):
+    """Zone of stamps as pandas wants it: None, "UTC", or their one offset such as "+08:00"."""
+    offsets = sample.str.extract(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
+    found = set(offsets.fillna("").str.replace(":", ""))
+    if found <= {""}:
+        return None
+    if len(found) > 1 or found == {"Z"}:
+        return "UTC"
+    (offset,) = found
+    hours = offset[:3]
+    minutes = offset[3:] or "00"
+    return f"{hours}:{minutes}"
+
+
+# -- The regular grid ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Grid:
+    """Where each timestamp lies on a regular grid."""
+
+    positions: np.ndarray  # (T,) int64, -1 for a timestamp off the grid
+    freq: str  # pandas frequency
+
+
+def regular_grid(times):
+    """Grid of sorted timestamps: by the calendar where that fits, else the most common step."""
+    step = common_step(times)
+    return month_grid(times, step) or business_grid(times, step) or fixed_step_grid(times, step)
+
+
+def common_step(times):
+    """The most common distance of two neighbouring timestamps, in ns."""
+    gaps = np.diff(times.asi8)
+    if (gaps == gaps[0]).all():  # the usual case, without sorting
+        return int(gaps[0])
+    steps, counts = np.unique(gaps, return_counts=True)
+    if counts.max() < len(gaps) / 2:  # the stamps jitter
+        steps, counts = np.unique(to_usual_steps(gaps), return_counts=True)
+    return int(steps[counts.argmax()])
+
+
+def to_usual_steps(gaps):
+    """Each gap as the usual step (a minute, an hour, ...) within 10 % of it, or as it is."""
+    distance = np.abs(np.log(gaps[:, None] / USUAL_STEPS))
+    nearest = USUAL_STEPS[distance.argmin(axis=1)]
+    is_close = np.abs(gaps - nearest) <= nearest // 10
+    return np.where(is_close, nearest, gaps)
+
+
+def month_grid(times, step):
+    """Grid of every n months on one day of the month, or None.
+
+    The day may vary by some days, as that of the last business day does.
+    """
+    months = round(step / DAY / 30.4375)
+    if months < 1 or abs(step / DAY - 30.4375 * months) > 3:
+        return None
+    gaps = np.diff(times.asi8)
+    if len(gaps) > 3 and (gaps == gaps[0]).all():  # months are not equally long
+        return None
+
+    dates = times.normalize()
+    is_at_end = dates.is_month_end.mean() >= MOST_ON_RULE
+    usual_day = 31 if is_at_end else int(np.median(dates.day))
+    numbers = month_numbers(dates, usual_day)
+    phases, counts = np.unique(numbers % months, return_counts=True)
+    if counts.max() < MOST_ON_RULE * len(dates):
+        return None
+    phase = phases[counts.argmax()]
+    positions = np.rint((numbers - phase) / months).astype(np.int64)
+    if len(np.unique(positions)) < MOST_ON_RULE * len(dates):
+        return None
+    positions = positions - positions.min()
+    return Grid(positions, month_freq(months, phase, is_at_end))
+
+
+def month_numbers(dates, usual_day):
+    """Months since the year 0 of the month in which `usual_day` is nearest to each date."""
+    middle = dates + pd.Timedelta(15 - usual_day, "D")
+    return (12 * middle.year + middle.month - 1).to_numpy()
+
+
+def month_freq(months, phase, is_at_end):
+    """Pandas' name of every n months: MS, ME, QS-JAN, QE-FEB, YS-APR, 2MS, ..."""
+    side = "E" if is_at_end else "S"
+    if months == 3:
+        return f"Q{side}-{MONTHS[phase]}"
+    if months == 12:
+        return f"Y{side}-{MONTHS[phase]}"
+    return f"M{side}" if months == 1 else f"{months}M{side}"
+
+
+def months_of(freq):
+    """How many months a pandas frequency steps by; 0 where it steps by something else."""
+    found = re.fullmatch(r"(\d*)B?([MQY])[SE](-\w+)?", freq)
+    if not found:
+        return 0
+    count = int(found[1] or 1)
+    return count * {"M": 1, "Q": 3, "Y": 12}[found[2]]
+
+
+def business_grid(times, step):
+    """Grid of business days, or None."""
+    if step != DAY:
+        return None
+    days = times.normalize()
+    on_rule = days + 0 * to_offset("B") == days
+    if on_rule.mean() < MOST_ON_RULE or len(days.unique()) < MOST_ON_RULE * len(days):
+        return None
+    margin = 2 * to_offset("B")
+    all_days = pd.date_range(days[0] - margin, days[-1] + margin, freq="B")
+    half_a_day = pd.Timedelta(step // 2, "ns")
+    positions = all_days.get_indexer(days, method="nearest", tolerance=half_a_day)
+    return Grid(positions, "B")
+
+
+def fixed_step_grid(times, step):
+    """Grid of equal steps, laid so that the timestamps are off it by nothing on average."""
+    stamps = times.asi8
+    # As angles of a circle of one step, so that 59 and 1 of 60 average to 0 and not to 30.
+    angles = np.exp(2j * np.pi * (stamps % step) / step)
+    first_is_late_by = np.angle(angles[0] / angles.mean()) / (2 * np.pi)
+    steps_after_first = (stamps - stamps[0]) / step + first_is_late_by
+    positions = np.rint(steps_after_first).astype(np.int64) + 1
+    return Grid(positions, to_offset(pd.Timedelta(step)).freqstr)
+
+
+def season_of(freq):
+    """Seasonal period in steps of a pandas frequency; 24 without one, 1 where no cycle is usual."""
+    if freq == "B":
+        return 5
+    if months := months_of(freq):
+        return max(1, 12 // months)
+    step = pd.Timedelta(to_offset(freq or "h")).value
+    if step < DAY:
+        return round(DAY / step)
+    return {1: 7, 7: 52}.get(step // DAY, 1)
+
+
+def steps_after(series, count, back=0):
+    """Index (count,) of the steps from `back` before the end of a series on.
+
+    Timestamps on the clock of its last one, or the numbers 1, 2, ... where it has none.
+    """
+    if series.stamps is None:
+        return pd.RangeIndex(1, count + 1, name="step") - back
+    if months := months_of(series.freq):
+        index = months_after(series, months, count, back)
+    else:
+        last = series.stamps[-1]
+        offset = to_offset(series.freq)
+        day = last
+        if series.freq == "B":
+            day = last.normalize()
+        sides = (offset.rollback(day), offset.rollforward(day))
+        nearest = min(sides, key=lambda side: abs(side - day))
+        index = pd.date_range(nearest - back * offset, periods=count + 1, freq=offset)[1:]
+        index = index + (last - day)
+    return index.rename(series.stamps.name)
+
+
+def months_after(series, months, count, back):
+    """As `steps_after`, for every n months on the day of the month that is seen; 31 = the last."""
+    stamps = series.stamps.tz_localize(None)
+    is_at_end = "E" in series.freq.partition("-")[0]
+    usual_day = 31 if is_at_end else int(stamps.day.max())
+    last = month_numbers(stamps[-1:].normalize(), usual_day)[0]
+    numbers = last + months * (np.arange(1, count + 1) - back)
+    first_days = pd.DatetimeIndex((numbers - 12 * 1970).astype("datetime64[M]")).as_unit("ns")
+    days = np.minimum(usual_day, first_days.days_in_month)
+    clock = stamps[-1] - stamps[-1].normalize()
+    return (first_days + pd.to_timedelta(days - 1, "D") + clock).tz_localize(series.stamps.tz)
+
+
+def on_grid(times, values, has_ids):
+    """(values (T,) on the regular grid of their timestamps, frequency, the last stamps).
+
+    Raises Unusable where there is no such grid.
+    """
+    rows = len(times)
+    clock = times.tz_localize(None)  # the grid is that of the clock they show
+    table = pd.Series(values, clock)[clock.notna()].sort_index(kind="stable")
+    is_repeated = table.index.duplicated(keep="last")  # of exact duplicates the last one stays
+    duplicates = int(is_repeated.sum())
+    if duplicates > FEW_DUPLICATES * rows and not has_ids:
+        raise Unusable(
+            f"{duplicates} of {rows} timestamps are duplicates; is an id column missing?"
+        )
+    table = table[~is_repeated]
+    if len(table) < 3:
+        raise Unusable(f"too short: {len(table)} timestamps")
+
+    grid = regular_grid(table.index)
+    is_on = grid.positions >= 0
+    table = table[is_on]
+    positions = grid.positions[is_on]
+    placed = 0
+    if len(positions):
+        placed = 1 + int((np.diff(positions) > 0).sum())  # they are sorted
+    if placed < MOST_PLACED * (rows - duplicates):
+        raise Unusable(
+            f"irregular timestamps: only {placed} of {rows - duplicates} fit one step ({grid.freq})"
+        )
+    length = int(positions.max() - positions.min()) + 1
+    if length > 10 * placed + 1000:
+        raise Unusable(f"sparse timestamps: {placed} rows over {length} steps of {grid.freq}")
+
+    regular = np.full(length, np.nan)
+    regular[positions - positions.min()] = (
+        table.to_numpy()
+    )  # of two at one position the later stays
+    return regular, grid.freq, table.index[-12:].tz_localize(times.tz)
+
+
+# -- Columns ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Columns:
+    """What the columns of a file are taken for."""
+
+    times: pd.DatetimeIndex | None  # (rows,), named as their column
+    id_name: str | None  # of the column that tells the series of a long format apart
+    values: dict  # column -> (rows,) float64, NaN where missing
+    passed_over: list  # names of the others
+
+
+def pick_columns(frame, wanted):
+    """Columns of a table; `wanted` is ["first"], ["all"], or names. Raises Unusable."""
+    id_name = find_id(frame)
+    steps = steps_of_integers(frame, id_name)
+    times = find_times(frame, steps)
+    time_name = None if times is None else times.name
+
+    named = [] if wanted in (["first"], ["all"]) else wanted
+    missing = [name for name in named if name not in frame.columns]
+    if missing:
+        has = ", ".join(frame.columns[:20])
+        raise Unusable(f"no column {', '.join(missing)}; it has {has}")
+
+    columns = Columns(times, id_name, values={}, passed_over=[])
+    for name in named or frame.columns:
+        if name in (time_name, id_name):
+            continue
+        numbers = as_numbers(frame[name], frame.attrs["decimal"])
+        if numbers is None or (not named and is_index(name, steps.get(name))):
+            columns.passed_over.append(name)
+        elif not columns.values or wanted != ["first"]:
+            columns.values[name] = numbers
+    if not columns.values:
+        raise Unusable(f"no numeric column among {', '.join(frame.columns[:20])}")
+    return columns
+
+
+def find_id(frame):
+    """Name of the column that makes a table the long format of several series, or None."""
+    for name in frame.columns:
+        if name.lower() not in ID_NAMES or pd.api.types.is_float_dtype(frame[name]):
+            continue
+        if frame[name].duplicated().any():
+            return name
+    return None
+
+
+def steps_of_integers(frame, id_name):
+    """Column -> its differences from row to row (within each id), of all integer columns."""
+    groups = frame if id_name is None else frame.groupby(id_name)
+    steps = {}
+    for name in frame.columns:
+        if pd.api.types.is_integer_dtype(frame[name]) and name != id_name:
+            steps[name] = groups[name].diff().dropna()
+    return steps
+
+
+def find_times(frame, steps):
+    """Timestamps (rows,) of the first column that has them, by name or by content; or None.
+
+    Columns that are called so come first, integers last: these count where they rise evenly.
+    """
+
+    def rank(name):
+        return name.lower() not in TIME_NAMES, name in steps
+
+    for name in sorted(frame.columns, key=rank):
+        is_called_so = name.lower() in TIME_NAMES
+        is_number = pd.api.types.is_numeric_dtype(frame[name])
+        if is_called_so or not is_number or (name in steps and rises_evenly(steps[name])):
+            times = parse_times(frame[name], MANY_UNREAD if is_called_so else FEW_UNREAD)
+            if times is not None:
+                return times
+    return None
+
+
+def rises_evenly(steps):
+    """Whether a column always rises, and mostly by the same."""
+    return (steps > 0).all() and (steps == steps.median()).mean() > 0.5
+
+
+def is_index(name, steps):
+    """Whether a column numbers the rows instead of measuring something."""
+    is_called_so = name.lower() in TIME_NAMES + INDEX_NAMES or name.lower().startswith("unnamed:")
+    return is_called_so or (steps is not None and (steps == 1).all())
+
+
+def as_numbers(column, decimal):
+    """Values (T,) float64 of a column, NaN where not finite; None where most are no numbers."""
+    if column.dtype == object and decimal == ",":
+        column = column.str.replace(",", ".")
+    values = pd.to_numeric(column, errors="coerce")
+    values = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    read = (~np.isnan(values)).sum()
+    is_finite = np.isfinite(values)
+    if read < MOST_NUMBERS * column.notna().sum() or not is_finite.any():
+        return None
+    if pd.api.types.is_bool_dtype(column):
+        return None
+    return np.where(is_finite, values, np.nan)
+
+
+# -- Files -----------------------------------------------------------------------------------------
+
+
+def read_series(path, name, wanted):
+    """(list of RawSeries, notes) of one CSV; `wanted` as for `pick_columns`.
+
+    Raises Unusable with the reason where there is no series.
+    """
+    frame = read_csv(path)
+    columns = pick_columns(frame, wanted)
+    notes = []
+    if columns.passed_over:
+        notes.append(f"passed over: {', '.join(columns.passed_over[:20])}")
+
+    rows_of = {"": np.arange(len(frame))}
+    if columns.id_name is not None:
+        rows_of = frame.groupby(columns.id_name).indices
+    is_single = len(rows_of) * len(columns.values) == 1
+
+    series = []
+    for key, rows in rows_of.items():
+        for column, values in columns.values.items():
+            labels = []
+            if columns.id_name is not None:
+                labels.append(str(key))
+            if len(columns.values) > 1:
+                labels.append(column)
+            full_name = " / ".join([name, *labels])
+            heading = " / ".join(labels) or column
+            try:
+                regular = (values[rows], "", None)
+                if columns.times is not None:
+                    has_ids = columns.id_name is not None
+                    regular = on_grid(columns.times[rows], values[rows], has_ids)
+                series.append(RawSeries(full_name, *regular, heading))
+            except Unusable as reason:
+                if is_single:
+                    raise
+                notes.append(f"skipped: {full_name}: {reason}")
+    return series, notes
+
+
+def find_files(data_dir, max_files):
+    """(number of CSVs found, name below `data_dir` -> Path of the first ones by name).
+
+    Raises UserError where there is none.
+    """
+    root = Path(data_dir).expanduser()
+    if root.is_dir():
+        found = [
+            path for path in root.rglob("*") if path.name.lower().endswith((".csv", ".csv.gz"))
+        ]
+        paths = {path.relative_to(root).as_posix(): path for path in found}
+    else:
+        paths = {root.name: root}
+    if not paths:
+        raise UserError(f"--data_dir {data_dir}: no .csv file in this folder or below")
+    names = sorted(paths)
+    if max_files:
+        names = names[:max_files]
+    return len(paths), {name: paths[name] for name in names}
+
+
+def read_or_reason(wanted, item):
+    """As `read_series` of one (name, path); (None, [the reason]) where it cannot be used."""
+    name, path = item
+    try:
+        return read_series(path, name, wanted)
+    except Unusable as reason:
+        return None, [f"skipped: {reason}"]
+
+
+@dataclasses.dataclass
+class FilesRead:
+    """The series of a folder."""
+
+    found: int  # CSVs in the folder, whether read or not
+    series: dict  # file -> list of RawSeries, of the files that can be used
+    notes: dict  # file -> list of str: what was skipped or passed over, of all files that were read
+
+
+def read_files(data_dir, max_files, wanted, voice):
+    """FilesRead of a folder, read by one process per core where there are many files."""
+    found, paths = find_files(data_dir, max_files)
+    read = functools.partial(read_or_reason, wanted)
+    files = FilesRead(found, series={}, notes={})
+    with contextlib.ExitStack() as stack:
+        results = map(read, paths.items())
+        if len(paths) >= FILES_FOR_PROCESSES and cores() > 1:
+            results = stack.enter_context(reading_processes()).map(read, paths.items(), chunksize=8)
+        bar = stack.enter_context(voice.bar("reading", total=len(paths), unit="file"))
+        for name, (series, notes) in zip(paths, results, strict=True):
+            if series is not None:
+                files.series[name] = series
+            files.notes[name] = notes
+            bar.update()
+    return files
+
+
+def cores():
+    """Cores that this process may use; 1 where it cannot start others by a quick and sound fork."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+@contextlib.contextmanager
+def reading_processes():
+    """An executor of one process per core. Raises UserError where one of them is killed."""
+    pool = concurrent.futures.ProcessPoolExecutor(
+        cores(), multiprocessing.get_context("fork"), initializer=leave_signals_alone
+    )
+    try:
+        yield pool
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(
+            "a process that read the CSVs was killed, perhaps for want of memory;"
+            " use fewer files at once (--max_files)"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def leave_signals_alone():
+    """Ctrl-C and SIGTERM are for the process that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+# == Series and windows ============================================================================
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """The flags of the data group, as they were typed."""
+
+    data_dir: str
+    max_files: int
+    columns: list
+    context_length: int
+    prediction_length: int
+    split_by: str  # "files", "time" or "auto"
+    split_ratio: tuple  # train : validation : test
+    split_seed: int
+    max_gap: int
+    season: int | str
+    stride: int
+    max_windows: int
+
+    @property
+    def window_length(self):
+        return self.context_length + self.prediction_length
+
+
+# -- One series ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class PreparedSeries:
+    """A series whose gaps are filled, standardised, with the starts of its windows."""
+
+    name: str
+    freq: str
+    values: np.ndarray  # (T,) float64 in the file's units, NaN in gaps that are too long
+    scaled: np.ndarray  # (T,) float32, in deviations of the train rows
+    observed: np.ndarray  # (T,) bool, False where missing or filled
+    mean: float  # of the train rows
+    deviation: float  # of the train rows
+    starts: dict  # part -> (w,) int64, starts of the windows whose target lies in the part
+
+
+def prepare_series(series, bounds, config):
+    """PreparedSeries of a RawSeries; `bounds` are part -> (first row, row after the last).
+
+    It is standardised by its train rows, or by all where it is one part as a whole. Gaps are
+    filled inside each part, so that no part sees another one. Raises Unusable.
+    """
+    mean, deviation, scaler = fit_scaler(series.values[slice(*bounds.get("train", (0, None)))])
+    filled = series.values.copy()
+    filled[np.abs((filled - mean) / deviation) > ABSURD] = np.nan
+    observed = ~np.isnan(filled)
+    for low, high in bounds.values():
+        filled[low:high] = fill_gaps(filled[low:high], config.max_gap)
+
+    known = ~np.isnan(filled)
+    starts = {part: find_starts(known, observed, rows, config) for part, rows in bounds.items()}
+    if not len(next(iter(starts.values()))):
+        low, high = bounds.get("train", (0, len(series.values)))
+        raise Unusable(
+            f"too short: {high - low} rows; a window takes {config.window_length}"
+            f" without a gap longer than {config.max_gap}"
+        )
+    scaled = scaler.transform(filled[:, None])[:, 0].astype(np.float32)
+    return PreparedSeries(
+        series.name, series.freq, filled, scaled, observed, mean, deviation, starts
+    )
+
+
+def fit_scaler(rows):
+    """(mean, deviation, StandardScaler) of the rows of a series. Raises Unusable."""
+    from sklearn.preprocessing import StandardScaler  # not at the top: forecasting needs none of it
+
+    if not pd.Series(rows).min() < pd.Series(rows).max():
+        raise Unusable("constant, or nothing but missing values")
+    scaler = StandardScaler().fit(rows[:, None])
+    mean = float(scaler.mean_[0])
+    deviation = float(scaler.scale_[0])
+    if not math.isfinite(deviation) or not scaler.var_[0] > 0:
+        raise Unusable("values too large or too close for float64")
+    return mean, deviation, scaler
+
+
+def fill_gaps(values, max_gap):
+    """Values (T,) whose gaps of at most `max_gap` between two known ones are filled linearly."""
+    values = pd.Series(values)
+    if not values.hasnans:
+        return values
+    gap_length = values.isna().groupby(values.notna().cumsum()).transform("sum")
+    filled = values.interpolate(limit_area="inside")
+    return filled.where(values.notna() | (gap_length <= max_gap))
+
+
+def find_starts(known, observed, bounds, config):
+    """Starts (w,) of the windows without a missing value, whose target lies in rows `bounds`.
+
+    Their contexts may begin before these. At least one point of the target was observed.
+    """
+    low, high = bounds
+    length = config.window_length
+    horizon = config.prediction_length
+    first = max(0, low + horizon - length)
+    begin = np.arange(first, high - length + 1)
+    missing_before = np.append(0, np.cumsum(~known))
+    observed_before = np.append(0, np.cumsum(observed))
+    end = begin + length
+    is_whole = missing_before[end] == missing_before[begin]
+    has_truth = observed_before[end] > observed_before[end - horizon]
+    return begin[is_whole & has_truth]
+
+
+@dataclasses.dataclass
+class LastContext:
+    """The end of a series, from which a forecast goes on."""
+
+    values: np.ndarray  # (L,) float64, without a missing one
+    filled: int  # missing values that were interpolated
+    carried: int  # missing values at the end, where the last known one was carried forward
+
+
+def last_context(values, length):
+    """LastContext of a series (T,). Raises Unusable where there is none."""
+    first = len(values) - length
+    if first < 0:
+        raise Unusable(f"too short: {len(values)} rows; the student takes {length}")
+    from_median = (pd.Series(values) - pd.Series(values).median()).abs()
+    usual = from_median.median()
+    if usual > 0:
+        values = np.where(from_median > ABSURD * usual, np.nan, values)  # a glitch is no value
+    known = np.flatnonzero(~np.isnan(values))
+    if not (known >= first).any():
+        raise Unusable(
+            f"nothing but missing values in its last {length} rows; the student takes {length}"
+        )
+    carried = len(values) - 1 - int(known[-1])
+    filled = int(np.isnan(values[first:]).sum()) - carried
+    context = np.interp(np.arange(first, len(values)), known, values[known])
+    return LastContext(context, filled, carried)
+
+
+# -- Windows ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Windows:
+    """The windows of one part: one array of all series, and the starts in it.
+
+    Nothing is materialised; a batch is a gather.
+    """
+
+    values: np.ndarray  # (T of all series,) float32, standardised; NaN where no window goes
+    observed: np.ndarray  # (T of all series,) bool, False where missing or filled
+    starts: np.ndarray  # (W,) int64, of the contexts
+    series: np.ndarray  # (W,) int64, index of the series
+    freqs: list  # of each series, pandas frequency or ""
+    seasons: np.ndarray  # of each series, int64
+    names: list  # of each series
+    context_length: int  # L
+    horizon: int  # H
+    digest: str  # of all that a label depends on, but for the teacher
+
+    def __len__(self):
+        return len(self.starts)
+
+    def batch(self, index):
+        """(context (B, L), truth (B, H), observed (B, H) float32) of windows, on the CPU."""
+        starts = self.starts[index]
+        all_windows = np.lib.stride_tricks.sliding_window_view(
+            self.values, self.context_length + self.horizon
+        )
+        all_targets = np.lib.stride_tricks.sliding_window_view(self.observed, self.horizon)
+        rows = torch.from_numpy(all_windows[starts])
+        observed = all_targets[starts + self.context_length].astype(np.float32)
+        return (
+            rows[:, : self.context_length],
+            rows[:, self.context_length :],
+            torch.from_numpy(observed),
+        )
+
+    def season(self, index):
+        """Seasonal periods (B,) int64 of windows."""
+        return torch.from_numpy(self.seasons[self.series[index]])
+
+    def freq_of(self, index):
+        """Frequencies (B,), an array of str, of windows."""
+        return np.array(self.freqs, object)[self.series[index]]
+
+
+def make_windows(chosen, config):
+    """Windows of one part, of which `chosen` holds (PreparedSeries, starts)."""
+    counts = [len(starts) for _, starts in chosen]
+    lengths = [len(series.scaled) for series, _ in chosen]
+    offsets = np.cumsum([0, *lengths[:-1]])
+    digest = hashlib.sha256()
+    seasons = []
+    for series, starts in chosen:
+        digest.update(label_digest(series, starts, config.window_length))
+        seasons.append(season_of(series.freq) if config.season == "auto" else config.season)
+    return Windows(
+        values=np.concatenate([series.scaled for series, _ in chosen]),
+        observed=np.concatenate([series.observed for series, _ in chosen]),
+        starts=np.concatenate([starts for _, starts in chosen]) + np.repeat(offsets, counts),
+        series=np.repeat(np.arange(len(chosen)), counts),
+        freqs=[series.freq for series, _ in chosen],
+        seasons=np.array(seasons),
+        names=[series.name for series, _ in chosen],
+        context_length=config.context_length,
+        horizon=config.prediction_length,
+        digest=digest.hexdigest(),
+    )
+
+
+def label_digest(series, starts, length):
+    """Bytes that identify what the labels of the windows of one series depend on.
+
+    Values are rounded to 1e-6 deviations, as the CPUs of two machines may differ in the last bits.
+    """
+    rows = len(series.values) + 1
+    edges = np.bincount(starts, minlength=rows) - np.bincount(starts + length, minlength=rows)
+    is_covered = np.cumsum(edges[:-1]) > 0
+    covered = (series.values[is_covered] - series.mean) / series.deviation
+    rounded = np.rint(covered * 1e6).astype("<i8")
+    mean = round(series.mean / series.deviation, 6) + 0.0  # + 0.0 makes 0 of -0
+    header = f"{series.freq} {len(starts)} {mean} {series.deviation:.6e}"
+    content = header.encode() + starts.astype("<i8").tobytes() + rounded.tobytes()
+    return hashlib.sha256(content).digest()
+
+
+# -- The split -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class SplitData:
+    """The windows of all parts, and what is told about the files they come from."""
+
+    windows: dict  # part -> Windows
+    files: dict  # part -> number of files
+    split_by: str  # "files" or "time"
+    notes: dict  # file -> why all or some of it is not used, "" where all is
+
+
+def split_data(files, config):
+    """SplitData of FilesRead. Raises UserError where a part has no window."""
+    prepared, split_by, notes = prepare_and_choose(files, config)
+    part_of = {}
+    if split_by == "files":
+        part_of = split_files(prepared, config, notes)
+
+    chosen = {part: [] for part in PARTS}  # (PreparedSeries, starts of its windows)
+    names = {part: set() for part in PARTS}  # of the files
+    for name in sorted(prepared):
+        for series in prepared[name]:
+            starts_of = series.starts
+            if split_by == "files":
+                starts_of = {part_of[name]: series.starts["whole"]}
+            for part, starts in starts_of.items():
+                if part == "train":
+                    starts = sample_starts(starts, series.name, config)
+                if len(starts):
+                    chosen[part].append((series, starts))
+                    names[part].add(name)
+
+    empty = [part for part in PARTS if not chosen[part]]
+    if empty:
+        raise UserError(
+            f"the data gives no {' and no '.join(empty)} window;"
+            f" use more or longer series, or shorter lengths{listing(notes)}"
+        )
+    windows = {part: make_windows(chosen[part], config) for part in PARTS}
+    counts = {part: len(names[part]) for part in PARTS}
+    return SplitData(windows, counts, split_by, notes)
+
+
+def prepare_and_choose(files, config):
+    """(file -> list of PreparedSeries, "files" or "time", file -> note)."""
+    if config.split_by != "time":
+        prepared, notes = prepare_files(files, by_time=False, config=config)
+        if config.split_by == "files" or len(prepared) >= MANY_FILES:
+            return prepared, "files", notes
+    prepared, notes = prepare_files(files, by_time=True, config=config)
+    return prepared, "time", notes
+
+
+def prepare_files(files, by_time, config):
+    """(file -> list of PreparedSeries, file -> note), each series split by time or whole."""
+    shares = {"whole": 1}
+    if by_time:
+        shares = dict(zip(PARTS, config.split_ratio, strict=True))
+    prepared = {}
+    notes = {name: list(lines) for name, lines in files.notes.items()}
+    for name, all_series in files.series.items():
+        for series in all_series:
+            bounds = part_bounds(len(series.values), shares)
+            try:
+                ready = prepare_series(series, bounds, config)
+                prepared.setdefault(name, []).append(ready)
+            except Unusable as reason:
+                which = "" if series.name == name else f"{series.name}: "
+                notes[name].append(f"skipped: {which}{reason}")
+    return prepared, {name: shortened(lines) for name, lines in notes.items()}
+
+
+def part_bounds(rows, shares):
+    """part -> (first row, row after the last) of a series of `rows`; shares are part -> number."""
+    so_far = np.cumsum([0, *shares.values()])
+    edges = np.floor(rows * so_far / sum(shares.values()) + 1e-9).astype(int).tolist()
+    return dict(zip(shares, itertools.pairwise(edges), strict=True))
+
+
+def split_files(prepared, config, notes):
+    """Part of each file: a seeded shuffle of their sorted names.
+
+    Validation and test get max(1, round(n * share)) of n files. Raises UserError where there are
+    too few.
+    """
+    count = len(prepared)
+    if count < FEWEST_FILES:
+        raise UserError(
+            f"{count} usable files, it takes {FEWEST_FILES}; or use --split_by time{listing(notes)}"
+        )
+    total = sum(config.split_ratio)
+    held_out = [max(1, round(count * share / total)) for share in config.split_ratio[1:]]
+    for_training = count - sum(held_out)
+    if for_training < 1:
+        raise UserError(
+            f"--split_ratio leaves none of {count} usable files for training; use --split_by time"
+        )
+    names = sorted(prepared)
+    order = np.random.default_rng(config.split_seed).permutation(count)
+    parts = np.repeat(PARTS, [for_training, *held_out]).tolist()
+    return {names[i]: part for i, part in zip(order, parts, strict=True)}
+
+
+def sample_starts(starts, name, config):
+    """Starts of the training windows of a series: every stride-th, of these at most max_windows.
+
+    One is drawn from each of max_windows equal stretches. Taking every n-th instead would put all
+    of them at one hour of the day wherever n is a multiple of 24.
+    """
+    starts = starts[:: config.stride]
+    count = min(len(starts), config.max_windows or len(starts))
+    edges = np.linspace(0, len(starts), count + 1).astype(np.int64)
+    drawn = np.random.default_rng((config.split_seed, *os.fsencode(name)))
+    return starts[drawn.integers(edges[:-1], edges[1:])]
+
+
+def shortened(notes, most=4):
+    """The first notes about a file, in one line."""
+    if len(notes) > most:
+        notes = [*notes[:most], "…"]
+    return "; ".join(notes)
+
+
+def listing(notes):
+    """The first notes about files, a line each, to stand under an error."""
+    lines = [f"\n  {name}: {note}" for name, note in notes.items() if note]
+    return "".join(lines[:MOST_NOTES])
+
+
+# == Student =======================================================================================
+
+
+@dataclasses.dataclass
+class StudentConfig:
+    """The flags of the student group, and the two lengths."""
+
+    context_length: int
+    prediction_length: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    patch_size: int
+    dropout: float
 
 
 class Block(nn.Module):
-    """Pre-norm Transformer layer, (B, N, D) -> (B, N, D), with dropout on its two residual branches."""
+    """Pre-norm Transformer layer, (B, N, D) -> (B, N, D), with dropout on its two branches."""
 
     def __init__(self, d_model, num_heads, dropout):
         super().__init__()
-        self.num_heads, self.dropout = num_heads, nn.Dropout(dropout)
-        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
-        self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
-        self.mlp = nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
+        self.num_heads = num_heads
+        self.dropout = nn.Dropout(dropout)
+        self.norm1 = nn.LayerNorm(d_model)
+        self.norm2 = nn.LayerNorm(d_model)
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.out = nn.Linear(d_model, d_model)
+        self.mlp = nn.Sequential(
+            nn.Linear(d_model, 4 * d_model),
+            nn.GELU(),
+            nn.Linear(4 * d_model, d_model),
+        )
 
     def forward(self, x):
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
-        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)  # so few tokens: faster than fused
-        x = x + self.dropout(self.out((weights @ v).transpose(1, 2).flatten(2)))
+        x = x + self.dropout(self.attention(self.norm1(x)))
         return x + self.dropout(self.mlp(self.norm2(x)))
+
+    def attention(self, x):
+        """Every token looks at every other one. With so few, this is faster than a fused kernel."""
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, heads, D / heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).contiguous()  # (B, heads, N, D / heads) each
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
 
 
 def instance_scale(context):
-    """(last value, deviation or 1 where it is 0), each (B, 1), of contexts (B, L); equivariant to shift and scale."""
+    """(last value, deviation), each (B, 1), of contexts (B, L); they move with shift and scale.
+
+    The deviation is 1 where it is 0.
+    """
     centre = context[:, -1:]
     reach = (context - centre).abs().amax(1, keepdim=True)
-    reach = torch.where(reach == 0, 1.0, reach)  # keeps the squares in float32's range whatever the unit
+    reach = torch.where(reach == 0, 1.0, reach)  # keeps squares in float32's range in any unit
     deviation = ((context - centre) / reach).std(1, keepdim=True, unbiased=False) * reach
     return centre, torch.where(deviation == 0, 1.0, deviation)
 
 
+def in_chunks(context, size):
+    """Contexts (B, L) as (B, ceil(L / size), size): the first value is repeated where it takes."""
+    missing = -context.shape[1] % size
+    return F.pad(context, (missing, 0), mode="replicate").unflatten(1, (-1, size))
+
+
 class PatchStudent(nn.Module, PyTorchModelHubMixin):
-    """Univariate patch Transformer, plus a weighted sum of the earlier periods of `season` steps: context (B, L) ->
-    forecast (B, H), both in the series' own units. Where a size does not divide L, the first value is repeated."""
+    """Univariate patch Transformer: context (B, L) -> forecast (B, H), both in the series' units.
+
+    A weighted sum of the context's earlier periods of `season` steps is added to what the
+    Transformer says (0 = none). `info` are plain facts of its making; with the sizes they go into
+    the config.json of a hub folder.
+    """
 
     def __init__(
-        self, context_length, prediction_length, d_model, num_layers, num_heads, patch_size, dropout, info=(), season=0
+        self,
+        context_length,
+        prediction_length,
+        d_model,
+        num_layers,
+        num_heads,
+        patch_size,
+        dropout,
+        info=(),
+        season=0,
     ):
         super().__init__()
-        self.context_length, self.prediction_length, self.patch_size = context_length, prediction_length, patch_size
-        self.info = info or {}  # plain facts of its making; they go into config.json and the model card
-        patches, self.season = math.ceil(context_length / patch_size), season if 0 < season <= context_length else 0
+        self.context_length = context_length
+        self.prediction_length = prediction_length
+        self.patch_size = patch_size
+        self.info = info or {}
+        self.season = season if 0 < season <= context_length else 0
+
+        patches = math.ceil(context_length / patch_size)
         if self.season:
-            self.periods = nn.Parameter(torch.zeros(-(-prediction_length // season), -(-context_length // season)))
+            ahead = math.ceil(prediction_length / season)
+            earlier = math.ceil(context_length / season)
+            self.periods = nn.Parameter(torch.zeros(ahead, earlier))
         self.embed = nn.Linear(patch_size, d_model)
         self.position = nn.Parameter(torch.randn(patches, d_model) * 0.02)
-        self.blocks = nn.Sequential(*[Block(d_model, num_heads, dropout) for _ in range(num_layers)])
-        self.norm, self.head = nn.LayerNorm(d_model), nn.Linear(patches * d_model, prediction_length)
+        self.blocks = nn.Sequential(
+            *[Block(d_model, num_heads, dropout) for _ in range(num_layers)]
+        )
+        self.norm = nn.LayerNorm(d_model)
+        self.head = nn.Linear(patches * d_model, prediction_length)
 
     def forward(self, context):
         if context.ndim != 2 or context.shape[1] != self.context_length:
-            raise ValueError(f"context has shape {tuple(context.shape)}, expected (B, {self.context_length})")
+            raise ValueError(
+                f"context has shape {tuple(context.shape)}, expected (B, {self.context_length})"
+            )
         centre, deviation = instance_scale(context)
-        scaled, sizes = ((context - centre) / deviation).float(), (self.patch_size, self.season or 1)
-        x, past = (F.pad(scaled, (-self.context_length % n, 0), mode="replicate").unflatten(1, (-1, n)) for n in sizes)
-        x = self.norm(self.blocks(self.embed(x) + self.position))  # (B, N, D)
-        forecast = self.head(x.flatten(1)).float()  # (B, H)
-        if self.season:  # the same weights for each step of a period
-            forecast = forecast + (self.periods @ past).float().flatten(1)[:, : self.prediction_length]
-        return torch.where((context == centre).all(1, keepdim=True), centre, forecast * deviation + centre)  # constants
+        scaled = ((context - centre) / deviation).float()
+
+        tokens = self.embed(in_chunks(scaled, self.patch_size)) + self.position  # (B, N, D)
+        tokens = self.norm(self.blocks(tokens))
+        forecast = self.head(tokens.flatten(1)).float()  # (B, H)
+        if self.season:
+            forecast = forecast + self.seasonal_part(scaled)
+
+        is_constant = (context == centre).all(1, keepdim=True)
+        return torch.where(is_constant, centre, forecast * deviation + centre)
+
+    def seasonal_part(self, scaled):
+        """Weighted sums (B, H) of earlier periods; each of their steps has the same weights."""
+        earlier = in_chunks(scaled, self.season)  # (B, periods in L, season)
+        ahead = (self.periods @ earlier).float()  # (B, periods in H, season)
+        return ahead.flatten(1)[:, : self.prediction_length]
 
     @classmethod
     def from_pretrained(cls, source, revision=None):
-        """Student, in eval mode, of a `.pt`, a run's folder, an exported folder or a hub id. Raises UserError."""
-        return open_student(source, revision)[0]
+        """Student, in eval mode, of a `.pt`, a run's folder, an exported folder or a hub id.
+
+        Raises UserError.
+        """
+        return open_student(source, revision).student
 
     def generate_model_card(self, *_args, **_kwargs):
         """The card that huggingface_hub's save_pretrained and push_to_hub write."""
-        info, made = self.info, "Trained on truth alone, without a teacher."
-        if teacher := info.get("teacher"):
-            made = f"Distilled from `{teacher['teacher']}` ({teacher['commit'] or 'local'})"
-            made += f": {info['run_config']['alpha']} * MSE to its forecasts + the rest * MSE to truth."
-        licence = f"The teacher's licence binds its student: {teacher['licence']}." if teacher else ""
-        data = [f"{n:,} {part} series ({w:,} windows)" for part, (n, w) in sorted(info.get("counts", {}).items())[::-1]]
-        data += [f"sampling frequency {', '.join(freq or 'unknown' for freq in info.get('freqs', ['']))}"]
-        scores, table = ["Not evaluated yet: `python moirai_distill.py evaluate` does it."], info.get("evaluation")
-        if table:
-            scores = [f"| {table['windows']:,} test windows | MSE | MAE | MASE |", "|---|---|---|---|"]
-            for name, row in sorted(table["rows"].items(), key=lambda item: item[1]["mse"] or math.inf):
-                numbers = ["-" if row[key] is None else f"{row[key]:.4f}" for key in ("mse", "mae", "mase")]
-                scores.append(f"| {name} | {' | '.join(numbers)} |")
-        kind = "cc-by-nc-4.0" if "CC-BY-NC-4.0" in licence else "other"
-        size, length, horizon = sum(map(torch.numel, self.parameters())), self.context_length, self.prediction_length
-        head = f"---\nlibrary_name: pytorch\npipeline_tag: time-series-forecasting\nlicense: {kind}\n---\n"
-        what = f"A univariate patch Transformer of {size:,} parameters: {length} points in, {horizon} out, unscaled."
-        code = "    from moirai_distill import PatchStudent\n    forecast = PatchStudent.from_pretrained("
-        code += f'"FOLDER OR HUB ID")(context)  # (B, {length}) -> (B, {horizon})'
-        paragraphs = [head + "# A small forecaster made by moirai_distill.py", what, code, f"{made} {licence}"]
-        return ModelCard("\n\n".join([*paragraphs, "\n".join(scores), f"Data: {', '.join(data)}.\n"]))
+        return ModelCard(model_card(self))
+
+
+@dataclasses.dataclass
+class OpenedStudent:
+    """A student, and what its checkpoint says."""
+
+    student: PatchStudent  # in eval mode, on the CPU
+    content: dict  # of its checkpoint
+    weights_id: str  # short sha256 of its weights
 
 
 def open_student(source, revision=None):
-    """(student in eval mode, dict of its checkpoint and `weights`, a short sha256). Raises UserError without one."""
+    """OpenedStudent of what a user calls a checkpoint. Raises UserError."""
     try:
         content = read_student(source, revision)
-        config, weights = content["student_config"], content["model_state_dict"]
-        fits = config["d_model"] % config["num_heads"] == 0 and config["num_layers"] <= len(weights)
-        require(fits and all(w.isfinite().all() for w in weights.values()), "misfits or not finite", ValueError)
+        config = content["student_config"]
+        weights = content["model_state_dict"]
+        if config["d_model"] % config["num_heads"] or config["num_layers"] > len(weights):
+            raise ValueError("its sizes do not fit each other")
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("its weights are not finite")
         with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
             student = PatchStudent(**config, info=shareable(content))
         student.load_state_dict(weights, assign=True)
-        weights = b"".join(weight.numpy().tobytes() for weight in student.state_dict().values())
-        content["weights"] = hashlib.sha256(weights).hexdigest()[:16]
+        digest = hashlib.sha256()
+        for weight in student.state_dict().values():
+            digest.update(weight.numpy().tobytes())
+        return OpenedStudent(student.float().eval(), content, digest.hexdigest()[:16])
     except (UserError, ModuleNotFoundError):
         raise
     except Exception as error:  # damaged files, or another model's
-        raise UserError(f"{source}: not a student of this program, or damaged ({repr(error)[:199]})") from error
-    return student.float().eval(), content
+        raise UserError(
+            f"{source}: not a student of this program, or damaged ({repr(error)[:199]})"
+        ) from error
 
 
-# == 5  Teacher: a frozen MOIRAI, and the cache of its labels ==========================================================
+MODEL_CARD = """\
+---
+library_name: pytorch
+pipeline_tag: time-series-forecasting
+license: {licence_id}
+---
+# A small forecaster made by moirai_distill.py
 
-SAMPLED = 64  # training windows per sampling frequency on which the teacher is judged before it labels
-GENERATIONS = {  # package in uni2ts.model: prefix of its classes, and keys of its config.json; the longest that fits
-    "moirai": ("Moirai", {"max_seq_len", "attn_dropout_p", "dropout_p", "distr_output", "patch_sizes"}),  # 1.0 and 1.1
-    "moirai_moe": ("MoiraiMoE", {"max_seq_len", "attn_dropout_p", "dropout_p", "distr_output", "patch_sizes", "d_ff"}),
-    "moirai2": ("Moirai2", {"max_seq_len", "attn_dropout_p", "dropout_p", "patch_size", "quantile_levels", "d_ff"}),
-}
+A univariate patch Transformer of {parameters:,} parameters: {length} points in, {horizon} out, \
+unscaled.
 
-# What labels are asked for; but for the names, all of it goes into their key. patch: a size, "auto" or freq -> size.
-Request = dataclasses.make_dataclass("Request", ("teacher", "revision", "patch", "point", "samples"))
+    from moirai_distill import PatchStudent
+    student = PatchStudent.from_pretrained("FOLDER OR HUB ID")
+    forecast = student(context)  # (B, {length}) -> (B, {horizon})
 
+{making}
 
-class Teacher:
-    """A frozen MOIRAI (uni2ts's module) that forecasts one variate from exactly its last L points: 1.0 and 1.1 here,
-    MoE (sampled patch by patch) and 2.0 (quantiles) by `whole`, uni2ts's own forecast class."""
+{scores}
 
-    def __init__(self, module, device, precision, note, whole=None):
-        self.module = module.requires_grad_(False).eval().to(device)
-        for part in [part for part in module.modules() if hasattr(part, "attn_dropout_p")]:
-            part.attn_dropout_p = 0.0  # uni2ts passes this to the attention in eval mode, too
-        self.whole, self.device, self.precision, self.note = whole, torch.device(device), precision, note
-        self.most = 2**31  # windows a call
-        self.samples_itself = hasattr(module, "distr_output") and whole is not None  # MoE
-
-    def patch_sizes(self, context_length, horizon):
-        """The patch sizes with which context and horizon fit into the module's `max_seq_len` tokens."""
-        sizes = [16] if self.samples_itself else getattr(self.module, "patch_sizes", None) or [self.module.patch_size]
-        return [p for p in sizes if -(-context_length // p) - (-horizon // p) <= self.module.max_seq_len]
-
-    def parameters_of(self, context, horizon, patch):
-        """(distribution parameters, loc, scale) of the horizon for contexts (B, L): MoiraiModule.forward, unpadded."""
-        module, (batch, length), width = self.module, context.shape, max(self.module.patch_sizes)
-        past, future = -(-length // patch), -(-horizon // patch)
-        pad = (past * patch - length, 0)  # on the left, so that the horizon follows the last point
-        values, observed = (F.pad(x, pad).unflatten(1, (past, patch)) for x in (context, torch.ones_like(context)))
-        values, observed = F.pad(values, (0, width - patch)), F.pad(observed, (0, width - patch)).bool()
-        time_id = torch.arange(past + future, device=context.device).expand(batch, -1)
-        one = torch.ones_like(time_id)
-        loc, scale = module.scaler(values, observed, one[:, :past], 0 * one[:, :past])  # (B, N, 1), one per window
-        tokens = module.in_proj((values - loc) / scale, patch * one[:, :past])  # (B, N, D)
-        tokens = torch.cat([tokens, module.mask_encoding.weight.to(tokens.dtype).expand(batch, future, -1)], 1)
-        tokens = module.encoder(tokens, None, time_id=time_id, var_id=0 * one)
-        parameters = module.param_proj(tokens[:, past:], patch * one[:, past:])  # leaves (B, future, width, ...)
-        return tree_map(lambda leaf: leaf[:, :, :patch].float(), parameters), loc[:, :1], scale[:, :1]
-
-    def points_of(self, parameters, loc, scale, point, samples):
-        """Mean, or median of samples, (B, future, P), of the mixtures; nan where a parameter is not finite."""
-        output, shape = self.module.distr_output, (*loc.shape[:1], *tree_leaves(parameters)[0].shape[1:3])
-        finite = torch.stack([x.isfinite().reshape(*shape, -1).all(-1) for x in tree_leaves(parameters)]).all(0)
-        safe = tree_map(lambda x: torch.where(finite[..., None] if x.ndim > 3 else finite, x, 1.0), parameters)
-        if point == "mean":
-            return output.distribution(safe, loc, scale).mean.masked_fill(~finite, math.nan)
-        parts = safe.get("components", [safe])  # of a mixture, or of the one distribution
-        logits = safe["weights_logits"] if "components" in safe else torch.zeros_like(safe["loc"])[..., None]
-        drawn = torch.multinomial(logits.softmax(-1).flatten(0, 2), samples, True)  # (B * future * P, samples)
-        values = torch.empty(drawn.shape, device=drawn.device)
-        for number, (component, own) in enumerate(zip(getattr(output, "components", [output]), parts, strict=True)):
-            row, column = (drawn == number).nonzero(as_tuple=True)
-            own, *affine = tree_map(lambda x: x.expand(shape).flatten()[row], [own, loc, scale])  # noqa: B023
-            values[row, column] = component.distribution(own, *affine).sample()
-        return values.median(1).values.view(shape).masked_fill(~finite, math.nan)
-
-    def whole_forecast(self, context, horizon, samples):
-        """Median of samples (MoE), or the 0.5 quantile (2.0), (B, H), of contexts (B, L), by uni2ts's own forecast."""
-        settings = dict.fromkeys(("feat_dynamic_real_dim", "past_feat_dynamic_real_dim"), 0) | {"target_dim": 1}
-        settings |= {"context_length": context.shape[1], "prediction_length": horizon, "module": self.module}
-        settings |= {"patch_size": 16, "num_samples": samples} if self.samples_itself else {}
-        past, seen = context[..., None], torch.ones_like(context[..., None]).bool()
-        values = self.whole(**settings)(past_target=past, past_observed_target=seen, past_is_pad=~seen[..., 0])
-        if self.samples_itself:
-            return values.float().median(1).values
-        return values[:, list(self.module.quantile_levels).index(0.5)].float()
-
-    @torch.inference_mode()
-    def forecast(self, context, horizon, patch, point, samples):
-        """Point forecast (B, H) float32 on the CPU, in the units of the contexts (B, L); of a constant its constant.
-        Contexts reach MOIRAI in their own deviations, as its scaler adds 1e-5 to the variance: small values change."""
-        require(point != "mean" or not self.whole, "--teacher_point mean: only for a MOIRAI 1.0 or 1.1; use median")
-        context = context.double()
-        constant = context.amin(1, keepdim=True) == context.amax(1, keepdim=True)
-        mean = torch.where(constant, context[:, -1:], context.mean(1, keepdim=True))
-        deviation = torch.where(constant, 1.0, context.std(1, keepdim=True, unbiased=False))
-        scaled, asked = ((context - mean) / deviation).float(), (horizon, samples if self.whole else patch)
-        network = self.whole_forecast if self.whole else self.parameters_of
-        if self.samples_itself:  # each window is `samples` sequences
-            self.most = min(self.most, max(1, 2048 // samples))
-        while True:
-            try:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    parts = [network(x.to(self.device), *asked) for x in scaled.split(self.most)]
-                break
-            except torch.OutOfMemoryError:
-                if self.most == 1:
-                    raise
-            self.most = max(1, min(self.most, len(context)) // 2)
-            torch.cuda.empty_cache()
-            self.note(f"out of GPU memory: the teacher goes on with {self.most} windows a call")
-        values = tree_map(lambda *leaves: torch.cat(leaves), *parts)
-        values = values if self.whole else self.points_of(*values, point, samples).flatten(1)[:, :horizon]
-        assert values.shape == (len(context), horizon), values.shape
-        return torch.where(constant, mean, values.cpu() * deviation + mean).float()
+Data: {data}.
+"""
 
 
-def fingerprint(name, revision):
-    """sha256 of a teacher's config.json and model.safetensors where they are at hand without the network, else None."""
-    folder, digest = Path(name).expanduser(), hashlib.sha256()
-    for filename in ("config.json", "model.safetensors"):
-        path = folder / filename
-        with contextlib.suppress(errors.HFValidationError):  # not a hub id: the folder that is not there
-            path = path if folder.is_dir() else try_to_load_from_cache(name, filename, revision=revision)
-        if not isinstance(path, str | Path) or not Path(path).is_file():
-            return None
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def model_card(student):
+    """The text of a student's model card, of its sizes and its `info`."""
+    info = student.info
+    licence = (info.get("teacher") or {}).get("licence", "")
+    return MODEL_CARD.format(
+        licence_id="cc-by-nc-4.0" if "CC-BY-NC-4.0" in licence else "other",
+        parameters=sum(weight.numel() for weight in student.parameters()),
+        length=student.context_length,
+        horizon=student.prediction_length,
+        making=card_making(info),
+        scores=card_scores(info.get("evaluation")),
+        data=card_data(info),
+    )
 
 
-def load_teacher(name, revision, device, precision, note):
-    """Teacher of a hub id or a local folder, its weights loaded strictly. Raises UserError."""
-    config, weights = (model_file(name, revision, filename) for filename in ("config.json", "model.safetensors"))
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
-    keys = set(settings) if isinstance(settings, dict) else set()
-    fits = {kind: needs for kind, (_, needs) in GENERATIONS.items() if needs <= keys}
-    require(fits, f"{name}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base")
-    kind = max(fits, key=lambda kind: len(fits[kind]))
-    require(kind != "moirai_moe" or precision == "32", "--teacher_precision bf16: not for a MOIRAI-MoE; use 32")
-    if "_target_" in re.sub(r'"_target_": "uni2ts\.distribution\.(\w+\.)?\w+Output"', "", json.dumps(settings)):
-        raise UserError(f"{name}: config.json names a class outside uni2ts.distribution; refused")
-    try:
-        from safetensors.torch import load_file
-        from uni2ts.model.moirai.module import decode_distr_output
-
-        package = importlib.import_module(f"uni2ts.model.{kind}")
-    except ImportError as error:
-        raise UserError(f"uni2ts cannot be imported ({error}); pip install -r requirements.txt") from error
-    try:
-        if "distr_output" in settings:
-            settings["distr_output"] = decode_distr_output(settings["distr_output"])
-        module = getattr(package, f"{GENERATIONS[kind][0]}Module")(**settings)
-        module.load_state_dict(load_file(weights), strict=True)
-        require(0.5 in settings.get("quantile_levels", [0.5]), "quantile_levels without 0.5", ValueError)
-    except Exception as error:  # damaged weights, or a config that uni2ts, hydra or torch refuses in their own ways
-        what = f"is damaged or of another model ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        raise UserError(f"{name}: config.json or model.safetensors {what}") from error
-    whole = None if kind == "moirai" else getattr(package, f"{GENERATIONS[kind][0]}Forecast")
-    return Teacher(module, device, precision, note, whole)
+def card_making(info):
+    """How it was trained, by which teacher, under which licence."""
+    teacher = info.get("teacher")
+    if not teacher:
+        return "Trained on truth alone, without a teacher."
+    alpha = info["run_config"]["alpha"]
+    return (
+        f"Distilled from `{teacher['teacher']}` ({teacher['commit'] or 'local'}):"
+        f" {alpha} * MSE to its forecasts + the rest * MSE to truth."
+        f" The teacher's licence binds its student: {teacher['licence']}."
+    )
 
 
-class LabelFile:
-    """Labels of W windows, (W, H) float32 in the windows' units. labels.bin holds all blocks of `block` windows, then a
-    sha256 of each; until then blocks/NUMBER.bin hold one each. Two runs write the same bytes, so no lock is needed."""
+def card_scores(evaluation):
+    """The table of test errors, the best first."""
+    if not evaluation:
+        return "Not evaluated yet: `python moirai_distill.py evaluate` does it."
 
-    def __init__(self, folder, manifest):
-        self.folder, self.path, self.manifest = Path(folder), Path(folder, "labels.bin"), manifest
-        self.windows, self.horizon = manifest["key"]["windows"], manifest["key"]["horizon"]
-        self.block, self.array, self.damaged = manifest["block"], None, 0
-        self.count = math.ceil(self.windows / self.block)
+    def error(item):
+        return item[1]["mse"] or math.inf
 
-    def index(self, number):
-        """The windows of a block."""
-        return np.arange(number * self.block, min(self.windows, (number + 1) * self.block))
-
-    def read(self, number):
-        """Bytes of a block from its own file or from labels.bin, if they fit their sha256; else None."""
-        row, size = 4 * self.horizon, 4 * self.horizon * len(self.index(number))
-        joined = (self.path, row * self.block * number, row * self.windows + 32 * number)
-        for path, start, sha in ((self.folder / "blocks" / f"{number:08d}.bin", 0, size), joined):
-            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-                file.seek(start)
-                content = file.read(size)
-                file.seek(sha)
-                if len(content) == size and hashlib.sha256(content).digest() == file.read(32):
-                    return content
-        return None
-
-    def write(self, number, labels):
-        """Keep the labels (b, H) of a block."""
-        content = np.ascontiguousarray(labels, "<f4").tobytes()
-        with atomic(self.folder / "blocks" / f"{number:08d}.bin") as file:
-            file.write(content + hashlib.sha256(content).digest())
-
-    def missing(self):
-        """Numbers of the blocks that are yet to be made."""
-        return [number for number in range(self.count) if self.read(number) is None]
-
-    def join(self):
-        """Make labels.bin of the blocks, where there are any."""
-        if (self.folder / "blocks").is_dir():
-            with atomic(self.path) as file:
-                contents = map(self.read, range(self.count))
-                file.write(b"".join([hashlib.sha256(c).digest() for c in contents if file.write(c)]))
-            shutil.rmtree(self.folder / "blocks", ignore_errors=True)
-
-    def open(self):
-        """Map labels.bin into memory and count the windows with a non-finite label. Returns self."""
-        self.array = np.memmap(self.path, "<f4", "r", shape=(self.windows, self.horizon))
-        self.damaged = sum((~np.isfinite(self.array[i : i + 8192])).any(1).sum() for i in range(0, self.windows, 8192))
-        return self
-
-    def batch(self, index):
-        """(labels (B, H) float32, finite (B, 1) float32) of the windows `index`; 0 where a label is not finite."""
-        labels = torch.from_numpy(np.array(self.array[index]))
-        finite = labels.isfinite().all(1, keepdim=True)
-        return torch.where(finite, labels, 0.0), finite.float()
+    lines = [f"| {evaluation['windows']:,} test windows | MSE | MAE | MASE |", "|---|---|---|---|"]
+    for name, row in sorted(evaluation["rows"].items(), key=error):
+        cells = [name]
+        for metric in ("mse", "mae", "mase"):
+            cells.append("-" if row[metric] is None else f"{row[metric]:.4f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def key_folder(cache, key):
-    """Folder of the labels with this key."""
-    return Path(cache, hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32])
+def card_data(info):
+    """How much it was trained and tested on."""
+    facts = []
+    for part in ("train", "validation", "test"):
+        if part in info.get("counts", {}):
+            series, windows = info["counts"][part]
+            facts.append(f"{series:,} {part} series ({windows:,} windows)")
+    freqs = [freq or "unknown" for freq in info.get("freqs", [""])]
+    facts.append(f"sampling frequency {', '.join(freqs)}")
+    return ", ".join(facts)
 
 
-def read_manifest(folder):
-    """The manifest (dict) of a label folder, or None where there is none that can be used."""
-    try:
-        manifest = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
-        true = key_folder(folder.parent, manifest["key"]) == folder
-        return manifest if true and manifest["block"] > 0 and isinstance(manifest["patch_sizes"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+# == Loss and metrics ==============================================================================
 
 
-def label_windows(teacher, windows, index, patches, request, seed):
-    """Labels (b, H) float32 of the windows `index`, a function of the arguments: the generator is forked and seeded."""
-    context = windows.batch(index)[0]
-    sizes = torch.tensor([patches[windows.freqs[series]] for series in windows.series[index]])
-    labels = torch.empty(len(index), windows.horizon)
-    with torch.random.fork_rng(devices=[teacher.device] if teacher.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for patch in sizes.unique().tolist():
-            rows = sizes == patch
-            labels[rows] = teacher.forecast(context[rows], windows.horizon, patch, request.point, request.samples)
-    return labels.numpy()
+def distillation_loss(forecast, truth, observed, label, weight):
+    """Sums (4,) over the observed points of a batch; all are (B, H), but weight is (B, 1).
+
+    weight * squared error to the label + (1 - weight) * squared error to the truth; squared error
+    to the truth; squared error to the label, where there is one; how many points have a label.
+    `weight` is alpha, or 0 for a window that has no label.
+    """
+    to_truth = (forecast - truth) ** 2
+    to_label = (forecast - label) ** 2
+    blended = weight * to_label + (1 - weight) * to_truth
+    labelled = observed * (weight > 0)
+    return torch.stack(
+        [
+            (blended * observed).sum(),
+            (to_truth * observed).sum(),
+            (to_label * labelled).sum(),
+            labelled.sum(),
+        ]
+    )
 
 
-def judge(teacher, windows, request, baselines, say):
-    """(frequency -> patch size, seconds per window): the teacher's error on sampled windows, beside naive forecasts."""
-    sizes = teacher.patch_sizes(windows.length - windows.horizon, windows.horizon)
-    asked = request.patch if isinstance(request.patch, dict) else dict.fromkeys(windows.freqs, request.patch)
-    if not sizes or not {*asked.values()} <= {"auto", *sizes}:
-        raise UserError(f"--teacher_patch_size {request.patch}: with these lengths the teacher takes {sizes or 'none'}")
-    patches, seconds = {}, 0.0
-    for freq in sorted(set(windows.freqs)):
-        member = np.flatnonzero(np.array(windows.freqs, object)[windows.series] == freq)
-        index = member[np.linspace(0, len(member) - 1, min(SAMPLED, len(member))).astype(np.int64)]
-        context, target, observed = windows.batch(index)
-        forecasts, took = {n: f(context, windows.season(index), windows.horizon) for n, f in baselines.items()}, {}
-        for size in sizes if asked.get(freq, "auto") == "auto" else [asked[freq]]:
-            begin = time.perf_counter()
-            forecasts[size] = torch.from_numpy(label_windows(teacher, windows, index, {freq: size}, request, 0))
-            took[size] = (time.perf_counter() - begin) / len(index)
-        mse = {name: float(((f - target) ** 2 * observed).sum() / observed.sum()) for name, f in forecasts.items()}
-        patches[freq] = min(took, key=lambda size: mse[size] if math.isfinite(mse[size]) else math.inf)  # noqa: B023
-        seconds += took[patches[freq]] * len(member) / len(windows)
-        listing = ", ".join(f"{f'patch {n}' if n in took else n} {value:.4f}" for n, value in mse.items())
-        say("MSE on {} windows of step {}: {}", "{} 个步长为 {} 的窗口上的 MSE: {}", len(index), freq or "?", listing)
-        if not mse[patches[freq]] <= min(mse[name] for name in baselines):
-            say.note(f"WARNING: at step {freq or '?'} the teacher is worse than a naive forecast; labels may do harm")
-    return patches, seconds
-
-
-def find_labels(cache, key, request):
-    """A whole LabelFile for `key`, or None. Where the weights are not at hand, the teacher's name decides."""
-    weights, found = fingerprint(request.teacher, request.revision), []
-    for folder in [key_folder(cache, key | {"weights": weights})] if weights else sorted(cache.glob("*")):
-        manifest = read_manifest(folder)
-        if manifest and manifest["key"] | {"weights": None} == key | {"weights": None}:
-            same = PureWindowsPath(manifest["teacher"]).name == PureWindowsPath(request.teacher).name
-            same = same and request.revision in (None, manifest["revision"], manifest["commit"])
-            if (weights or same) and not LabelFile(folder, manifest).missing():
-                found.append(LabelFile(folder, manifest))
-    if len({file.manifest["key"]["weights"] for file in found}) > 1:
-        raise UserError(f"{cache} holds labels of several teachers named {request.teacher}; put its weights at hand")
-    return found[0] if found else None
-
-
-def begin_labels(folder, key, teacher, windows, judged, request, block, baselines, say, processes):
-    """Write the manifest of a new label file, unless one is begun. The teacher's patch size is chosen on `judged`."""
-    old = read_manifest(folder)
-    if old and set(windows.freqs) <= old["patch_sizes"].keys():
-        say.note(f"going on with the unfinished labels in {folder}")
-        return
-    shutil.rmtree(folder, ignore_errors=True)  # what a damaged manifest left
-    judged = judged if {*windows.freqs} <= {*judged.freqs} else windows
-    patches, seconds = judge(teacher, judged, request, baselines, say)
-    commit = model_file(request.teacher, request.revision, "config.json").parent
-    free = not request.teacher.lower().startswith("salesforce/")
-    manifest = {"key": key, "block": block, "patch_sizes": patches, "teacher": request.teacher}
-    manifest |= {"revision": request.revision, "commit": commit.name if commit.parent.name == "snapshots" else None}
-    manifest |= {"licence": f"see {request.teacher}" if free else "CC-BY-NC-4.0, for non-commercial use only"}
-    manifest |= {"device": str(teacher.device), "precision": teacher.precision, "torch": str(torch.__version__)}
-    with atomic(folder / "manifest.json", replace=False) as file:  # where two runs begin at once, the first decides
-        file.write(json.dumps(manifest | {"made": time.strftime("%F %T")}, indent=1, ensure_ascii=False).encode())
-    say("Patch size: {}", "教师 patch 大小: {}", ", ".join(f"{freq or '?'}: {n}" for freq, n in patches.items()))
-    text = "Labelling {:,} windows, {:.1f} MB, about {:.1f} min", "标注 {:,} 个窗口，{:.1f} MB，约 {:.1f} 分钟"
-    seconds *= len(windows) / min(processes, math.ceil(len(windows) / block))  # each process labels whole blocks
-    say(*text, len(windows), 4e-6 * len(windows) * windows.horizon, seconds / 60)
-
-
-def get_labels(windows, request, load, cache, block, baselines, fabric, say, stop, judged=None):
-    """LabelFile of `windows`: from the cache, or made by the Teacher that `load()` gives, shared by all processes.
-    `judged` are the training windows where `windows` are not. Raises Interrupted between two blocks, which stay."""
-    cache = Path(cache).expanduser()
-    key = {"data": windows.digest, "windows": len(windows), "horizon": windows.horizon, "format": FORMAT}
-    key |= {"context": windows.length - windows.horizon, "patch": request.patch, "point": request.point}
-    key["samples"] = request.samples if request.point == "median" else None
-    file = on_first(fabric, lambda: find_labels(cache, key, request))
-    if file:
-        say("Label cache hit, no teacher call: {}", "标签缓存命中，无需调用教师: {}", file.folder)
-    else:
-        require(not unwritable(cache), f"--label_cache: {unwritable(cache)}, and the labels are not in it")
-        loaded = []  # the first process may have to fetch the teacher for all
-        on_first(fabric, lambda: loaded.append(load()))
-        teacher = loaded[0] if loaded else load()
-        key["weights"] = fingerprint(request.teacher, request.revision)
-        folder, asked = key_folder(cache, key), (request, block, baselines, say, fabric.world_size)
-        on_first(fabric, lambda: begin_labels(folder, key, teacher, windows, judged or windows, *asked))
-        file = LabelFile(folder, read_manifest(folder))
-        missing, patches = on_first(fabric, file.missing), file.manifest["patch_sizes"]
-        total = sum(len(file.index(number)) for number in missing)
-        with stop.hold(), tqdm(total=total, desc="labelling", unit="window", disable=not say.on) as bar:
-            for first in range(0, len(missing), fabric.world_size):  # each process labels one block of them
-                blocks = missing[first : first + fabric.world_size]
-                for number in blocks[fabric.global_rank : fabric.global_rank + 1]:
-                    file.write(number, label_windows(teacher, windows, file.index(number), patches, request, number))
-                bar.update(sum(len(file.index(number)) for number in blocks))
-                if signum := int(fabric.all_reduce(torch.tensor(float(stop.signum)), reduce_op="max")):
-                    say.note(f"the labels made so far are kept in {file.folder}")
-                    raise Interrupted(signum)
-    on_first(fabric, file.join)
-    return file.open()
-
-
-# == 6  Loss and metrics: the blend, naive forecasts, one ruler for every forecaster ===================================
-
-
-def blend(forecast, truth, observed, label, weight):
-    """Sums (4,) over observed points: weight * squared error to label + (1 - weight) * that to truth; squared error to
-    truth; to label; points labelled. All are (B, H), but weight (B, 1): alpha, or 0 where a window has no label."""
-    labelled, to_truth, to_label = observed * (weight > 0), (forecast - truth) ** 2, (forecast - label) ** 2
-    blended = ((weight * to_label + (1 - weight) * to_truth) * observed).sum()
-    return torch.stack([blended, (to_truth * observed).sum(), (to_label * labelled).sum(), labelled.sum()])
+# -- Naive forecasts -------------------------------------------------------------------------------
 
 
 def last_value(context, _season, horizon):
@@ -1292,708 +2124,2301 @@ def last_value(context, _season, horizon):
 
 
 def seasonal_naive(context, season, horizon):
-    """Forecast (B, H): the last `season` (B,) points of each context (B, L), repeated; the last one if L is less."""
+    """Forecast (B, H): the last `season` (B,) points of each context (B, L), repeated.
+
+    The last point is, where L is less than a season.
+    """
     length = context.shape[1]
     period = torch.where(season <= length, season, 1)[:, None]
     return context.gather(1, length - period + torch.arange(horizon) % period)
 
 
-def seasonal_scale(context, season):
-    """MASE's unit (B, 1) float64: mean absolute seasonal difference in each context (B, L); 0 where there is none."""
-    context, earlier = context.double(), torch.arange(context.shape[1]) - season[:, None]  # (B, L) each
-    difference = (context - context.gather(1, earlier.clamp(min=0))).abs() * (earlier >= 0)
-    return difference.sum(1, keepdim=True) / (earlier >= 0).sum(1, keepdim=True).clamp(min=1)
-
-
-def reduced(fabric, values, operation="sum"):
-    """`values` reduced over all processes, on the CPU."""
-    return values if fabric.world_size == 1 else fabric.all_reduce(values, reduce_op=operation).cpu()
-
-
-def score(forecast, windows, batch_size, fabric, progress):
-    """Errors of `forecast(index, context (B, L)) -> (B, H)` over all windows and observed points, nan without any: mse,
-    mae in deviations of the train rows; mase, by seasonal-naive's MAE in the context, 0 left out. Sums are float64."""
-    steps, series = torch.zeros(5, windows.horizon).double(), torch.zeros(2, len(windows.seasons)).double()
-    mine, left_out = np.arange(fabric.global_rank, len(windows), fabric.world_size), torch.zeros(1).double()
-    for start in tqdm(range(0, len(mine), batch_size), "scoring", leave=False, disable=not progress):
-        index = mine[start : start + batch_size]
-        context, target, observed = windows.batch(index)
-        error = (forecast(index, context) - target).double().abs() * observed
-        scale = seasonal_scale(context, windows.season(index))
-        scaled, known = torch.where(scale > 0, error / scale, 0.0), observed * (scale > 0)
-        steps += torch.stack([part.sum(0) for part in (error**2, error, scaled, observed, known)])
-        sums = torch.stack([(error**2).sum(1), observed.double().sum(1)])
-        series.index_add_(1, torch.from_numpy(windows.series[index]), sums)
-        left_out += (scale == 0).sum()
-    steps, series, left_out = (reduced(fabric, part) for part in (steps, series, left_out))
-    squared, absolute, scaled, count, known = steps.sum(1).tolist()
-    result = {"mse": squared / count, "mae": absolute / count, "mase": scaled / known if known else math.nan}
-    result |= {"mase_left_out": int(left_out), "mse_by_step": (steps[0] / steps[3]).tolist()}
-    return result | {"mae_by_step": (steps[1] / steps[3]).tolist(), "mse_by_series": (series[0] / series[1]).tolist()}
-
-
-# == 7  Training: the loop =============================================================================================
-
-EVAL_BATCH = 512
-MAX_FAILED = 10  # steps in a row with a non-finite loss or gradient that end the run
-RUN_FILES = ("last.pt", "best_model_epoch_*.pt", "metrics.jsonl", "*.png", "tensorboard", "evaluation.json")
-RUN_FILES += ("student.onnx", "hub", "trials")
-
-
-def stream(*facts):
-    """A number, a function of `facts`, to seed by: no random state is kept, and a run goes on as if never stopped."""
-    return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:7])
-
-
-def forecaster(model, fabric):
-    """`forecast(index, context)` of a student, for `score`."""
-    return torch.inference_mode()(lambda _index, context: model.eval()(fabric.to_device(context)).cpu())
-
-
-def augmented(batch, seed):
-    """Windows (context (B, L), and as for `blend`) plus a random share of others, half mirrored; labels move along."""
-    drawn, rows = torch.Generator().manual_seed(seed), len(batch[0])
-    order, share = torch.randperm(rows, generator=drawn), torch.rand(rows, 1, generator=drawn)
-    factor = (1 - 2 * torch.randint(2, (rows, 1), generator=drawn)) / (1 + share**2).sqrt()  # no larger than the parts
-    context, truth, label = (factor * (part + share * part[order]) for part in (batch[0], batch[1], batch[3]))
-    return context, truth, batch[2] * batch[2][order], label, torch.minimum(batch[4], batch[4][order])
-
-
-def train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, stop, progress):
-    """The steps of one epoch from loop["step"] on; adds to loop["sums"]. Returns early when a signal came. Each process
-    takes its share of every batch. `average` becomes the weights' mean over about the last ninth of all steps."""
-    rank, world, epoch = fabric.global_rank, fabric.world_size, loop["epoch"]
-    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(stream(run["seed"], epoch))).numpy()
-    steps = math.ceil(len(windows) / run["batch_size"])
-    bar = tqdm(total=steps, initial=loop["step"], desc=f"epoch {epoch + 1}", leave=False, disable=not progress)
-    model.train()
-    while loop["step"] < steps and not loop["stopping"]:
-        index = order[loop["step"] * run["batch_size"] :][: run["batch_size"]]
-        label, finite = labels.batch(index) if labels else torch.zeros(2, len(index), 1)  # of weight 0
-        batch = (*windows.batch(index), label, run["alpha"] * finite)
-        batch = augmented(batch, stream(run["seed"], epoch, loop["step"])) if run["augment"] == "on" else batch
-        points = float(batch[2].sum()) or 1.0  # over all processes
-        own = slice(rank, None, world) if len(index) > rank else slice(1)  # one without a window joins the step
-        batch = [fabric.to_device(part[own]) for part in batch]
-        batch[2] = batch[2] * (len(index) > rank)
-        torch.manual_seed(stream(run["seed"], epoch, loop["step"], rank))  # dropout
-        sums = blend(model(batch[0]), *batch[1:])
-        optimizer.zero_grad()
-        fabric.backward(sums[0] * (world / points))  # gradients are averaged over the processes
-        norm = fabric.clip_gradients(model, optimizer, max_norm=run["max_grad_norm"], error_if_nonfinite=False)
-        seen = torch.cat([sums.detach(), norm[None]]).cpu().double()  # the only sync point of a step
-        failed = bool(reduced(fabric, (~seen.isfinite()).any().double(), "max"))
-        loop["stopping"] = int(reduced(fabric, torch.tensor(float(stop.signum)), "max"))
-        loop["step"] += 1
-        loop["failed"], loop["skipped"] = (loop["failed"] + 1) * failed, loop["skipped"] + failed
-        if not failed:
-            optimizer.step()
-            for mean, weight in zip(average.parameters(), model.parameters(), strict=True):
-                mean.lerp_(weight.detach(), 9 / (10 + epoch * steps + loop["step"]))
-            loop["sums"] = [*map(sum, zip(loop["sums"], (*reduced(fabric, seen[:4]).tolist(), points), strict=True))]
-        if loop["failed"] >= MAX_FAILED:
-            what = f"{MAX_FAILED} steps in a row with a non-finite loss or gradient in epoch {epoch + 1}"
-            raise UserError(f"{what}; try a lower --learning_rate; the best checkpoint so far is kept")
-        bar.update()
-    bar.close()
-
-
-def end_epoch(loop, validation, rate, seconds, epochs, say):
-    """Close an epoch: print its metrics, add them to the history, and whether it is the best so far to the state."""
-    blended, truth, label, labelled, points = loop["sums"]
-    line = {"epoch": loop["epoch"] + 1, "train_loss": blended / (points or math.nan)}
-    line |= {"train_mse": truth / (points or math.nan), "train_distill": label / labelled if labelled else None}
-    line |= {f"validation_{name}": validation[name] for name in ("mse", "mae", "mase")}
-    loop["history"].append(line | {"learning_rate": rate, "skipped_steps": loop["skipped"]})
-    distill = "-" if line["train_distill"] is None else f"{line['train_distill']:.4f}"
-    english = "Training loss: {:.4f} (MSE: {:.4f}, Distill: {})\nValidation loss: {:.4f}"
-    chinese = "训练损失: {:.4f} (MSE: {:.4f}, Distill: {})\n验证损失: {:.4f}"
-    say(english, chinese, line["train_loss"], line["train_mse"], distill, validation["mse"])
-    text = "Learning rate: {:.1e}, {:.0f} s, {:.1f} min to go", "学习率: {:.1e}，{:.0f} 秒，剩 {:.1f} 分钟"
-    say(*text, rate, seconds, seconds * (epochs - line["epoch"]) / 60)
-    if loop["skipped"]:
-        say.note(f"{loop['skipped']} steps with a non-finite loss or gradient were skipped")
-    loop.update(epoch=line["epoch"], step=0, sums=[0.0] * 5, skipped=0, since_best=loop["since_best"] + 1)
-    if validation["mse"] < loop["best_loss"]:
-        name = f"best_model_epoch_{line['epoch']}.pt"
-        loop.update(best_epoch=line["epoch"], best_loss=validation["mse"], best_file=name, since_best=0)
-
-
-def fit(fabric, student, train, validation, labels, run, content, facts, folder, stop, say):
-    """Train `student` in place; leave the best checkpoint (by validation MSE against truth), last.pt and metrics in
-    `folder`. Returns the loop's state. `content`: the last.pt to go on from or None; `facts`: for every checkpoint."""
-    from torch.utils.tensorboard import SummaryWriter  # not at the top: only training needs it
-
-    settings = {"lr": run["learning_rate"], "weight_decay": run["weight_decay"]}
-    optimizer = torch.optim.AdamW(student.parameters(), **settings, fused=fabric.device.type in ("cpu", "cuda"))
-    model, wrapped = fabric.setup(student, optimizer)
-    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
-    loop = {"epoch": 0, "step": 0, "sums": [0.0] * 5, "failed": 0, "skipped": 0, "history": []}
-    loop |= {"best_epoch": 0, "best_loss": math.inf, "best_file": "", "since_best": 0, "stopping": 0}
-    average = copy.deepcopy(student).requires_grad_(False)  # this is what forecasts
-    parts = {"model_state_dict": average, "training_state_dict": student}
-    parts |= {"optimizer_state_dict": optimizer, "scheduler_state_dict": scheduler}
-    if content:
-        loop = content["loop"] | {"stopping": 0}
-        for name, part in parts.items():
-            part.load_state_dict(content[name])
-
-    def save(best):
-        line = loop["history"][-1] if loop["history"] else {}
-        metrics = {f"{p}_metrics": {k: v for k, v in line.items() if k.startswith(p)} for p in ("train", "validation")}
-        made = facts | {name: part.state_dict() for name, part in parts.items()} | metrics
-        for name in [loop["best_file"]] * best + ["last.pt"]:
-            with atomic(folder / name) as file:
-                torch.save(made | {"epoch": loop["epoch"], "loop": loop}, file)
-        if best:
-            say("Saved best model: {}", "保存最佳模型: {}", f"{run['save_dir']}/{loop['best_file']}")
-        if line:  # a line per epoch, and the same numbers as TensorBoard events, both from the whole history
-            with atomic(folder / "metrics.jsonl") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in loop["history"]).encode())
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-            with SummaryWriter(folder / "tensorboard") as writer:
-                for row, name in [(row, name) for row in loop["history"] for name in line if row[name] is not None]:
-                    writer.add_scalar(name, row[name], row["epoch"])
-        for path in folder.glob("best_model_epoch_*.pt"):
-            path.unlink() if path.name != loop["best_file"] else None
-
-    with stop.hold():
-        on_first(fabric, lambda: save(best=False))
-        while loop["epoch"] < run["num_epochs"] and not 0 < run["patience"] <= loop["since_best"]:
-            begin = time.perf_counter()
-            say("\nEpoch {}/{}", "\nEpoch {}/{}", loop["epoch"] + 1, run["num_epochs"])
-            train_epoch(fabric, model, average, wrapped, train, labels, run, loop, stop, say.on)
-            if not loop["stopping"]:
-                result = score(forecaster(average, fabric), validation, EVAL_BATCH, fabric, say.on)
-                rate, seconds = optimizer.param_groups[0]["lr"], time.perf_counter() - begin
-                end_epoch(loop, result, rate, seconds, run["num_epochs"], say)
-                scheduler.step(result["mse"])
-            on_first(fabric, lambda: save(best=not loop["stopping"] and loop["since_best"] == 0))
-            if signum := int(reduced(fabric, torch.tensor(float(stop.signum)), "max")):
-                say.note(f"saved {folder / 'last.pt'}; the same command with --resume goes on from here")
-                raise Interrupted(signum)
-    return loop
-
-
-# == 8  Commands: the only functions that see `args` ===================================================================
-
-MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}  # on --resume
-KEPT_FROM, SOURCE = 2**24, Path(__file__).read_bytes()  # bytes of CSVs that are worth a parsed copy; what parsed them
-ALPHAS, TRIAL_EPOCHS = (0.0, 0.25, 0.5, 0.75, 1.0), 3  # of --alpha auto
 BASELINES = {"seasonal-naive": seasonal_naive, "last value": last_value}
 
 
+# -- One ruler for every forecaster ----------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Scores:
+    """Errors of a forecaster over all windows and observed points; nan where there is none.
+
+    mse and mae are in deviations of each series' train rows, mase in the MAE that seasonal-naive
+    has inside each context.
+    """
+
+    mse: float
+    mae: float
+    mase: float
+    mase_left_out: int  # windows whose unit of MASE is 0
+    mse_by_step: list  # (H,)
+    mae_by_step: list  # (H,)
+    mse_by_series: list
+
+
+def score(forecast, windows, batch_size, job):
+    """Scores of `forecast(index, context (B, L)) -> (B, H)` over all windows.
+
+    Sums are float64, so that the result does not depend on batch size or number of processes.
+    """
+    by_step = torch.zeros(5, windows.horizon).double()
+    by_series = torch.zeros(2, len(windows.seasons)).double()
+    left_out = torch.zeros(1).double()
+    own = np.arange(job.rank, len(windows), job.world_size)
+    bar = job.voice.bar("scoring", total=len(own), unit="window")
+    for first in range(0, len(own), batch_size):
+        index = own[first : first + batch_size]
+        context, truth, observed = windows.batch(index)
+        error = (forecast(index, context) - truth).double().abs() * observed
+        unit = seasonal_scale(context, windows.season(index))
+        has_unit = unit > 0
+        scaled = torch.where(has_unit, error / unit, 0.0)
+        counted = (error**2, error, scaled, observed, observed * has_unit)
+        by_step += torch.stack([values.sum(0) for values in counted])
+        sums = torch.stack([(error**2).sum(1), observed.double().sum(1)])
+        by_series.index_add_(1, torch.from_numpy(windows.series[index]), sums)
+        left_out += (~has_unit).sum()
+        bar.update(len(index))
+    bar.close()
+
+    by_step = job.sum(by_step)
+    by_series = job.sum(by_series)
+    squared, absolute, scaled, points, points_with_unit = by_step.sum(1).tolist()
+    return Scores(
+        mse=squared / points,
+        mae=absolute / points,
+        mase=scaled / points_with_unit if points_with_unit else math.nan,
+        mase_left_out=int(job.sum(left_out)),
+        mse_by_step=(by_step[0] / by_step[3]).tolist(),
+        mae_by_step=(by_step[1] / by_step[3]).tolist(),
+        mse_by_series=(by_series[0] / by_series[1]).tolist(),
+    )
+
+
+def seasonal_scale(context, season):
+    """MASE's unit (B, 1) float64: mean absolute seasonal difference inside each context (B, L).
+
+    It is 0 where there is none.
+    """
+    context = context.double()
+    earlier = torch.arange(context.shape[1]) - season[:, None]  # (B, L)
+    is_inside = earlier >= 0
+    difference = (context - context.gather(1, earlier.clamp(min=0))).abs() * is_inside
+    return difference.sum(1, keepdim=True) / is_inside.sum(1, keepdim=True).clamp(min=1)
+
+
+# == Teacher =======================================================================================
+
+
+@dataclasses.dataclass
+class TeacherRequest:
+    """The flags of the teacher group, as they were typed."""
+
+    teacher_model: str
+    teacher_revision: str | None
+    teacher_patch_size: int | str | dict  # a size, "auto", or frequency -> size where it is known
+    teacher_point: str  # "median" of samples, or exact "mean"
+    num_samples: int
+    teacher_batch_size: int  # windows of a block of labels
+    teacher_precision: str  # "32" or "bf16"
+    label_cache: str
+
+
+@dataclasses.dataclass
+class Generation:
+    """A kind of MOIRAI."""
+
+    package: str  # of uni2ts.model
+    prefix: str  # of the names of its classes
+    config_keys: set  # by which its config.json is told from those of others
+
+
+# Of several that fit a config.json, it is the one with the most keys.
+GENERATIONS = (
+    Generation(  # 1.0 and 1.1
+        "moirai",
+        "Moirai",
+        {"max_seq_len", "attn_dropout_p", "dropout_p", "distr_output", "patch_sizes"},
+    ),
+    Generation(
+        "moirai_moe",
+        "MoiraiMoE",
+        {"max_seq_len", "attn_dropout_p", "dropout_p", "distr_output", "patch_sizes", "d_ff"},
+    ),
+    Generation(
+        "moirai2",
+        "Moirai2",
+        {"max_seq_len", "attn_dropout_p", "dropout_p", "patch_size", "quantile_levels", "d_ff"},
+    ),
+)
+
+
+class Teacher:
+    """A frozen MOIRAI (uni2ts's module) that forecasts one variate from exactly its last L points.
+
+    MOIRAI 1.0 and 1.1 are run here, as uni2ts's own forecast samples at every position of context
+    and padding, too. MoE and 2.0 are run by `forecast_class`, uni2ts's own.
+    """
+
+    def __init__(self, module, device, precision, note, forecast_class=None):
+        self.module = module.requires_grad_(False).eval().to(device)
+        for part in module.modules():
+            if hasattr(part, "attn_dropout_p"):
+                part.attn_dropout_p = 0.0  # uni2ts drops attention out in eval mode, too
+        self.device = torch.device(device)
+        self.precision = precision
+        self.note = note  # tells the user a sentence
+        self.forecast_class = forecast_class
+        self.is_moe = hasattr(module, "distr_output") and forecast_class is not None
+        self.most_windows = 2**31  # in one call; less where they do not fit into memory
+
+    def patch_sizes(self, context_length, horizon):
+        """The patch sizes with which both lengths fit into the module's `max_seq_len` tokens.
+
+        uni2ts goes on without a word where they do not.
+        """
+        if self.is_moe:
+            sizes = [16]  # the only one that its forecast knows
+        else:
+            sizes = getattr(self.module, "patch_sizes", None) or [self.module.patch_size]
+        fitting = []
+        for size in sizes:
+            tokens = math.ceil(context_length / size) + math.ceil(horizon / size)
+            if tokens <= self.module.max_seq_len:
+                fitting.append(size)
+        return fitting
+
+    @torch.inference_mode()
+    def forecast(self, context, horizon, patch_size, point, samples):
+        """Point forecast (B, H) float32, on the CPU, in the units of the contexts (B, L).
+
+        Contexts reach MOIRAI in their own deviations, as its scaler adds 1e-5 to the variance,
+        which changes small values. The forecast of a constant is that constant.
+        """
+        if point == "mean" and self.forecast_class:
+            raise UserError("--teacher_point mean: only for a MOIRAI 1.0 or 1.1; use median")
+        context = context.double()
+        is_constant = context.amin(1, keepdim=True) == context.amax(1, keepdim=True)
+        mean = context.mean(1, keepdim=True)
+        mean = torch.where(is_constant, context[:, -1:], mean)
+        deviation = context.std(1, keepdim=True, unbiased=False)
+        deviation = torch.where(is_constant, 1.0, deviation)
+        scaled = ((context - mean) / deviation).float()
+
+        if self.forecast_class:
+            if self.is_moe:  # each window is `samples` sequences
+                self.most_windows = min(self.most_windows, max(1, MOE_SEQUENCES // samples))
+            values = self.in_calls(self.forecast_whole, scaled, horizon, samples)
+        else:
+            distribution = self.in_calls(self.predict_distribution, scaled, horizon, patch_size)
+            points = self.points_of(*distribution, point, samples)  # (B, patches of horizon, P)
+            values = points.flatten(1)[:, :horizon]
+        assert values.shape == (len(context), horizon), values.shape
+        return torch.where(is_constant, mean, values.cpu() * deviation + mean).float()
+
+    def in_calls(self, network, scaled, *settings):
+        """What `network` gives for contexts (B, L), in as many calls as GPU memory asks for."""
+        while True:
+            try:
+                with torch.autocast(
+                    self.device.type, torch.bfloat16, enabled=self.precision == "bf16"
+                ):
+                    results = [
+                        network(part.to(self.device), *settings)
+                        for part in scaled.split(self.most_windows)
+                    ]
+                return tree_map(lambda *leaves: torch.cat(leaves), *results)
+            except torch.OutOfMemoryError:
+                if self.most_windows == 1:
+                    raise
+            self.most_windows = max(1, min(self.most_windows, len(scaled)) // 2)
+            torch.cuda.empty_cache()
+            self.note(
+                f"out of GPU memory: the teacher goes on with {self.most_windows} windows a call"
+            )
+
+    def predict_distribution(self, context, horizon, patch_size):
+        """(distribution parameters, location, scale) of the horizon, for contexts (B, L).
+
+        It is MoiraiModule.forward without its padding. The leaves of the parameters are
+        (B, patches of the horizon, P, ...), location and scale (B, 1, 1).
+        """
+        module = self.module
+        batch, length = context.shape
+        past = math.ceil(length / patch_size)
+        future = math.ceil(horizon / patch_size)
+        missing = past * patch_size - length
+        filler = max(module.patch_sizes) - patch_size  # a token is as wide as the widest patch
+
+        def in_tokens(values):
+            # Padded on the left, so that the horizon follows the last point.
+            values = F.pad(values, (missing, 0)).unflatten(1, (past, patch_size))
+            return F.pad(values, (0, filler))  # (B, past, widest patch)
+
+        values = in_tokens(context)
+        observed = in_tokens(torch.ones_like(context)).bool()
+        time_id = torch.arange(past + future, device=context.device).expand(batch, -1)
+        ones = torch.ones_like(time_id)  # (B, past + future): one sample, one variate
+        zeros = torch.zeros_like(time_id)
+        sizes = patch_size * ones
+
+        loc, scale = module.scaler(values, observed, ones[:, :past], zeros[:, :past])
+        tokens = module.in_proj((values - loc) / scale, sizes[:, :past])  # (B, past, D)
+        mask = module.mask_encoding.weight.to(tokens.dtype).expand(batch, future, -1)
+        tokens = torch.cat([tokens, mask], 1)
+        tokens = module.encoder(tokens, None, time_id=time_id, var_id=zeros)
+        parameters = module.param_proj(tokens[:, past:], sizes[:, past:])
+        parameters = tree_map(lambda leaf: leaf[:, :, :patch_size].float(), parameters)
+        return parameters, loc[:, :1], scale[:, :1]  # equal for all tokens of a window
+
+    def points_of(self, parameters, loc, scale, point, samples):
+        """Mean, or median of samples, (B, patches of the horizon, P) of distributions.
+
+        nan where a parameter is not finite.
+        """
+        leaves = tree_leaves(parameters)
+        shape = (len(loc), *leaves[0].shape[1:3])
+        finite = [leaf.isfinite().reshape(*shape, -1).all(-1) for leaf in leaves]
+        is_finite = torch.stack(finite).all(0)
+
+        def harmless(leaf):
+            mask = is_finite[..., None] if leaf.ndim > 3 else is_finite
+            return torch.where(mask, leaf, 1.0)
+
+        parameters = tree_map(harmless, parameters)
+        if point == "mean":
+            output = self.module.distr_output
+            points = output.distribution(parameters, loc, scale).mean
+        else:
+            values = self.draw(parameters, loc, scale, shape, samples)
+            points = values.median(1).values.view(shape)
+        return points.masked_fill(~is_finite, math.nan)
+
+    def draw(self, parameters, loc, scale, shape, samples):
+        """Samples (positions, samples) of a mixture, or of one distribution.
+
+        A component is asked for as many values as are drawn of it; uni2ts draws all of each.
+        """
+        output = self.module.distr_output
+        if "components" in parameters:
+            logits = parameters["weights_logits"]
+            components = list(zip(output.components, parameters["components"], strict=True))
+        else:
+            logits = torch.zeros_like(parameters["loc"])[..., None]
+            components = [(output, parameters)]
+        drawn = torch.multinomial(logits.softmax(-1).flatten(0, 2), samples, True)
+        values = torch.empty(drawn.shape, device=drawn.device)
+        for number, (component, own) in enumerate(components):
+            row, column = (drawn == number).nonzero(as_tuple=True)
+
+            def at_rows(leaf, row=row):
+                return leaf.expand(shape).flatten()[row]
+
+            own = tree_map(at_rows, own)
+            distribution = component.distribution(own, at_rows(loc), at_rows(scale))
+            values[row, column] = distribution.sample()
+        return values
+
+    def forecast_whole(self, context, horizon, samples):
+        """Median of samples (MoE), or the 0.5 quantile (2.0), (B, H), by uni2ts's own forecast."""
+        settings = {
+            "module": self.module,
+            "context_length": context.shape[1],
+            "prediction_length": horizon,
+            "target_dim": 1,
+            "feat_dynamic_real_dim": 0,
+            "past_feat_dynamic_real_dim": 0,
+        }
+        if self.is_moe:
+            settings["patch_size"] = 16
+            settings["num_samples"] = samples
+        past = context[..., None]  # (B, L, 1)
+        is_seen = torch.ones_like(past).bool()
+        values = self.forecast_class(**settings)(
+            past_target=past, past_observed_target=is_seen, past_is_pad=~is_seen[..., 0]
+        )
+        if self.is_moe:
+            return values.float().median(1).values
+        middle = list(self.module.quantile_levels).index(0.5)
+        return values[:, middle].float()
+
+
+def fingerprint(name, revision):
+    """sha256 of a teacher's two files where they are at hand without the network, else None."""
+    folder = Path(name).expanduser()
+    digest = hashlib.sha256()
+    for filename in ("config.json", "model.safetensors"):
+        path = folder / filename
+        if not folder.is_dir():
+            try:
+                path = try_to_load_from_cache(name, filename, revision=revision)
+            except errors.HFValidationError:  # no hub id: a folder that is not there
+                return None
+        if not isinstance(path, str | Path) or not Path(path).is_file():
+            return None
+        digest.update(file_sha256(path).digest())
+    return digest.hexdigest()
+
+
+def load_teacher(request, device, note):
+    """Teacher of a hub id or a local folder, its weights loaded strictly. Raises UserError."""
+    name = request.teacher_model
+    config_file = model_file(name, request.teacher_revision, "config.json")
+    weights_file = model_file(name, request.teacher_revision, "model.safetensors")
+    try:
+        settings = json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
+    generation = find_generation(name, settings)
+    precision = request.teacher_precision if device.type == "cuda" else "32"
+    if generation.package == "moirai_moe" and precision != "32":
+        raise UserError("--teacher_precision bf16: not for a MOIRAI-MoE; use 32")
+    refuse_foreign_classes(name, settings)
+
+    try:
+        from safetensors.torch import load_file
+        from uni2ts.model.moirai.module import decode_distr_output
+
+        package = importlib.import_module(f"uni2ts.model.{generation.package}")
+    except ImportError as error:
+        raise UserError(
+            f"uni2ts cannot be imported ({error}); pip install -r requirements.txt"
+        ) from error
+    try:
+        if "distr_output" in settings:
+            settings["distr_output"] = decode_distr_output(settings["distr_output"])
+        module = getattr(package, f"{generation.prefix}Module")(**settings)
+        module.load_state_dict(load_file(weights_file), strict=True)
+        if 0.5 not in settings.get("quantile_levels", [0.5]):
+            raise ValueError("quantile_levels without 0.5")
+    except Exception as error:  # damaged weights, or a config that uni2ts, hydra or torch refuses
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{name}: config.json or model.safetensors is damaged or of another model"
+            f" ({type(error).__name__}: {reason})"
+        ) from error
+
+    forecast_class = None
+    if generation.package != "moirai":
+        forecast_class = getattr(package, f"{generation.prefix}Forecast")
+    return Teacher(module, device, precision, note, forecast_class)
+
+
+def find_generation(name, settings):
+    """Generation of a config.json. Raises UserError where it is another kind of model."""
+    keys = set(settings) if isinstance(settings, dict) else set()
+    fitting = [generation for generation in GENERATIONS if generation.config_keys <= keys]
+    if not fitting:
+        raise UserError(
+            f"{name}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base"
+        )
+    return max(fitting, key=lambda generation: len(generation.config_keys))
+
+
+def refuse_foreign_classes(name, settings):
+    """Raise UserError where a config.json asks for a class outside uni2ts's distributions."""
+    allowed = r'"_target_": "uni2ts\.distribution\.(\w+\.)?\w+Output"'
+    if "_target_" in re.sub(allowed, "", json.dumps(settings)):
+        raise UserError(f"{name}: config.json names a class outside uni2ts.distribution; refused")
+
+
+# == Labels ========================================================================================
+#
+# A label is the teacher's forecast of a window. A label file is a folder in the cache, named by a
+# hash of all that its labels depend on; it holds manifest.json (what, by whom, how) and labels.bin.
+
+
+@dataclasses.dataclass
+class LabelTask:
+    """Which labels are asked for, and what it takes to make them."""
+
+    windows: Windows  # to be labelled
+    judged_on: Windows  # training windows that choose the teacher's patch size
+    request: TeacherRequest
+    load: object  # () -> Teacher, called only where labels have to be made
+    baselines: dict  # name -> naive forecast, which stand beside the teacher
+
+
+class LabelFile:
+    """Labels of W windows, (W, H) float32 in the windows' units.
+
+    labels.bin holds all blocks of `block` windows, then a sha256 of each; until it is made, each
+    block lies in a file blocks/NUMBER.bin, followed by its sha256. Two runs write the same bytes
+    into a block, so no lock is needed.
+    """
+
+    def __init__(self, folder, manifest):
+        self.folder = Path(folder)
+        self.path = self.folder / "labels.bin"
+        self.manifest = manifest
+        self.windows = manifest["key"]["windows"]
+        self.horizon = manifest["key"]["horizon"]
+        self.block = manifest["block"]  # windows in a block
+        self.count = math.ceil(self.windows / self.block)  # of blocks
+        self.array = None  # (W, H), once the file is opened
+        self.damaged = 0  # windows with a label that is not finite
+
+    def index(self, number):
+        """The windows of a block."""
+        first = number * self.block
+        return np.arange(first, min(self.windows, first + self.block))
+
+    def block_path(self, number):
+        """Where a block lies before labels.bin is made."""
+        return self.folder / "blocks" / f"{number:08d}.bin"
+
+    def read(self, number):
+        """Bytes of a block, from its own file or from labels.bin, if they fit their sha256.
+
+        None where there are none.
+        """
+        row = 4 * self.horizon  # bytes
+        size = row * len(self.index(number))
+        places = (  # (file, where the block is, where its sha256 is)
+            (self.block_path(number), 0, size),
+            (self.path, row * self.block * number, row * self.windows + 32 * number),
+        )
+        for path, block_at, sha256_at in places:
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+                file.seek(block_at)
+                content = file.read(size)
+                file.seek(sha256_at)
+                sha256 = file.read(32)
+                if len(content) == size and hashlib.sha256(content).digest() == sha256:
+                    return content
+        return None
+
+    def write(self, number, labels):
+        """Keep the labels (b, H) of a block."""
+        content = np.ascontiguousarray(labels, "<f4").tobytes()
+        with atomic(self.block_path(number)) as file:
+            file.write(content)
+            file.write(hashlib.sha256(content).digest())
+
+    def missing(self):
+        """Numbers of the blocks that are yet to be made."""
+        return [number for number in range(self.count) if self.read(number) is None]
+
+    def join(self):
+        """Make labels.bin of the blocks, where there are any."""
+        blocks = self.folder / "blocks"
+        if not blocks.is_dir():
+            return
+        checksums = []
+        with atomic(self.path) as file:
+            for number in range(self.count):
+                content = self.read(number)
+                file.write(content)
+                checksums.append(hashlib.sha256(content).digest())
+            file.write(b"".join(checksums))
+        shutil.rmtree(blocks, ignore_errors=True)
+
+    def open(self):
+        """Map labels.bin into memory and count the damaged windows. Returns self."""
+        self.array = np.memmap(self.path, "<f4", "r", shape=(self.windows, self.horizon))
+        self.damaged = 0
+        for first in range(0, self.windows, 8192):
+            is_finite = np.isfinite(self.array[first : first + 8192]).all(axis=1)
+            self.damaged += int((~is_finite).sum())
+        return self
+
+    def batch(self, index):
+        """(labels (B, H) float32, finite (B, 1) float32) of windows; 0 where one is not finite."""
+        labels = torch.from_numpy(np.array(self.array[index]))
+        is_finite = labels.isfinite().all(1, keepdim=True)
+        return torch.where(is_finite, labels, 0.0), is_finite.float()
+
+
+# -- The key ---------------------------------------------------------------------------------------
+
+
+def label_key(task, weights):
+    """All that the labels of a task depend on; `weights` is the teacher's fingerprint or None."""
+    request = task.request
+    facts = {
+        "data": task.windows.digest,
+        "windows": len(task.windows),
+        "context": task.windows.context_length,
+        "horizon": task.windows.horizon,
+        "patch": request.teacher_patch_size,
+        "point": request.teacher_point,
+        "samples": request.num_samples if request.teacher_point == "median" else None,
+        "weights": weights,
+        "format": FORMAT,
+    }
+    return {name: facts[name] for name in LABEL_KEY}
+
+
+def key_folder(cache, key):
+    """Folder of the labels with this key."""
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return Path(cache, name)
+
+
+def read_manifest(folder):
+    """The manifest (dict) of a label folder, or None where there is none that can be used."""
+    try:
+        manifest = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
+        is_its_own = key_folder(folder.parent, manifest["key"]) == folder
+        can_be_used = manifest["block"] > 0 and isinstance(manifest["patch_sizes"], dict)
+        return manifest if is_its_own and can_be_used else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def find_labels(task):
+    """A whole LabelFile of a task in the cache, or None.
+
+    Where the teacher's weights are not at hand, its name decides: labels may be carried.
+    """
+    request = task.request
+    cache = Path(request.label_cache).expanduser()
+    weights = fingerprint(request.teacher_model, request.teacher_revision)
+    key = label_key(task, weights)
+    folders = [key_folder(cache, key)] if weights else sorted(cache.glob("*"))
+    found = []
+    for folder in folders:
+        manifest = read_manifest(folder)
+        if not manifest or manifest["key"] | {"weights": None} != key | {"weights": None}:
+            continue
+        if weights or is_of_teacher(manifest, request):
+            file = LabelFile(folder, manifest)
+            if not file.missing():
+                found.append(file)
+    if len({file.manifest["key"]["weights"] for file in found}) > 1:
+        raise UserError(
+            f"{cache} holds labels of several teachers named {request.teacher_model};"
+            " put its weights at hand"
+        )
+    return found[0] if found else None
+
+
+def is_of_teacher(manifest, request):
+    """Whether labels were made by a teacher of the name that is asked for, in that revision."""
+    is_named_so = last_part(manifest["teacher"]) == last_part(request.teacher_model)
+    revisions = (None, manifest["revision"], manifest["commit"])
+    return is_named_so and request.teacher_revision in revisions
+
+
+# -- Making labels ---------------------------------------------------------------------------------
+
+
+def label_windows(teacher, windows, index, request, seed):
+    """Labels (b, H) float32 of windows, a function of the arguments alone.
+
+    The random numbers are those of `seed`, whatever was drawn before, and others are not disturbed.
+    """
+    context, _, _ = windows.batch(index)
+    freqs = windows.freq_of(index)
+    sizes = torch.tensor([request.teacher_patch_size[freq] for freq in freqs])
+    labels = torch.empty(len(index), windows.horizon)
+    gpus = [teacher.device] if teacher.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(seed)
+        for size in sizes.unique().tolist():
+            rows = sizes == size
+            labels[rows] = teacher.forecast(
+                context[rows], windows.horizon, size, request.teacher_point, request.num_samples
+            )
+    return labels.numpy()
+
+
+def choose_patch_sizes(teacher, task, voice):
+    """(frequency -> patch size, seconds per window) of the windows on which the teacher is judged.
+
+    With `auto` it is the size with the lowest error on a sample of them. The error of naive
+    forecasts stands beside, and a teacher that is worse is warned of.
+    """
+    windows = task.judged_on
+    asked = asked_patch_sizes(teacher, windows, task.request)
+    chosen = {}
+    seconds = 0.0
+    for freq, sizes in asked.items():
+        member = np.flatnonzero(windows.freq_of(np.arange(len(windows))) == freq)
+        count = min(JUDGED_WINDOWS, len(member))
+        index = member[np.linspace(0, len(member) - 1, count).astype(np.int64)]
+        context, truth, observed = windows.batch(index)
+
+        naive = {}
+        for name, naive_forecast in task.baselines.items():
+            forecast = naive_forecast(context, windows.season(index), windows.horizon)
+            naive[name] = observed_mse(forecast, truth, observed)
+        errors_of = {}
+        took = {}
+        for size in sizes:
+            request = dataclasses.replace(task.request, teacher_patch_size={freq: size})
+            began = time.perf_counter()
+            labels = label_windows(teacher, windows, index, request, seed=0)
+            took[size] = (time.perf_counter() - began) / len(index)
+            errors_of[size] = observed_mse(torch.from_numpy(labels), truth, observed)
+
+        chosen[freq] = best_size(errors_of)
+        seconds += took[chosen[freq]] * len(member) / len(windows)
+        tell_errors(freq, len(index), naive, errors_of, voice)
+        if not errors_of[chosen[freq]] <= min(naive.values()):
+            voice.warn(
+                f"at step {freq or '?'} the teacher is worse than a naive forecast;"
+                " labels may do harm"
+            )
+    return chosen, seconds
+
+
+def asked_patch_sizes(teacher, windows, request):
+    """frequency -> patch sizes that may be taken. Raises UserError where the teacher has none."""
+    sizes = teacher.patch_sizes(windows.context_length, windows.horizon)
+    asked = request.teacher_patch_size
+    found = {}
+    for freq in sorted(set(windows.freqs)):
+        size = asked.get(freq, "auto") if isinstance(asked, dict) else asked
+        found[freq] = sizes if size == "auto" else [size]
+        if not sizes or not set(found[freq]) <= set(sizes):
+            raise UserError(
+                f"--teacher_patch_size {asked}:"
+                f" with these lengths the teacher takes {sizes or 'none'}"
+            )
+    return found
+
+
+def observed_mse(forecast, truth, observed):
+    """Mean squared error of a forecast (B, H) over the observed points."""
+    return float(((forecast - truth) ** 2 * observed).sum() / observed.sum())
+
+
+def best_size(errors_of):
+    """The patch size with the lowest error; one that is not finite is the highest."""
+
+    def rank(size):
+        return errors_of[size] if math.isfinite(errors_of[size]) else math.inf
+
+    return min(errors_of, key=rank)
+
+
+def tell_errors(freq, count, naive, errors_of, voice):
+    """Print the errors of naive forecasts and of the teacher with each patch size."""
+    facts = [f"{name} {error:.4f}" for name, error in naive.items()]
+    facts += [f"patch {size} {error:.4f}" for size, error in errors_of.items()]
+    voice.say("MSE on {} windows of step {}: {}", count, freq or "?", ", ".join(facts))
+
+
+def begin_labels(folder, task, teacher, weights, job):
+    """Write the manifest of a new label file, unless one is begun."""
+    windows = task.windows
+    old = read_manifest(folder)
+    if old and set(windows.freqs) <= old["patch_sizes"].keys():
+        job.voice.note(f"going on with the unfinished labels in {folder}")
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # what a damaged manifest left
+    patch_sizes, seconds = choose_patch_sizes(teacher, task, job.voice)
+
+    request = task.request
+    name = request.teacher_model
+    snapshot = model_file(name, request.teacher_revision, "config.json").parent
+    is_salesforce = name.lower().startswith("salesforce/")
+    manifest = {
+        "key": label_key(task, weights),
+        "block": request.teacher_batch_size,
+        "patch_sizes": patch_sizes,
+        "teacher": name,
+        "revision": request.teacher_revision,
+        "commit": snapshot.name if snapshot.parent.name == "snapshots" else None,
+        "licence": (
+            "CC-BY-NC-4.0, for non-commercial use only" if is_salesforce else f"see {name}"
+        ),
+        "device": str(teacher.device),
+        "precision": teacher.precision,
+        "torch": str(torch.__version__),
+        "made": time.strftime("%F %T"),
+    }
+    # Where two runs begin at once, the first decides.
+    with atomic(folder / "manifest.json", replace=False) as file:
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+
+    sizes = ", ".join(f"{freq or '?'}: {size}" for freq, size in patch_sizes.items())
+    job.voice.say("Patch size: {}", sizes)
+    blocks = math.ceil(len(windows) / request.teacher_batch_size)
+    minutes = seconds * len(windows) / min(job.world_size, blocks) / 60  # whole blocks each
+    job.voice.say(
+        "Labelling {:,} windows, {:.1f} MB, about {:.1f} min",
+        len(windows),
+        4e-6 * len(windows) * windows.horizon,
+        minutes,
+    )
+
+
+def get_labels(task, job):
+    """LabelFile of a task: from the cache, or made by its teacher, shared by all processes.
+
+    Raises Interrupted between two blocks; the whole ones stay.
+    """
+    file = job.on_rank_zero(lambda: find_labels(task))
+    if file:
+        job.voice.say("Label cache hit, no teacher call: {}", file.folder)
+    else:
+        file = make_labels(task, job)
+    job.on_rank_zero(file.join)
+    return file.open()
+
+
+def make_labels(task, job):
+    """LabelFile whose blocks are all made, by this run or another one."""
+    request = task.request
+    cache = Path(request.label_cache).expanduser()
+    if problem := unwritable(cache):
+        raise UserError(f"--label_cache: {problem}, and the labels are not in it")
+    loaded = []
+    job.on_rank_zero(lambda: loaded.append(task.load()))  # it may have to fetch it for all
+    teacher = loaded[0] if loaded else task.load()
+    weights = fingerprint(request.teacher_model, request.teacher_revision)
+    folder = key_folder(cache, label_key(task, weights))
+    job.on_rank_zero(lambda: begin_labels(folder, task, teacher, weights, job))
+
+    file = LabelFile(folder, read_manifest(folder))
+    request = dataclasses.replace(request, teacher_patch_size=file.manifest["patch_sizes"])
+    missing = job.on_rank_zero(file.missing)
+    total = sum(len(file.index(number)) for number in missing)
+    with job.stop.hold(), job.voice.bar("labelling", total=total, unit="window") as bar:
+        for first in range(0, len(missing), job.world_size):
+            numbers = missing[first : first + job.world_size]  # of blocks, one for each process
+            if job.rank < len(numbers):
+                number = numbers[job.rank]
+                index = file.index(number)
+                file.write(number, label_windows(teacher, task.windows, index, request, number))
+            bar.update(sum(len(file.index(number)) for number in numbers))
+            if signum := job.signal():
+                job.voice.note(f"the labels made so far are kept in {file.folder}")
+                raise Interrupted(signum)
+    return file
+
+
+# == Training ======================================================================================
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """The flags of the training group that the loop reads."""
+
+    alpha: float
+    batch_size: int
+    num_epochs: int
+    learning_rate: float
+    weight_decay: float
+    max_grad_norm: float
+    augment: str  # "on" or "off"
+    patience: int
+    seed: int
+    save_dir: str  # as it was typed, to be told
+
+
+@dataclasses.dataclass
+class Training:
+    """What the loop is given."""
+
+    windows: Windows
+    validation: Windows
+    labels: object  # a LabelFile of the windows; None where alpha is 0
+    config: TrainConfig
+    facts: dict  # go into every checkpoint as they are
+    folder: Path  # where the run is kept
+
+
+@dataclasses.dataclass
+class Learner:
+    """What learns, and what makes it learn."""
+
+    student: nn.Module
+    model: nn.Module  # the student as Fabric runs it
+    average: nn.Module  # a student whose weights are the mean over the last steps: it forecasts
+    optimizer: object  # AdamW as Fabric runs it
+    scheduler: object
+
+    def parts(self):
+        """name in a checkpoint -> what is saved and restored under it."""
+        return {
+            "model_state_dict": self.average,
+            "training_state_dict": self.student,
+            "optimizer_state_dict": self.optimizer.optimizer,
+            "scheduler_state_dict": self.scheduler,
+        }
+
+
+@dataclasses.dataclass
+class Batch:
+    """The windows of one step, a row each."""
+
+    context: torch.Tensor  # (B, L)
+    truth: torch.Tensor  # (B, H)
+    observed: torch.Tensor  # (B, H), 0 where the truth is missing or filled
+    label: torch.Tensor  # (B, H), the teacher's forecast
+    weight: torch.Tensor  # (B, 1), alpha; 0 for a window without a label
+
+    def map(self, change):
+        """A batch of `change` of each tensor."""
+        changed = {}
+        for field in dataclasses.fields(self):
+            changed[field.name] = change(getattr(self, field.name))
+        return Batch(**changed)
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come: all that --resume needs beside the weights.
+
+    There is no random state: all chance is a function of (seed, epoch, step), see `seed_from`.
+    """
+
+    epoch: int = 0  # epochs that are done
+    step: int = 0  # steps of the present epoch that are done
+    sums: list = dataclasses.field(default_factory=lambda: [0.0] * 5)  # of the present epoch:
+    # the four of `distillation_loss`, and observed points
+    failed: int = 0  # steps in a row whose loss or gradient was not finite
+    skipped: int = 0  # such steps of the present epoch
+    history: list = dataclasses.field(default_factory=list)  # a dict of metrics for each epoch
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    best_file: str = ""
+    since_best: int = 0  # epochs
+    stopping: int = 0  # number of the signal that came
+
+    def count(self, sums, points):
+        """Add a step; `sums` is None where it failed."""
+        self.step += 1
+        if sums is None:
+            self.skipped += 1
+            self.failed += 1
+            return
+        self.failed = 0
+        for i, value in enumerate([*sums.tolist(), points]):
+            self.sums[i] += value
+
+
+def seed_from(*facts):
+    """A number, a function of `facts`, to seed by: a run goes on as if it had never stopped."""
+    return int.from_bytes(hashlib.sha256(repr(facts).encode()).digest()[:7])
+
+
+# -- One epoch -------------------------------------------------------------------------------------
+
+
+def train_epoch(training, learner, progress, job):
+    """Take the steps of one epoch from progress.step on; return early when a signal came."""
+    config = training.config
+    steps = math.ceil(len(training.windows) / config.batch_size)
+    order = shuffled(len(training.windows), seed_from(config.seed, progress.epoch))
+    description = f"epoch {progress.epoch + 1}"
+    learner.model.train()
+    with job.voice.bar(description, total=steps, initial=progress.step) as bar:
+        while progress.step < steps and not progress.stopping:
+            moment = (config.seed, progress.epoch, progress.step)
+            first = progress.step * config.batch_size
+            batch = read_batch(training, order[first : first + config.batch_size])
+            if config.augment == "on":
+                batch = augment(batch, seed_from(*moment))
+            points = float(batch.observed.sum()) or 1.0  # of all processes
+
+            torch.manual_seed(seed_from(*moment, job.rank))  # dropout
+            sums = take_step(own_share(batch, job), points, config, learner, job)
+            progress.stopping = job.signal()
+            progress.count(sums, points)
+            if sums is not None:
+                update_average(learner, steps_done=progress.epoch * steps + progress.step)
+            elif progress.failed >= MAX_FAILED:
+                raise UserError(
+                    f"{MAX_FAILED} steps in a row with a non-finite loss or gradient"
+                    f" in epoch {progress.epoch + 1}; try a lower --learning_rate;"
+                    " the best checkpoint so far is kept"
+                )
+            bar.update()
+
+
+def shuffled(count, seed):
+    """The numbers 0 to count - 1 in a random order, a function of the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator).numpy()
+
+
+def read_batch(training, index):
+    """Batch of windows, on the CPU."""
+    context, truth, observed = training.windows.batch(index)
+    if training.labels is None:
+        label = torch.zeros_like(truth)
+        weight = torch.zeros(len(index), 1)
+    else:
+        label, is_finite = training.labels.batch(index)
+        weight = training.config.alpha * is_finite
+    return Batch(context, truth, observed, label, weight)
+
+
+def augment(batch, seed):
+    """Each window plus a random share of another one, half of them mirrored; labels move along."""
+    rows = len(batch.context)
+    generator = torch.Generator().manual_seed(seed)
+    other = torch.randperm(rows, generator=generator)
+    share = torch.rand(rows, 1, generator=generator)
+    sign = 1 - 2 * torch.randint(2, (rows, 1), generator=generator)
+    factor = sign / (1 + share**2).sqrt()  # so that the sum is no larger than its parts
+
+    def mix(values):
+        return factor * (values + share * values[other])
+
+    return Batch(
+        context=mix(batch.context),
+        truth=mix(batch.truth),
+        observed=batch.observed * batch.observed[other],
+        label=mix(batch.label),
+        weight=torch.minimum(batch.weight, batch.weight[other]),
+    )
+
+
+def own_share(batch, job):
+    """This process's share of a batch, on its device."""
+    is_left_out = len(batch.context) <= job.rank
+    rows = slice(job.rank, None, job.world_size)
+    if is_left_out:  # all processes must be in every step: it joins with a window that counts 0
+        rows = slice(0, 1)
+    share = batch.map(lambda values: job.fabric.to_device(values[rows]))
+    if is_left_out:
+        share.observed = torch.zeros_like(share.observed)
+    return share
+
+
+def take_step(batch, points, config, learner, job):
+    """Update the student by one batch. Returns the sums of the loss over all processes.
+
+    Returns None, and updates nothing, where loss or gradient is not finite on any process.
+    """
+    forecast = learner.model(batch.context)
+    sums = distillation_loss(forecast, batch.truth, batch.observed, batch.label, batch.weight)
+    learner.optimizer.zero_grad()
+    job.fabric.backward(sums[0] * (job.world_size / points))  # the processes' gradients' mean
+    norm = job.fabric.clip_gradients(
+        learner.model,
+        learner.optimizer,
+        max_norm=config.max_grad_norm,
+        error_if_nonfinite=False,
+    )
+    seen = torch.cat([sums.detach(), norm[None]]).cpu().double()  # the only sync point of a step
+    if job.largest(not seen.isfinite().all()):
+        return None
+    learner.optimizer.step()
+    return job.sum(seen[:4])
+
+
+def update_average(learner, steps_done):
+    """Move the averaged weights towards the present ones (polynomial-decay averaging)."""
+    share = AVERAGE_SPAN / (AVERAGE_SPAN + 1 + steps_done)
+    pairs = zip(learner.average.parameters(), learner.student.parameters(), strict=True)
+    for mean, weight in pairs:
+        mean.lerp_(weight.detach(), share)
+
+
+# -- All epochs ------------------------------------------------------------------------------------
+
+
+def fit(student, training, job, content=None):
+    """Train a student. Returns the Progress at the end.
+
+    The best checkpoint (by validation MSE against truth), last.pt and the metrics are left in
+    training.folder. `content` is the last.pt to go on from.
+    """
+    learner = make_learner(student, training.config, job)
+    progress = Progress()
+    if content:
+        progress = Progress(**content["loop"])
+        progress.stopping = 0
+        for name, part in learner.parts().items():
+            part.load_state_dict(content[name])
+
+    config = training.config
+    save = functools.partial(save_run, training, learner, progress, job.voice)
+    with job.stop.hold():
+        job.on_rank_zero(save)
+        while progress.epoch < config.num_epochs and not is_out_of_patience(progress, config):
+            began = time.perf_counter()
+            job.voice.say("\nEpoch {}/{}", progress.epoch + 1, config.num_epochs)
+            train_epoch(training, learner, progress, job)
+            is_best = False
+            if not progress.stopping:
+                forecast = forecaster(learner.average, job)
+                scores = score(forecast, training.validation, EVAL_BATCH, job)
+                rate = learner.scheduler.get_last_lr()[0]
+                is_best = end_epoch(progress, scores, rate)
+                tell_epoch(progress, config, time.perf_counter() - began, job.voice)
+                learner.scheduler.step(scores.mse)
+            job.on_rank_zero(functools.partial(save, is_best=is_best))
+            if signum := job.signal():
+                job.voice.note(
+                    f"saved {training.folder / 'last.pt'};"
+                    " the same command with --resume goes on from here"
+                )
+                raise Interrupted(signum)
+    return progress
+
+
+def make_learner(student, config, job):
+    """Learner of a student, on the job's device."""
+    optimizer = torch.optim.AdamW(
+        student.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=job.device.type in ("cpu", "cuda"),
+    )
+    model, set_up_optimizer = job.fabric.setup(student, optimizer)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=SCHEDULER_FACTOR, patience=SCHEDULER_PATIENCE
+    )
+    average = copy.deepcopy(student).requires_grad_(False)
+    return Learner(student, model, average, set_up_optimizer, scheduler)
+
+
+def is_out_of_patience(progress, config):
+    """Whether --patience ends the run."""
+    return 0 < config.patience <= progress.since_best
+
+
+def forecaster(student, job):
+    """`forecast(index, context)` of a student, as `score` takes it."""
+
+    @torch.inference_mode()
+    def forecast(_index, context):
+        return student.eval()(job.fabric.to_device(context)).cpu()
+
+    return forecast
+
+
+def end_epoch(progress, validation, learning_rate):
+    """Close an epoch: add its metrics to the history. Returns whether it is the best so far."""
+    blended, to_truth, to_label, labelled, points = progress.sums
+    progress.epoch += 1
+    progress.history.append(
+        {
+            "epoch": progress.epoch,
+            "train_loss": blended / (points or math.nan),
+            "train_mse": to_truth / (points or math.nan),
+            "train_distill": to_label / labelled if labelled else None,
+            "validation_mse": validation.mse,
+            "validation_mae": validation.mae,
+            "validation_mase": validation.mase,
+            "learning_rate": learning_rate,
+            "skipped_steps": progress.skipped,
+        }
+    )
+    progress.step = 0
+    progress.sums = [0.0] * 5
+    progress.skipped = 0
+    progress.since_best += 1
+    if not validation.mse < progress.best_loss:
+        return False
+    progress.best_epoch = progress.epoch
+    progress.best_loss = validation.mse
+    progress.best_file = f"best_model_epoch_{progress.epoch}.pt"
+    progress.since_best = 0
+    return True
+
+
+def tell_epoch(progress, config, seconds, voice):
+    """Print the metrics of the epoch that has ended, and how long the rest will take."""
+    line = progress.history[-1]
+    distill = "-" if line["train_distill"] is None else f"{line['train_distill']:.4f}"
+    voice.say(
+        "Training loss: {:.4f} (MSE: {:.4f}, Distill: {})",
+        line["train_loss"],
+        line["train_mse"],
+        distill,
+    )
+    voice.say("Validation loss: {:.4f}", line["validation_mse"])
+    minutes = seconds * (config.num_epochs - line["epoch"]) / 60
+    voice.say(
+        "Learning rate: {:.1e}, {:.0f} s, {:.1f} min to go",
+        line["learning_rate"],
+        seconds,
+        minutes,
+    )
+    if line["skipped_steps"]:
+        voice.note(f"{line['skipped_steps']} steps with a non-finite loss or gradient were skipped")
+
+
+# -- What is kept ----------------------------------------------------------------------------------
+
+
+def save_run(training, learner, progress, voice, is_best=False):
+    """Write the checkpoints and metrics of a run.
+
+    In this order, so that a run that is killed in between can go on: the new best, last.pt (which
+    names the best), the metrics; then the older best goes.
+    """
+    folder = training.folder
+    content = checkpoint(training.facts, learner, progress)
+    names = [progress.best_file, "last.pt"] if is_best else ["last.pt"]
+    for name in names:
+        with atomic(folder / name) as file:
+            torch.save(content, file)
+    if is_best:
+        path = f"{training.config.save_dir}/{progress.best_file}"
+        voice.say("Saved best model: {}", path)
+    if progress.history:
+        save_metrics(folder, progress.history)
+    for path in folder.glob("best_model_epoch_*.pt"):
+        if path.name != progress.best_file:
+            path.unlink()
+
+
+def checkpoint(facts, learner, progress):
+    """The content of a checkpoint: plain values and tensors, nothing that has to be executed."""
+    content = dict(facts)
+    for name, part in learner.parts().items():
+        content[name] = part.state_dict()
+    line = progress.history[-1] if progress.history else {}
+    for part in ("train", "validation"):
+        metrics = {name: value for name, value in line.items() if name.startswith(part)}
+        content[f"{part}_metrics"] = metrics
+    content["epoch"] = progress.epoch
+    content["loop"] = dataclasses.asdict(progress)
+    return content
+
+
+def save_metrics(folder, history):
+    """A line for each epoch in metrics.jsonl, and the same numbers as TensorBoard events."""
+    from torch.utils.tensorboard import SummaryWriter  # not at the top: only training needs it
+
+    with atomic(folder / "metrics.jsonl") as file:
+        for line in history:
+            file.write((json.dumps(line) + "\n").encode())
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    with SummaryWriter(folder / "tensorboard") as writer:
+        for line in history:
+            for name, value in line.items():
+                if value is not None:
+                    writer.add_scalar(name, value, line["epoch"])
+
+
+# == Commands ======================================================================================
+
+
+def pick(kind, args):
+    """A dataclass of which every field is a flag of the same name."""
+    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
+
+
+def start_job(args, precision, voice, stop):
+    """Job of the arguments. With several processes this starts the others, so it comes first."""
+    from lightning.fabric import Fabric  # not at the top: it takes seconds, forecasting needs none
+
+    kind, _, index = args.device.partition(":")
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    fabric = Fabric(
+        accelerator=kind,
+        devices=[int(index)] if index else args.devices,
+        num_nodes=args.num_nodes,
+        precision=precision,
+        strategy="ddp" if args.devices * args.num_nodes > 1 else "auto",
+    )
+    fabric.launch()
+    voice.is_on = fabric.is_global_zero
+    if args.device == "auto" and kind == "cpu":
+        voice.note("no CUDA GPU found: this runs on the CPU")
+    return Job(fabric, voice, stop)
+
+
+def load_data(config, voice):
+    """SplitData of the flags; prints what was found, used and skipped."""
+    voice.say("Data directory: {}", config.data_dir)
+    voice.say("Context length: {}", config.context_length)
+    voice.say("Prediction length: {}", config.prediction_length)
+    voice.say("\nCreating datasets...")
+    files = read_files(config.data_dir, config.max_files, config.columns, voice)
+    voice.say("Found {} CSV files", files.found)
+    if len(files.notes) < files.found:
+        voice.note(
+            f"only the first {len(files.notes)} by name are read"
+            f" (--max_files {config.max_files}; 0 = all)"
+        )
+
+    data = split_data(files, config)
+    for part in PARTS:
+        voice.say("Using {} files for the {} set", data.files[part], part)
+    voice.say("Split by {}", data.split_by)
+    for name, note in data.notes.items():
+        if note:
+            voice.say("  {}: {}", name, note)
+    windows = data.windows["train"]
+    if config.max_windows and config.max_windows in np.bincount(windows.series):
+        voice.note(
+            f"at most {config.max_windows} training windows of each series, spread over it"
+            " (--max_windows; 0 = all)"
+        )
+    voice.say("Datasets loaded: {:,} samples", len(windows))
+    voice.say(
+        "  validation {:,}, test {:,}", len(data.windows["validation"]), len(data.windows["test"])
+    )
+    if config.season == "auto" and "" in windows.freqs:
+        voice.note("files without timestamps are taken as hourly: season 24 (--season changes it)")
+    return data
+
+
+def labels_of(windows, training_windows, request, job):
+    """LabelFile of windows by the teacher that is asked for; it is judged on training windows."""
+    device = job.device
+    if device.type == "mps":  # it has no float64, which MOIRAI's scaler needs
+        device = torch.device("cpu")
+    voice = job.voice
+    voice.say("\nLoading teacher...")
+
+    def load():
+        voice.say("Loading teacher: {}", request.teacher_model)
+        teacher = load_teacher(request, device, voice.note)
+        voice.say("Teacher loaded")
+        return teacher
+
+    has_all_freqs = set(windows.freqs) <= set(training_windows.freqs)
+    judged_on = training_windows if has_all_freqs else windows
+    labels = get_labels(LabelTask(windows, judged_on, request, load, BASELINES), job)
+    if labels.damaged:
+        voice.note(
+            f"{labels.damaged} windows have a non-finite label;"
+            " where they train, they train on truth alone"
+        )
+    return labels
+
+
+# -- train -----------------------------------------------------------------------------------------
+
+
+def train(args, voice, stop):
+    """Label the training windows (unless alpha is 0), train a student, score it on the test set."""
+    job = start_job(args, args.precision, voice, stop)
+    if args.demo and args.data_dir == DEMO["data_dir"]:
+        job.on_rank_zero(lambda: write_demo_csvs(args.data_dir))
+    data = load_data(pick(DataConfig, args), voice)
+    facts = run_facts(args, data)
+    folder = Path(args.save_dir).expanduser()
+
+    content = None  # of the last.pt to go on from
+    alpha = args.alpha
+    if args.resume and (folder / "last.pt").is_file():  # else --alpha auto was still trying
+        content = read_checkpoint(folder / "last.pt")
+        tried = facts["alpha_tried"] = content.get("alpha_tried")
+        if alpha == "auto" and tried:
+            alpha = facts["run_config"]["alpha"] = min(tried, key=tried.get)
+        refuse_misfit(content, facts, folder)
+
+    request = pick(TeacherRequest, args)
+    labels = None
+    if alpha != 0:
+        labels = labels_of(data.windows["train"], data.windows["train"], request, job)
+        if content and content["teacher"] and content["teacher"]["key"] != labels.manifest["key"]:
+            raise UserError(f"--resume: {folder} was trained on labels of other teacher weights")
+
+    voice.say("\nCreating student...")
+    size = sum(weight.numel() for weight in new_student(facts).parameters())
+    voice.say("Student parameters: {:,}", size)
+    if not args.resume:
+        job.on_rank_zero(lambda: move_old_run(folder, voice))
+    validation = data.windows["validation"]
+    floor = score(naive_forecaster(seasonal_naive, validation), validation, EVAL_BATCH, job)
+    voice.say("Validation loss of seasonal-naive: {:.4f}", floor.mse)
+
+    config = pick(TrainConfig, args)
+    training = Training(data.windows["train"], validation, labels, config, facts, folder)
+    if alpha == "auto":
+        alpha, facts["alpha_tried"] = choose_alpha(training, job)
+    training = with_alpha(training, alpha)
+    voice.say("\nTraining for {} epochs", args.num_epochs)
+    voice.say("Checkpoints: {}", args.save_dir)
+    progress = fit(new_student(facts), training, job, content)
+    if args.alpha == "auto":
+        job.on_rank_zero(lambda: shutil.rmtree(folder / "trials", ignore_errors=True))
+    if not progress.best_file:
+        raise UserError("no epoch gave a finite validation loss; try a lower --learning_rate")
+
+    if job.rank == 0:
+        draw_history(folder / "training.png", progress.history)
+    best = folder / progress.best_file
+    voice.say("\nBest epoch: {}, {}", progress.best_epoch, best)
+    asked = None  # the teacher is scored beside in the demo alone, as its forecasts take time
+    if args.demo and labels:
+        asked = dataclasses.replace(request, teacher_patch_size=labels.manifest["patch_sizes"])
+    compare({"student": open_student(best)}, data, asked, folder, job)
+    command = "python moirai_distill.py evaluate --with_teacher --checkpoint"
+    voice.say("\nNext: {} {}", command, shlex.quote(args.save_dir))
+
+
+def run_facts(args, data):
+    """What every checkpoint of a run says of its making: plain values alone."""
+    student_config = dataclasses.asdict(pick(StudentConfig, args))
+    seasons = data.windows["train"].seasons
+    student_config["season"] = int(np.bincount(seasons).argmax())  # that of most series
+    return {
+        "format": FORMAT,
+        "student_config": student_config,
+        "run_config": dict(vars(args)),
+        "versions": {
+            "python": sys.version.split()[0],
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+        },
+        "data": {part: windows.digest for part, windows in data.windows.items()},
+        "freqs": sorted(set(data.windows["train"].freqs)),
+        "counts": {
+            part: [len(windows.names), len(windows)] for part, windows in data.windows.items()
+        },
+        "alpha_tried": None,
+        "teacher": None,
+    }
+
+
+def new_student(facts):
+    """A student with the weights that the run's seed gives."""
+    torch.manual_seed(facts["run_config"]["seed"])
+    return PatchStudent(**facts["student_config"])
+
+
+def refuse_misfit(content, facts, folder):
+    """Raise UserError with all in which a run differs from the one in `folder` that it resumes."""
+    before = content["run_config"]
+    now = facts["run_config"]
+    differences = []
+    for name in sorted(now.keys() - MAY_CHANGE):
+        if before.get(name) != now[name]:
+            differences.append(f"--{name} was {before.get(name)}, is {now[name]}")
+    if content["data"] != facts["data"]:
+        differences.append("the data is not the same")
+    if now["alpha"] != 0 and content["teacher"]:
+        weights = fingerprint(now["teacher_model"], now["teacher_revision"])
+        if weights and weights != content["teacher"]["key"]["weights"]:
+            differences.append("the teacher's weights are not the same")
+    if differences:
+        path = folder / "last.pt"
+        lines = [f"--resume: {path} does not fit this command", *differences]
+        raise UserError("\n  ".join(lines))
+
+
+def with_alpha(training, alpha):
+    """A Training with this alpha; with 0 it has no labels."""
+    labels = training.labels if alpha != 0 else None
+    facts = dict(training.facts)
+    facts["run_config"] = training.facts["run_config"] | {"alpha": alpha}
+    facts["teacher"] = labels.manifest if labels else None
+    config = dataclasses.replace(training.config, alpha=alpha)
+    return dataclasses.replace(training, labels=labels, facts=facts, config=config)
+
+
+def choose_alpha(training, job):
+    """(the alpha with the lowest validation loss, alpha -> that loss) after short trainings."""
+    epochs = min(TRIAL_EPOCHS, training.config.num_epochs)
+    trials = training.folder / "trials"
+    job.on_rank_zero(lambda: shutil.rmtree(trials, ignore_errors=True))
+    job.voice.say("\nTrying each alpha for {} epochs:", epochs)
+    tried = {}
+    for alpha in ALPHAS:
+        trial = with_alpha(training, alpha)
+        trial.folder = trials / f"{alpha:g}"
+        trial.config = dataclasses.replace(trial.config, num_epochs=epochs, patience=0)
+        job.voice.is_muted = True  # but for the progress
+        tried[alpha] = fit(new_student(trial.facts), trial, job).best_loss
+        job.voice.is_muted = False
+        job.voice.say("  alpha {:g}: validation loss {:.4f}", alpha, tried[alpha])
+    if not math.isfinite(min(tried.values())):
+        raise UserError("no alpha gave a finite validation loss; try a lower --learning_rate")
+
+    best, second = sorted(tried, key=tried.get)[:2]
+    rival = 0.0 if best != 0 else second
+    change = 100 * (tried[best] / (tried[rival] or math.nan) - 1)
+    job.voice.say(
+        "Best: alpha {:g}, {:+.1f} % of validation loss beside alpha {:g}", best, change, rival
+    )
+    if best == 0:
+        job.voice.say("The teacher does not help here: this trains on truth alone")
+    return best, tried
+
+
+def move_old_run(folder, voice):
+    """Move an earlier run's files to folder/old-TIME: a run never destroys another."""
+    found = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
+    if not found:
+        return
+    target = folder / time.strftime("old-%Y%m%d-%H%M%S")
+    for number in itertools.count(1):
+        if not target.exists():
+            break
+        target = folder / time.strftime(f"old-%Y%m%d-%H%M%S-{number}")
+    target.mkdir()
+    for path in found:
+        path.rename(target / path.name)
+    voice.note(f"an earlier run lay in {folder}; its files are now in {target}")
+
+
 def write_demo_csvs(folder, files=20, rows=1500):
-    """Write synthetic hourly CSVs: daily and weekly cycles of random shape, a slow drift, autoregressive noise."""
+    """Write synthetic hourly CSVs: daily and weekly cycles, a slow drift, autoregressive noise."""
+    hours = np.arange(rows)
     for number in range(files):
-        rng = np.random.default_rng(1000 + number)
-        value, noise = rng.normal(0, 0.015, rows).cumsum() + rng.uniform(-5, 5), rng.normal(0, 0.25, rows)
+        drawn = np.random.default_rng(1000 + number)
+        value = drawn.normal(0, 0.015, rows).cumsum() + drawn.uniform(-5, 5)
+        noise = drawn.normal(0, 0.25, rows)
         for t in range(1, rows):
             noise[t] += 0.7 * noise[t - 1]
-        for period, harmonic in itertools.product((24, 168), range(1, 5)):
-            angle = 2 * np.pi * (harmonic * np.arange(rows) / period + rng.random())
-            value += rng.normal(0, (1.0 if period == 24 else 0.6) / harmonic) * np.sin(angle)
-        values = (10 ** rng.uniform(-1, 3) * (value + noise)).round(6)
-        frame = pd.DataFrame({"date": pd.date_range("2024-01-01", periods=rows, freq="h"), "value": values})
+        for period, strength in ((24, 1.0), (168, 0.6)):
+            for harmonic in range(1, 5):
+                angle = 2 * np.pi * (harmonic * hours / period + drawn.random())
+                value += drawn.normal(0, strength / harmonic) * np.sin(angle)
+        unit = 10 ** drawn.uniform(-1, 3)
+        values = (unit * (value + noise)).round(6)
+        dates = pd.date_range("2024-01-01", periods=rows, freq="h")
+        frame = pd.DataFrame({"date": dates, "value": values})
         with atomic(Path(folder, f"series_{number:02d}.csv")) as file:
             file.write(frame.to_csv(index=False).encode())
 
 
-def start_fabric(args, precision, say):
-    """Launched Fabric of the arguments. With several processes this starts the others, so it comes first."""
-    from lightning.fabric import Fabric  # not at the top: it takes seconds, and forecasting does not need it
-
-    kind, _, index = args.device.partition(":")
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if kind == "auto" else kind
-    settings = {"devices": [int(index)] if index else args.devices, "num_nodes": args.num_nodes, "precision": precision}
-    fabric = Fabric(accelerator=kind, strategy="ddp" if args.devices * args.num_nodes > 1 else "auto", **settings)
-    fabric.launch()
-    say.on = fabric.is_global_zero
-    if args.device == "auto" and kind == "cpu":
-        say.note("no CUDA GPU found: this runs on the CPU")
-    return fabric
+# -- Pictures --------------------------------------------------------------------------------------
 
 
-def read_once(args, say):
-    """As `read_files`. What is parsed of KEPT_FROM bytes and more is kept beside the labels, as plain data, and comes
-    from there as long as neither files nor flags nor pandas nor this script have changed."""
-    listed, cache = find_files(args.data_dir, args.max_files), Path(args.label_cache).expanduser()
-    files = [(name, os.stat(path)) for name, path in listed[1].items() if os.path.isfile(path)]
-    stats = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in files]
-    state = stream([*listed[1]], stats, pd.__version__, SOURCE)
-    place = cache / f"parsed-{stream(Path(args.data_dir).expanduser().absolute(), args.columns):x}.pt"
-    large = sum(size for _, size, *_ in stats) >= KEPT_FROM and not unwritable(cache)
-    try:
-        kept = read_plain(place, {"state", "series", "remarks"}, True) if large and place.is_file() else {"state": None}
-        if kept["state"] == state:
-            series = {n: [Series(i[0], i[1].numpy(), *i[2:]) for i in v] for n, v in kept["series"].items()}
-            return listed[0], series, dict(kept["remarks"])
-    except (UserError, TypeError, ValueError, AttributeError) as error:
-        say.note(f"{error}: the files are read anew")
-    kept, (found, series, remarks) = None, read_files(args.data_dir, args.max_files, args.columns, say.on, listed)
-    if large and say.on and not re.search(r"\[Errno|out of memory", repr(remarks)):
-        data = {n: [(i.name, torch.as_tensor(i.values), i.freq, None, i.column) for i in v] for n, v in series.items()}
-        with contextlib.suppress(UserError), atomic(place) as file:  # a full disk: it does without
-            torch.save({"state": state, "series": data, "remarks": remarks}, file)
-    return found, series, remarks
+@dataclasses.dataclass
+class Panel:
+    """One plot of a picture."""
+
+    title: str
+    steps: object  # (T,) of the known values
+    known: object  # (T,) values, or none
+    ahead: object  # (H,) steps of the curves
+    curves: dict  # name -> (H,)
 
 
-def load_data(args, say):
-    """part -> Windows of the arguments; prints what was found, used and skipped."""
-    english = "Data directory: {}\nContext length: {}\nPrediction length: {}\n\nCreating datasets..."
-    chinese = "数据目录: {}\n上下文长度: {}\n预测长度: {}\n\n创建数据集..."
-    say(english, chinese, args.data_dir, args.context_length, args.prediction_length)
-    found, series, remarks = read_once(args, say)
-    say("Found {} CSV files", "找到 {} 个 CSV 文件", found)
-    if len(remarks) < found:
-        say.note(f"only the first {len(remarks)} by name are read (--max_files {args.max_files}; 0 = all)")
-    length = args.context_length + args.prediction_length
-    limits = {"length": length, "horizon": args.prediction_length, "max_gap": args.max_gap}
-    split = (args.split_by, args.split_ratio, args.split_seed, args.stride, args.max_windows, args.season)
-    parts, files, by, remarks = split_data(series, remarks, *split, limits)
-    for part, count in files.items():
-        say("Using {} files for the {} set", "使用 {} 个文件用于 {} 集", count, part)
-    say("Split by {}", "划分方式: {}", by)
-    for name in [name for name, remark in remarks.items() if remark]:
-        say("  {}: {}", "  {}: {}", name, remarks[name])
-    if args.max_windows and args.max_windows in np.bincount(parts["train"].series):
-        say.note(f"at most {args.max_windows} training windows of each series, spread over it (--max_windows; 0 = all)")
-    english = "Datasets loaded: {:,} samples\n  validation {:,}, test {:,}"
-    say(english, "数据集加载完成: {:,} 个样本\n  验证 {:,}，测试 {:,}", *map(len, parts.values()))
-    if args.season == "auto" and "" in parts["train"].freqs:
-        say.note("files without timestamps are taken as hourly: season 24 (--season changes it)")
-    return parts
-
-
-def labels_of(windows, args, patch, fabric, say, stop, judged=None):
-    """LabelFile of `windows` by the teacher of the arguments, with `patch` as its patch size or sizes."""
-    device = torch.device("cpu") if fabric.device.type == "mps" else fabric.device  # the scaler needs float64
-    names = (args.teacher_model, args.teacher_revision)
-    request = Request(*names, patch, args.teacher_point, args.num_samples)
-    say("\nLoading teacher...", "\n加载教师模型...")
-
-    def load():
-        say("Loading teacher: {}", "加载教师模型: {}", args.teacher_model)
-        teacher = load_teacher(*names, device, args.teacher_precision if device.type == "cuda" else "32", say.note)
-        say("Teacher loaded", "教师模型加载成功")
-        return teacher
-
-    block = args.teacher_batch_size
-    labels = get_labels(windows, request, load, args.label_cache, block, BASELINES, fabric, say, stop, judged)
-    if labels.damaged:
-        say.note(f"{labels.damaged} windows have a non-finite label; where they train, they train on truth alone")
-    return labels
-
-
-def resumed(folder, args, facts):
-    """The last.pt in `folder` to go on from. Raises UserError with all that does not fit."""
-    path = folder / "last.pt"
-    content, now = read_checkpoint(path), facts["run_config"]
-    before, names = content["run_config"], sorted(now.keys() - MAY_CHANGE)
-    differ = [f"--{name} was {before.get(name)}, is {now[name]}" for name in names if before.get(name) != now[name]]
-    differ += ["the data is not the same"] * (content["data"] != facts["data"])
-    weights = fingerprint(args.teacher_model, args.teacher_revision) if now["alpha"] != 0 else None
-    if weights and content["teacher"] and weights != content["teacher"]["key"]["weights"]:
-        differ.append("the teacher's weights are not the same")
-    require(not differ, "\n  ".join([f"--resume: {path} does not fit this command", *differ]))
-    return content
-
-
-def move_old_run(folder, say):
-    """Move an earlier run's files in `folder` to folder/old-TIME: a run never destroys another."""
-    if old := [path for pattern in RUN_FILES for path in folder.glob(pattern)]:
-        stamp = time.strftime("old-%Y%m%d-%H%M%S")
-        target = next(n for i in itertools.count() if not (n := folder / (stamp + f"-{i}" * (i > 0))).exists())
-        target.mkdir()
-        for path in old:
-            path.rename(target / path.name)
-        say.note(f"an earlier run lay in {folder}; its files are now in {target}")
-
-
-def draw_forecasts(path, panels):
-    """Picture of panels: (title, steps (T,), known values (T,) or none, steps (H,), {name: forecast or curve (H,)})."""
+def draw(path, panels):
+    """Write a picture of panels, one below the other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1.5 + 2.2 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
-    for axis, (title, steps, known, ahead, forecasts) in zip(axes, panels, strict=True):
-        axis.plot(steps, known, color="0.6", label="known" if len(known) else "")
-        for name, forecast in forecasts.items():
-            axis.plot(ahead, forecast, label=name[-40:], linewidth=1.2)
-        axis.set_title(title, fontsize="small")
+    for axis, panel in zip(axes, panels, strict=True):
+        axis.plot(panel.steps, panel.known, color="0.6", label="known" if len(panel.known) else "")
+        for name, curve in panel.curves.items():
+            axis.plot(panel.ahead, curve, label=name[-40:], linewidth=1.2)
+        axis.set_title(panel.title, fontsize="small")
     axes[0].legend(ncols=3, loc="upper left", fontsize="small")
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
 
-def burden(weights, call, *asked):
-    """Parameters, bytes as a weights file, and median CPU milliseconds of `call(*asked)`, one forecast, warmed up."""
+def draw_history(path, history):
+    """Draw the losses of a run by epoch."""
+    table = pd.DataFrame(history)
+    curves = table[["train_loss", "train_mse", "train_distill", "validation_mse"]].astype(float)
+    title = "losses by epoch, in squared deviations of each series"
+    draw(path, [Panel(title, [], [], table["epoch"], curves)])
+
+
+# -- evaluate --------------------------------------------------------------------------------------
+
+
+def evaluate(args, voice, stop):
+    """Score checkpoints on the test windows of the first one's run, or of other data."""
+    students = {}
+    for name in args.checkpoint:
+        shown = f"./{name}" if name in ("teacher", *BASELINES) else name
+        students[shown] = open_student(name)
+    refuse_other_lengths(students, args)
+    first_name, first = next(iter(students.items()))
+    contents = [opened.content for opened in students.values()]
+    distilled = [content for content in contents if content.get("teacher")]
+    owner = distilled[0] if distilled else contents[0]  # of the teacher
+
+    inherited = inherit_arguments(args, first, owner)
+    data_dir = inherited.data_dir
+    if not data_dir or not Path(data_dir).expanduser().exists():
+        where = data_dir or "it does not say where"
+        raise UserError(f"the data of {first_name} ({where}) is not here; give --data_dir")
+    folder = evaluation_folder(args, first)
+
+    job = start_job(args, "32-true", voice, stop)
+    data = load_data(pick(DataConfig, inherited), voice)
+    for name, opened in students.items():
+        if opened.content.get("data", {}).get("test") != data.windows["test"].digest:
+            voice.warn(
+                f"these are not the test windows of {name}'s own run:"
+                " it may have been trained on them"
+            )
+    request = None
+    if args.with_teacher:
+        request = pick(TeacherRequest, inherited)
+        if owner.get("teacher") and not args.teacher_patch_size:
+            request.teacher_patch_size = owner["teacher"]["patch_sizes"]
+    compare(students, data, request, folder, job)
+
+
+def refuse_other_lengths(students, args):
+    """Raise UserError unless all students, and the flags where given, have the same lengths."""
+    lengths = {}
+    for name, opened in students.items():
+        lengths[name] = (opened.student.context_length, opened.student.prediction_length)
+    context_length, horizon = next(iter(lengths.values()))
+    lengths["the flags"] = (
+        args.context_length or context_length,
+        args.prediction_length or horizon,
+    )
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length} -> {h}" for name, (length, h) in lengths.items())
+        raise UserError(
+            f"--checkpoint: these have no windows in common ({listed}); give one of them"
+        )
+
+
+def inherit_arguments(args, first, owner):
+    """Arguments of evaluate: as given, else as in the first student's run, else the defaults.
+
+    Those of the teacher are as in the run of `owner`, a checkpoint's content.
+    """
+    values = vars(build_parser(demo=False).parse_args(["train"]))
+    values["data_dir"] = ""
+    values.update(first.content.get("run_config", {}))
+    for name, value in owner.get("run_config", {}).items():
+        if name.startswith("teacher_") or name == "num_samples":
+            values[name] = value
+    for name, value in vars(args).items():
+        if value is not None:
+            values[name] = value
+    values["context_length"] = first.student.context_length
+    values["prediction_length"] = first.student.prediction_length
+    return argparse.Namespace(**values)
+
+
+def evaluation_folder(args, first):
+    """Where evaluate writes: beside the first checkpoint, if the windows are those of its run."""
+    data_flags = (
+        args.data_dir,
+        args.columns,
+        args.max_files,
+        args.split_by,
+        args.split_ratio,
+        args.split_seed,
+        args.max_gap,
+        args.season,
+    )
+    is_own_data = all(value is None for value in data_flags)
+    folder = Path("evaluation")
+    if args.output_dir:
+        folder = Path(args.output_dir)
+    elif is_own_data and "path" in first.content:
+        folder = Path(first.content["path"]).parent
+    folder = folder.expanduser()
+    if problem := unwritable(folder):
+        raise UserError(f"{problem}; give --output_dir")
+    return folder
+
+
+@dataclasses.dataclass
+class Cost:
+    """What a forecaster takes."""
+
+    parameters: int
+    bytes: int  # as a weights file
+    cpu_ms: float  # median of one forecast, warmed up
+
+
+@dataclasses.dataclass
+class Row:
+    """A forecaster in the table of an evaluation."""
+
+    scores: Scores
+    cost: Cost | None = None
+    alpha: float | None = None  # of a student
+    weights_id: str | None = None  # of a student
+
+    def to_json(self):
+        """The row of evaluation.json."""
+        content = dataclasses.asdict(self.scores)
+        if self.cost:
+            content.update(dataclasses.asdict(self.cost))
+        if self.weights_id:
+            content["alpha"] = self.alpha
+            content["weights"] = self.weights_id
+        return content
+
+
+def compare(students, data, request, folder, job):
+    """Score students (name -> OpenedStudent) beside naive forecasts on all test windows.
+
+    With a TeacherRequest the teacher, too. Prints a table, and leaves it in `folder` with pictures.
+    """
+    test = data.windows["test"]
+    forecasters = {}
+    for name, opened in students.items():
+        student = copy.deepcopy(opened.student).to(job.device)
+        forecasters[name] = forecaster(student, job)
+    if request:
+        labels = labels_of(test, data.windows["train"], request, job)
+        forecasters["teacher"] = label_forecaster(labels)
+    for name, naive in BASELINES.items():
+        forecasters[name] = naive_forecaster(naive, test)
+
+    rows = {}
+    for name, forecast in forecasters.items():
+        rows[name] = Row(score(forecast, test, EVAL_BATCH, job))
+    if job.rank != 0:
+        return
+    context, _, _ = test.batch(np.arange(1))
+    for name, opened in students.items():
+        rows[name].cost = measure_cost(
+            opened.content["model_state_dict"], torch.inference_mode()(opened.student), context
+        )
+        rows[name].alpha = opened.content.get("run_config", {}).get("alpha")
+        rows[name].weights_id = opened.weights_id
+    if request:
+        rows["teacher"].cost = teacher_cost(request, labels, test, job.voice)
+
+    tell_rows(rows, len(test), job.voice)
+    tell_verdict(rows, job.voice)
+    save_evaluation(folder / "evaluation.json", rows, test)
+    draw_evaluation(folder, rows, forecasters, test)
+    job.voice.say("Table and pictures: {}", folder)
+
+
+def naive_forecaster(naive, windows):
+    """`forecast(index, context)` of a naive forecast, as `score` takes it."""
+    return lambda index, context: naive(context, windows.season(index), windows.horizon)
+
+
+def label_forecaster(labels):
+    """`forecast(index, context)` that looks up labels; not finite where they are not."""
+    return lambda index, _context: torch.from_numpy(np.array(labels.array[index]))
+
+
+def measure_cost(weights, call, context):
+    """Cost of a forecaster with a state dict of weights, and `call(context)` as one forecast."""
     from safetensors.torch import save
     from torch.utils.benchmark import Timer
 
-    timer = Timer("call(*asked)", globals={"call": call, "asked": asked}, num_threads=torch.get_num_threads())
-    sizes = {"parameters": sum(map(torch.numel, weights.values())), "bytes": len(save(weights))}
-    return sizes | {"cpu_ms": 1e3 * timer.blocked_autorange().median}
+    timer = Timer(
+        "call(context)",
+        globals={"call": call, "context": context},
+        num_threads=torch.get_num_threads(),
+    )
+    return Cost(
+        parameters=sum(weight.numel() for weight in weights.values()),
+        bytes=len(save(weights)),
+        cpu_ms=1e3 * timer.blocked_autorange().median,
+    )
 
 
-def verdict(rows, say):
-    """Say what each distilled student keeps of its teacher, and whether the teacher helped it."""
-    naive, teacher = rows["seasonal-naive"]["mse"], rows.get("teacher", {"mse": math.nan})["mse"]
-    twin = min((n for n, row in rows.items() if row.get("alpha") == 0), key=lambda n: rows[n]["mse"], default=None)
-    for name, row in [(name, row) for name, row in rows.items() if row.get("alpha")]:
-        if max(teacher, row["mse"]) < naive:
-            english, kept = "{} keeps {:.0f} % of what the teacher gains over seasonal-naive", naive - row["mse"]
-            say(english, "{} 保留了教师相对季节性朴素预测的 {:.0f} % 优势", name, 100 * kept / (naive - teacher))
-        if not twin:
-            english = "Whether the teacher helped {} shows beside a twin: train one with --alpha 0, and evaluate both"
-            say(english, "要知道教师是否帮助了 {}: 用 --alpha 0 再训练一个学生，一起 evaluate", name)
-            continue
-        change = 100 * (row["mse"] / (rows[twin]["mse"] or math.nan) - 1)
-        lower = sum(m < t for m, t in zip(row["mse_by_series"], rows[twin]["mse_by_series"], strict=True))
-        words = ("The teacher helped", "教师有帮助") if change < -1 else ("The teacher did harm", "教师有害")
-        words = words if abs(change) >= 1 else ("The teacher made no difference", "教师没有明显作用")
-        english = words[0] + ": {} has {:+.1f} % of MSE beside {} (alpha 0), and a lower one on {} of {} series"
-        chinese = words[1] + ": {} 的 MSE 变化 {:+.1f} % (相对 alpha 0 的 {})，更低的序列有 {} / {} 个"
-        say(english, chinese, name, change, twin, lower, len(row["mse_by_series"]))
+def teacher_cost(request, labels, test, voice):
+    """Cost of the teacher on the CPU; None where the labels were carried here without it."""
+    if not fingerprint(request.teacher_model, request.teacher_revision):
+        return None
+    teacher = load_teacher(request, torch.device("cpu"), voice.note)
+    size = labels.manifest["patch_sizes"][test.freqs[test.series[0]]]
+    asked = (test.horizon, size, request.teacher_point, request.num_samples)
+    context, _, _ = test.batch(np.arange(1))
+    return measure_cost(
+        teacher.module.state_dict(), lambda context: teacher.forecast(context, *asked), context
+    )
 
 
-def compare(students, args, parts, patch, folder, fabric, say, stop):
-    """Score name -> (student, its checkpoint), naive forecasts and, given `patch`, the teacher on all test windows."""
-    test, copies = parts["test"], {name: copy.deepcopy(student) for name, (student, _) in students.items()}
-    forecasts = {name: forecaster(student.to(fabric.device), fabric) for name, student in copies.items()}
-    if patch:
-        labels = labels_of(test, args, patch, fabric, say, stop, parts["train"])
-        forecasts["teacher"] = lambda index, _context: torch.from_numpy(np.array(labels.array[index]))
-    for name, naive in BASELINES.items():
-        forecasts[name] = lambda index, context, naive=naive: naive(context, test.season(index), test.horizon)
-    rows = {name: score(forecast, test, EVAL_BATCH, fabric, say.on) for name, forecast in forecasts.items()}
-    if not fabric.is_global_zero:
-        return
-    context = test.batch(np.arange(1))[0]
-    for name, (student, content) in students.items():
-        rows[name] |= burden(content["model_state_dict"], torch.inference_mode()(student), context)
-        rows[name] |= {"alpha": content.get("run_config", {}).get("alpha"), "weights": content["weights"]}
-    if patch and fingerprint(args.teacher_model, args.teacher_revision):  # else the labels were carried here
-        teacher = load_teacher(args.teacher_model, args.teacher_revision, "cpu", "32", say.note)
-        size = labels.manifest["patch_sizes"][test.freqs[test.series[0]]]
-        asked = (test.horizon, size, args.teacher_point, args.num_samples)
-        rows["teacher"] |= burden(teacher.module.state_dict(), teacher.forecast, context, *asked)
-    say("\nTest error on {:,} windows:", "\n{:,} 个测试窗口上的误差:", len(test))
+def tell_rows(rows, count, voice):
+    """Print the table of an evaluation on `count` windows."""
+    voice.say("\nTest error on {:,} windows:", count)
+    width = max(len(name) for name in rows)
     for name, row in rows.items():
-        line = f"  {name:<{max(map(len, rows))}}  MSE {row['mse']:.4f}  MAE {row['mae']:.4f}  MASE {row['mase']:.4f}"
-        if "bytes" in row:
-            line += f"{row['parameters']:>12,} parameters {1e-6 * row['bytes']:>6.1f} MB {row['cpu_ms']:>6.1f} ms (CPU)"
-        say("{}", "{}", line)
-    verdict(rows, say)
-    table = {"windows": len(test), "test": test.digest, "series": test.names, "cpu_threads": torch.get_num_threads()}
-    table |= {"context_length": test.length - test.horizon, "prediction_length": test.horizon, "rows": rows}
-    with atomic(folder / "evaluation.json") as file:
-        file.write(json.dumps(json.loads(json.dumps(table), parse_constant=lambda _: None), indent=1).encode())
-    steps, shown = np.arange(1, test.horizon + 1), 2 * test.horizon
-    curves = {name: row["mse_by_step"] for name, row in rows.items() if name != "last value"}
-    draw_forecasts(folder / "error_by_horizon.png", [("MSE by step of the horizon", [], [], steps, curves)])
-    index, panels = np.linspace(0, len(test) - 1, 5).astype(np.int64)[1:-1], []
+        scores = row.scores
+        line = f"  {name:<{width}}  MSE {scores.mse:.4f}  MAE {scores.mae:.4f}"
+        line += f"  MASE {scores.mase:.4f}"
+        if row.cost:
+            megabytes = 1e-6 * row.cost.bytes
+            line += f"{row.cost.parameters:>12,} parameters {megabytes:>6.1f} MB"
+            line += f" {row.cost.cpu_ms:>6.1f} ms (CPU)"
+        voice.say("{}", line)
+
+
+def tell_verdict(rows, voice):
+    """Say what each distilled student keeps of its teacher, and whether the teacher helped it."""
+    naive = rows["seasonal-naive"].scores.mse
+    mse_of_twins = {name: row.scores.mse for name, row in rows.items() if row.alpha == 0}
+    twin = min(mse_of_twins, key=mse_of_twins.get, default=None)
+    for name, row in rows.items():
+        if not row.alpha:  # no student, or one without a teacher
+            continue
+        mse = row.scores.mse
+        if "teacher" in rows and max(rows["teacher"].scores.mse, mse) < naive:
+            kept = 100 * (naive - mse) / (naive - rows["teacher"].scores.mse)
+            voice.say("{} keeps {:.0f} % of what the teacher gains over seasonal-naive", name, kept)
+        if twin is None:
+            voice.say(
+                "Whether the teacher helped {} shows beside a twin:"
+                " train one with --alpha 0, and evaluate both",
+                name,
+            )
+            continue
+        change = 100 * (mse / (mse_of_twins[twin] or math.nan) - 1)
+        pairs = zip(row.scores.mse_by_series, rows[twin].scores.mse_by_series, strict=True)
+        lower = sum(own < other for own, other in pairs)
+        series = len(row.scores.mse_by_series)
+        if change <= -1:
+            voice.say(
+                "The teacher helped: {} has {:+.1f} % of MSE beside {} (alpha 0),"
+                " and a lower one on {} of {} series",
+                *(name, change, twin, lower, series),
+            )
+        elif change >= 1:
+            voice.say(
+                "The teacher did harm: {} has {:+.1f} % of MSE beside {} (alpha 0),"
+                " and a lower one on {} of {} series",
+                *(name, change, twin, lower, series),
+            )
+        else:
+            voice.say(
+                "The teacher made no difference: {} has {:+.1f} % of MSE beside {} (alpha 0),"
+                " and a lower one on {} of {} series",
+                *(name, change, twin, lower, series),
+            )
+
+
+def save_evaluation(path, rows, test):
+    """Write evaluation.json, which identifies its windows by their digest."""
+    table = {
+        "windows": len(test),
+        "test": test.digest,
+        "series": test.names,
+        "cpu_threads": torch.get_num_threads(),
+        "context_length": test.context_length,
+        "prediction_length": test.horizon,
+        "rows": {name: row.to_json() for name, row in rows.items()},
+    }
+    with atomic(path) as file:
+        file.write(json_text(table, indent=1).encode())
+
+
+def draw_evaluation(folder, rows, forecasters, test):
+    """Draw the error by step of the horizon, and forecasts of three test windows."""
+    names = [name for name in rows if name != "last value"]
+    steps = np.arange(1, test.horizon + 1)
+    curves = {name: rows[name].scores.mse_by_step for name in names}
+    panel = Panel("MSE by step of the horizon", [], [], steps, curves)
+    draw(folder / "error_by_horizon.png", [panel])
+
+    index = np.linspace(0, len(test) - 1, 5).astype(np.int64)[1:-1]
     context, truth, _ = test.batch(index)
-    drawings = {name: forecasts[name](index, context) for name in curves}
+    forecasts = {name: forecasters[name](index, context) for name in names}
+    panels = []
     for row, series in enumerate(test.series[index]):
-        known, guesses = torch.cat([context[row, -shown:], truth[row]]), {name: v[row] for name, v in drawings.items()}
-        panels.append((test.names[series], test.horizon + 1 + np.arange(-len(known), 0), known, steps, guesses))
-    draw_forecasts(folder / "forecast.png", panels)
-    say("Table and pictures: {}", "表格与图片: {}", folder)
+        known = torch.cat([context[row, -2 * test.horizon :], truth[row]])
+        known_steps = test.horizon + 1 + np.arange(-len(known), 0)
+        curves = {name: forecast[row] for name, forecast in forecasts.items()}
+        panels.append(Panel(test.names[series], known_steps, known, steps, curves))
+    draw(folder / "forecast.png", panels)
 
 
-def choose_alpha(distil, epochs, folder, say):
-    """(alpha with the lowest validation loss, alpha -> that loss) of students that `distil(folder, alpha)` trains."""
-    epochs, tried = min(TRIAL_EPOCHS, epochs), {}
-    say("\nTrying each alpha for {} epochs:", "\n每个 alpha 试训 {} 个 epoch:", epochs)
-    for alpha in ALPHAS:
-        say.muted = True  # but for the progress
-        tried[alpha] = distil(folder / "trials" / f"{alpha:g}", alpha, num_epochs=epochs, patience=0)["best_loss"]
-        say.muted = False
-        say("  alpha {:g}: validation loss {:.4f}", "  alpha {:g}: 验证损失 {:.4f}", alpha, tried[alpha])
-    require(math.isfinite(min(tried.values())), "no alpha gave a finite validation loss; try a lower --learning_rate")
-    best, second = sorted(tried, key=tried.get)[:2]
-    rival = 0.0 if best else second
-    english = "Best: alpha {:g}, {:+.1f} % of validation loss beside alpha {:g}"
-    chinese = "最好: alpha {:g}，验证损失 {:+.1f} % (相对 alpha {:g})"
-    say(english, chinese, best, 100 * (tried[best] / (tried[rival] or math.nan) - 1), rival)
-    if not best:
-        say("The teacher does not help here: this trains on truth alone", "教师在这里没有帮助: 只用真值训练")
-    return best, tried
+# -- predict ---------------------------------------------------------------------------------------
 
 
-def train(args, say, stop):
-    """Label the training windows (unless alpha is 0), train the student, score it on the test windows."""
-    fabric = start_fabric(args, args.precision, say)
-    if args.demo and args.data_dir == DEMO["data_dir"]:
-        on_first(fabric, lambda: write_demo_csvs(args.data_dir))
-    parts = load_data(args, say)
-    sizes = ("context_length", "prediction_length", "d_model", "num_layers", "num_heads", "patch_size", "dropout")
-    facts = {"format": FORMAT, "student_config": {n: vars(args)[n] for n in sizes}, "run_config": dict(vars(args))}
-    facts["student_config"]["season"] = int(np.bincount(parts["train"].seasons).argmax())  # of most series
-    facts["versions"] = {"python": sys.version.split()[0], "torch": str(torch.__version__), "numpy": np.__version__}
-    facts |= {"data": {part: w.digest for part, w in parts.items()}, "freqs": sorted({*parts["train"].freqs})}
-    facts["counts"] = {part: [len(windows.names), len(windows)] for part, windows in parts.items()}
-    folder, validation = Path(args.save_dir).expanduser(), parts["validation"]
-    alpha, ahead = args.alpha, args.resume and (folder / "last.pt").is_file()  # beyond the trials of --alpha auto
-    tried = read_checkpoint(folder / "last.pt").get("alpha_tried") if ahead else None
-    alpha = min(tried, key=tried.get) if tried and alpha == "auto" else alpha
-    facts |= {"run_config": facts["run_config"] | {"alpha": alpha}, "alpha_tried": tried}
-    _ = resumed(folder, args, facts) if ahead else None  # what does not fit is refused before anything slow
-    labels = labels_of(parts["train"], args, args.teacher_patch_size, fabric, say, stop) if alpha != 0 else None
-    say("\nCreating student...", "\n创建学生模型...")
+@dataclasses.dataclass
+class SeriesForecast:
+    """The forecast of one series of a file."""
 
-    def distil(folder, alpha, **changes):
-        """The loop's state of a student trained in `folder`; with --resume it goes on from the last.pt there."""
-        run = facts["run_config"] | {"alpha": alpha} | changes
-        own = facts | {"run_config": run, "teacher": labels.manifest if labels and alpha else None}
-        content = resumed(folder, args, own) if args.resume and (folder / "last.pt").is_file() else None
-        if content and content["teacher"] and content["teacher"]["key"] != own["teacher"]["key"]:
-            raise UserError(f"--resume: {folder} was trained on labels of other weights of this teacher")
-        torch.manual_seed(args.seed)
-        student, used = PatchStudent(**facts["student_config"]), labels if alpha else None
-        return fit(fabric, student, parts["train"], validation, used, run, content, own, folder, stop, say)
-
-    size = sum(weight.numel() for weight in PatchStudent(**facts["student_config"]).parameters())
-    say("Student parameters: {:,}", "学生模型参数量: {:,}", size)
-    on_first(fabric, lambda: None if args.resume else move_old_run(folder, say))
-    naive = lambda index, context: seasonal_naive(context, validation.season(index), validation.horizon)  # noqa: E731
-    floor = score(naive, validation, EVAL_BATCH, fabric, say.on)["mse"]
-    say("Validation loss of seasonal-naive: {:.4f}", "季节性朴素预测的验证损失: {:.4f}", floor)
-    if alpha == "auto":
-        alpha, facts["alpha_tried"] = choose_alpha(distil, args.num_epochs, folder, say)
-    text = "\nTraining for {} epochs\nCheckpoints: {}", "\n开始训练，共 {} 个 epoch\n模型保存目录: {}"
-    say(*text, args.num_epochs, args.save_dir)
-    loop = distil(folder, alpha)
-    on_first(fabric, lambda: args.alpha == "auto" and shutil.rmtree(folder / "trials", ignore_errors=True))
-    require(loop["best_file"], "no epoch gave a finite validation loss; try a lower --learning_rate")
-    if fabric.is_global_zero:
-        history, title = pd.DataFrame(loop["history"]), "losses by epoch, in squared deviations of each series"
-        curves = history[["train_loss", "train_mse", "train_distill", "validation_mse"]].astype(float)
-        draw_forecasts(folder / "training.png", [(title, [], [], history["epoch"], curves)])
-    say("\nBest epoch: {}, {}", "\n最佳 epoch: {}，{}", loop["best_epoch"], folder / loop["best_file"])
-    patch = labels.manifest["patch_sizes"] if args.demo and labels else None  # as chosen on training windows
-    compare({"student": open_student(folder / loop["best_file"])}, args, parts, patch, folder, fabric, say, stop)
-    command = "python moirai_distill.py evaluate --with_teacher --checkpoint"
-    say("\nNext: {} {}", "\n下一步: {} {}", command, shlex.quote(args.save_dir))
+    series: RawSeries
+    context: LastContext
+    index: pd.Index  # (H,), timestamps or step numbers
+    values: np.ndarray | None = None  # (H,), in the file's units
 
 
-def evaluate(args, say, stop):
-    """Score checkpoints on the test windows of the first one's run, or of other data that is split likewise."""
-    students = {f"./{n}" if n in {"teacher", *BASELINES} else n: open_student(n) for n in args.checkpoint}
-    lengths = {name: (student.context_length, student.prediction_length) for name, (student, _) in students.items()}
-    name, (_, first) = next(iter(students.items()))
-    lengths["the flags"] = (args.context_length or lengths[name][0], args.prediction_length or lengths[name][1])
-    text = ", ".join(f"{name} {length} -> {horizon}" for name, (length, horizon) in lengths.items())
-    require(len({*lengths.values()}) == 1, f"--checkpoint: these have no windows in common ({text}); give one of them")
-    given = {flag: value for flag, value in vars(args).items() if value is not None}
-    given |= dict(zip(("context_length", "prediction_length"), lengths[name], strict=True))
-    defaults = vars(build_parser(demo=False).parse_args(["train"])) | {"data_dir": ""}
-    owner = next((content for _, content in students.values() if content.get("teacher")), first)  # of the teacher
-    asked = {k: v for k, v in owner.get("run_config", {}).items() if k.startswith("teacher_") or k == "num_samples"}
-    run = argparse.Namespace(**defaults | first.get("run_config", {}) | asked | given)
-    if not run.data_dir or not Path(run.data_dir).expanduser().exists():
-        raise UserError(f"the data of {name} ({run.data_dir or 'it does not say where'}) is not here; give --data_dir")
-    changed = {"data_dir", "columns", "max_files", "split_by", "split_ratio", "split_seed", "max_gap", "season"}
-    own = "path" in first and not changed & given.keys()
-    folder = Path(args.output_dir or (Path(first["path"]).parent if own else "evaluation")).expanduser()
-    require(not unwritable(folder), f"{unwritable(folder)}; give --output_dir")
-    fabric = start_fabric(args, "32-true", say)
-    parts = load_data(run, say)
-    for name, (_, content) in students.items():
-        if content.get("data", {}).get("test") != parts["test"].digest:
-            say.note(f"WARNING: these are not the test windows of {name}'s own run: it may have been trained on them")
-    known = owner.get("teacher") and not args.teacher_patch_size
-    patch = (owner["teacher"]["patch_sizes"] if known else run.teacher_patch_size) if args.with_teacher else None
-    compare(students, run, parts, patch, folder, fabric, say, stop)
-
-
-def tell_backtest(series, context, forecast, season, say):
-    """Print the errors of a forecast (H,) of the last rows of `series` and of seasonal-naive, in its own units."""
-    context, truth = torch.from_numpy(context)[None], series.values[-len(forecast) :]
-    if not (known := np.isfinite(truth).any()):
-        say.note(f"{series.name}: its last {len(truth)} values are missing, the forecast cannot be compared")
-    season = torch.tensor([season_of(series.freq) if season == "auto" else season])
-    scale = float(seasonal_scale(context, season)) or math.nan
-    guesses = {"student": forecast, "seasonal-naive": seasonal_naive(context, season, len(forecast))[0].numpy()}
-    for name, guess in guesses.items() if known else ():
-        error = pd.Series(guess - truth).abs()  # its means leave out what is missing
-        mae, rmse = error.mean(), (error**2).mean() ** 0.5
-        say(*["  {}: {:<15} MAE {:.6g}  RMSE {:.6g}  MASE {:.4f}"] * 2, series.column, name, mae, rmse, mae / scale)
-
-
-def predict(args, say, _stop):
-    """Forecast the H steps after the end of each series of a CSV; with --backtest its last H steps, held out."""
-    student, content = open_student(args.checkpoint)
-    path, horizon, freqs = Path(args.input).expanduser(), student.prediction_length, content.get("freqs", [])
-    run, held = content.get("run_config", {}), horizon if args.backtest else 0
+def predict(args, voice, _stop):
+    """Forecast the H steps after the end of each series of a CSV; or its last H, held out."""
+    opened = open_student(args.checkpoint)
+    run_config = opened.content.get("run_config", {})
+    horizon = opened.student.prediction_length
+    held_out = horizon if args.backtest else 0
+    path = Path(args.input).expanduser()
     try:
-        series, remarks = read_series(path, path.name, args.columns or run.get("columns", ["first"]))
+        columns = args.columns or run_config.get("columns", ["first"])
+        series, notes = read_series(path, path.name, columns)
     except Unusable as reason:
         raise UserError(f"--input {args.input}: {reason}") from reason
-    rows = []
-    for item in series:
+
+    forecasts = []
+    for one in series:
         try:
-            context, gaps, end = last_context(item.values[: len(item.values) - held], student.context_length)
+            before = one.values[: len(one.values) - held_out]
+            context = last_context(before, opened.student.context_length)
         except Unusable as reason:
-            remarks.append(f"skipped: {item.name}: {reason}")
+            notes.append(f"skipped: {one.name}: {reason}")
             continue
-        rows.append((item, context, continued(item, horizon, held)))
-        step = f"its step is {item.freq or 'unknown'}, the student was trained on {', '.join(freqs) or 'unknown ones'}"
-        carried = f"WARNING: {item.name}: its last {end} values are missing: the last known one is carried forward"
-        remarks += [f"{item.name}: {gaps} missing values in the context are interpolated"] * (gaps > 0)
-        remarks += [carried] * (end > 0) + [f"WARNING: {item.name}: {step}"] * (item.freq not in freqs)
-    require(rows, f"--input {args.input}: no series to forecast\n  " + "\n  ".join(remarks[:20]))
-    for remark in remarks[:20] + [f"… and {len(remarks) - 20} more such notes"] * (len(remarks) > 20):
-        say.note(remark)
-    contexts = torch.from_numpy(np.stack([context for _, context, _ in rows])).split(EVAL_BATCH)
-    forecasts = torch.cat([torch.inference_mode()(student)(part) for part in contexts]).numpy()  # (series, H) float64
-    rows = [(*row, forecast, held) for row, forecast in zip(rows, forecasts, strict=True)]
-    if held:
-        say("Error on the last {} steps, which were held out:", "在留出的最后 {} 步上的误差:", held)
-        for item, context, _, forecast, _ in rows:
-            tell_backtest(item, context, forecast, run.get("season", "auto"), say)
-    columns = {item.column: pd.Series(forecast, index) for item, _, index, forecast, _ in rows}
+        forecasts.append(SeriesForecast(one, context, steps_after(one, horizon, held_out)))
+        notes += context_notes(one, context, opened.content.get("freqs", []))
+    if not forecasts:
+        lines = [f"--input {args.input}: no series to forecast", *notes[:MOST_NOTES]]
+        raise UserError("\n  ".join(lines))
+    for note in notes[:MOST_NOTES]:
+        voice.note(note)
+    if len(notes) > MOST_NOTES:
+        voice.note(f"… and {len(notes) - MOST_NOTES} more such notes")
+
+    fill_in(forecasts, opened.student)
+    if args.backtest:
+        voice.say("Error on the last {} steps, which were held out:", held_out)
+        for forecast in forecasts:
+            tell_backtest(forecast, run_config.get("season", "auto"), voice)
     output = Path(args.output).expanduser()
-    with atomic(output) as file:
-        file.write(pd.concat(columns, axis=1, sort=True).rename_axis(rows[0][2].name).to_csv().encode())
+    save_forecasts(output, forecasts)
+    picture = output.with_suffix(".png")
     if args.plot:
-        panels = []
-        for item, _, index, forecast, _ in rows[:4]:
-            known = item.values[-held - min(student.context_length, 2 * horizon) :]
-            panels.append((item.column, continued(item, len(known), len(known)), known, index, {"forecast": forecast}))
-        draw_forecasts(output.with_suffix(".png"), panels)
-    say("Forecast: {}{}", "预测结果: {}{}", output, f", {output.with_suffix('.png')}" * args.plot)
+        draw_forecasts(picture, forecasts, held_out)
+        voice.say("Forecast: {}, {}", output, picture)
+    else:
+        voice.say("Forecast: {}", output)
 
 
-def example_contexts(content, length):
-    """Raw contexts (S, L) float32 at several scales, of the run's own data where it is at hand, else random walks."""
-    run, contexts = content.get("run_config", {}), []
-    if Path(run.get("data_dir", "/nowhere")).expanduser().exists():
-        for item in itertools.chain(*read_files(run["data_dir"], 8, run["columns"], False)[1].values()):
-            with contextlib.suppress(Unusable):  # too short, say: another one serves
-                contexts.append(last_context(item.values, length)[0])
-    contexts = contexts or list(np.random.default_rng(0).standard_normal((8, length)).cumsum(1))  # not at hand
-    contexts = contexts[:32] + [context - context[-1] for context in contexts[:32]]  # offsets hide much in float32
-    scaled = [context * scale for context, scale in itertools.product(contexts, (1e-3, 1, 1e3))]
-    return torch.from_numpy(np.stack([*scaled, np.ones(length)])).float()
+def context_notes(series, context, trained_on):
+    """What to know of a context; `trained_on` are the frequencies that the student knows."""
+    notes = []
+    if context.filled:
+        notes.append(f"{series.name}: {context.filled} missing values in the context are filled in")
+    if context.carried:
+        notes.append(
+            f"WARNING: {series.name}: its last {context.carried} values are missing:"
+            " the last known one is carried forward"
+        )
+    if series.freq not in trained_on:
+        known = ", ".join(trained_on) or "unknown ones"
+        notes.append(
+            f"WARNING: {series.name}: its step is {series.freq or 'unknown'},"
+            f" the student was trained on {known}"
+        )
+    return notes
+
+
+def fill_in(forecasts, student):
+    """Compute the values of SeriesForecasts."""
+    contexts = np.stack([forecast.context.values for forecast in forecasts])
+    parts = torch.from_numpy(contexts).split(EVAL_BATCH)
+    with torch.inference_mode():
+        values = torch.cat([student(part) for part in parts]).numpy()  # (series, H) float64
+    for forecast, own in zip(forecasts, values, strict=True):
+        forecast.values = own
+
+
+def tell_backtest(forecast, season, voice):
+    """Print the errors on the last rows of a series, beside seasonal-naive's, in its own units."""
+    series = forecast.series
+    horizon = len(forecast.values)
+    truth = series.values[-horizon:]
+    if not np.isfinite(truth).any():
+        voice.note(
+            f"{series.name}: its last {horizon} values are missing, the forecast cannot be compared"
+        )
+        return
+    context = torch.from_numpy(forecast.context.values)[None]  # (1, L)
+    period = torch.tensor([season_of(series.freq) if season == "auto" else season])
+    unit = float(seasonal_scale(context, period)) or math.nan
+    naive = seasonal_naive(context, period, horizon)[0].numpy()
+    for name, values in (("student", forecast.values), ("seasonal-naive", naive)):
+        error = np.abs(values - truth)
+        mae = np.nanmean(error)  # over what is not missing
+        rmse = np.nanmean(error**2) ** 0.5
+        voice.say(
+            "  {}: {:<15} MAE {:.6g}  RMSE {:.6g}  MASE {:.4f}",
+            *(series.column, name, mae, rmse, mae / unit),
+        )
+
+
+def save_forecasts(output, forecasts):
+    """Write the CSV of the forecasts, a column for each series."""
+    columns = {}
+    for forecast in forecasts:
+        columns[forecast.series.column] = pd.Series(forecast.values, forecast.index)
+    table = pd.concat(columns, axis=1, sort=True).rename_axis(forecasts[0].index.name)
+    with atomic(output) as file:
+        file.write(table.to_csv().encode())
+
+
+def draw_forecasts(picture, forecasts, held_out):
+    """Draw the first forecasts, each after the end of its series."""
+    panels = []
+    for forecast in forecasts[:4]:
+        series = forecast.series
+        shown = held_out + min(len(forecast.context.values), 2 * len(forecast.values))
+        known = series.values[-shown:]
+        steps = steps_after(series, len(known), len(known))
+        curves = {"forecast": forecast.values}
+        panels.append(Panel(series.column, steps, known, forecast.index, curves))
+    draw(picture, panels)
+
+
+# -- export ----------------------------------------------------------------------------------------
+
+
+def export(args, voice, _stop):
+    """Write a student as an ONNX file, or as a folder for the hub."""
+    opened = open_student(args.checkpoint)
+    base = Path(".")
+    if "path" in opened.content:
+        base = Path(opened.content["path"]).parent
+    default = "student.onnx" if args.format == "onnx" else "hub"
+    output = Path(args.output or base / default).expanduser()
+    if args.format == "onnx":
+        contexts = random_contexts(opened.student.context_length)
+        difference = export_onnx(opened.student, output, contexts)
+        voice.say(
+            "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation",
+            len(contexts),
+            difference,
+        )
+    else:
+        export_hub(opened, output, base / "evaluation.json")
+    voice.say("Exported: {}", output)
+
+
+def random_contexts(length):
+    """Raw contexts (S, L) float32: random walks with and without an offset, in three units."""
+    walks = np.random.default_rng(0).standard_normal((8, length)).cumsum(1)
+    without_offset = walks - walks[:, -1:]  # offsets hide much in float32
+    contexts = [np.ones(length)]
+    for unit in (1e-3, 1, 1e3):
+        contexts += [*(unit * walks), *(unit * without_offset)]
+    return torch.from_numpy(np.stack(contexts)).float()
 
 
 def export_onnx(student, path, contexts):
-    """Write the student as ONNX if it forecasts `contexts` as PyTorch does; returns the largest difference."""
+    """Write a student as ONNX if it forecasts as PyTorch does; returns the largest difference.
+
+    The difference is in deviations of each context. Raises UserError where it is too large.
+    """
     import onnxruntime
     import onnxscript  # noqa: F401  torch.onnx needs it
 
-    teacher = student.info.get("teacher") or {"teacher": "none", "licence": "no teacher was used"}
-    facts = {"context_length": student.context_length, "prediction_length": student.prediction_length}
-    facts |= {"sampling_frequency": ", ".join(student.info.get("freqs", [])), "teacher": teacher["teacher"]}
-    settings = {"dynamic_shapes": {"context": {0: torch.export.Dim("batch")}}, "dynamo": True, "verbose": False}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that the student has no use for
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages we do not need
     with torch.inference_mode():
-        truth, names = student(contexts), {"input_names": ["context"], "output_names": ["forecast"]}
-        program = torch.onnx.export(student, (contexts[:2],), **names, **settings)
-    program.model.metadata_props.update({k: str(v) for k, v in (facts | {"licence": teacher["licence"]}).items()})
+        truth = student(contexts)
+        program = torch.onnx.export(
+            student,
+            (contexts[:2],),
+            input_names=["context"],
+            output_names=["forecast"],
+            dynamic_shapes={"context": {0: torch.export.Dim("batch")}},
+            dynamo=True,
+            verbose=False,
+        )
+    program.model.metadata_props.update(onnx_facts(student))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file = Path(folder, path.name)
         program.save(file, external_data=False)
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        given = [session.run(None, {"context": part.numpy()})[0] for part in contexts.split([len(contexts) - 1, 1])]
-        difference = (torch.from_numpy(np.concatenate(given)) - truth) / instance_scale(contexts)[1]
-        difference = float(difference.abs().max())
-        require(difference < 1e-4, f"{path}: not kept: it differs from PyTorch by {difference:.1e} deviations")
+        forecasts = []
+        for part in contexts.split([len(contexts) - 1, 1]):  # a batch, and a single one
+            forecasts += session.run(None, {"context": part.numpy()})
+        _, deviation = instance_scale(contexts)
+        difference = (torch.from_numpy(np.concatenate(forecasts)) - truth) / deviation
+        largest = float(difference.abs().max())
+        if not largest < ONNX_TOLERANCE:
+            raise UserError(
+                f"{path}: not kept: it differs from PyTorch by {largest:.1e} deviations"
+            )
         os.replace(file, path)
-    return difference
+    return largest
 
 
-def read_scores(path, content):
-    """Windows and rows of evaluation.json on a checkpoint's own test windows; None where it has none of its weights."""
+def onnx_facts(student):
+    """Metadata (str -> str) of the ONNX file."""
+    teacher = student.info.get("teacher") or {"teacher": "none", "licence": "no teacher was used"}
+    return {
+        "context_length": str(student.context_length),
+        "prediction_length": str(student.prediction_length),
+        "sampling_frequency": ", ".join(student.info.get("freqs", [])),
+        "teacher": str(teacher["teacher"]),
+        "licence": str(teacher["licence"]),
+    }
+
+
+def export_hub(opened, output, evaluation_file):
+    """Write a student's weights, configuration and card, with its scores where there are any."""
+    evaluation = read_evaluation(evaluation_file, opened)
+    if evaluation:
+        opened.student.info["evaluation"] = evaluation
+    names = {"config.json", "model.safetensors", "README.md"}
+    if output.exists():
+        there = {path.name for path in output.iterdir() if not path.name.startswith(".")}
+        if there - names:
+            raise UserError(f"--output {output}: holds other files; choose another folder")
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
+        opened.student.save_pretrained(temporary)
+        for name in names:
+            os.replace(Path(temporary, name), output / name)
+
+
+def read_evaluation(path, opened):
+    """Windows and rows of an evaluation.json; None where it is of other weights or windows.
+
+    The rows are those of the student (under that name) and of forecasters that are no student.
+    """
+    if not path.is_file():
+        return None
     try:
-        table, own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}, {None, content["weights"]}
-        rows = {name: row for name, row in table.get("rows", {}).items() if row.get("weights") in own}
-        rows = {"student" if "weights" in row else name: row for name, row in rows.items()}
-        rows = {name: {key: row[key] for key in ("mse", "mae", "mase")} for name, row in rows.items()}
-        fits = "student" in rows and table["test"] == content["data"]["test"]
-        return {"windows": table["windows"], "rows": rows} if fits else None
+        table = json.loads(path.read_text(encoding="utf-8"))
+        rows = {}
+        for name, row in table["rows"].items():
+            if row.get("weights") not in (None, opened.weights_id):
+                continue
+            shown = "student" if "weights" in row else name
+            rows[shown] = {metric: row[metric] for metric in ("mse", "mae", "mase")}
+        if "student" not in rows or table["test"] != opened.content["data"]["test"]:
+            return None
+        return {"windows": table["windows"], "rows": rows}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error!r}); evaluate writes it anew") from error
 
 
-def export(args, say, _stop):
-    """Write a student as an ONNX file or as a folder for the hub."""
-    student, content = open_student(args.checkpoint)
-    base = Path(content["path"]).parent if "path" in content else Path(".")
-    output = Path(args.output or base / {"onnx": "student.onnx", "hub": "hub"}[args.format]).expanduser()
-    if args.format == "onnx":
-        contexts = example_contexts(content, student.context_length)
-        difference = export_onnx(student, output, contexts)
-        english = "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation"
-        say(english, "与 PyTorch 在 {} 个上下文上的最大差异: {:.1e} 个标准差", len(contexts), difference)
-    else:
-        scores = read_scores(base / "evaluation.json", content)
-        student.info.update({"evaluation": scores} if scores else {})
-        names = {"config.json", "model.safetensors", "README.md"}
-        if output.exists() and {path.name for path in output.iterdir() if path.name[0] != "."} - names:
-            raise UserError(f"--output {output}: holds other files; choose another folder")
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
-            student.save_pretrained(temporary)
-            for name in names:
-                os.replace(Path(temporary, name), output / name)
-    say("Exported: {}", "已导出: {}", output)
+# -- label -----------------------------------------------------------------------------------------
 
 
-def label(args, say, stop):
+def label(args, voice, stop):
     """Label the training windows into the cache, or list what it holds."""
-    if not args.list:
-        fabric = start_fabric(args, "32-true", say)
-        labels = labels_of(load_data(args, say)["train"], args, args.teacher_patch_size, fabric, say, stop)
-        say("Labels of {:,} windows: {}", "{:,} 个窗口的标签: {}", labels.windows, labels.folder)
+    if args.list:
+        list_labels(Path(args.label_cache).expanduser(), voice)
         return
-    folders = sorted(Path(args.label_cache).expanduser().glob("*/"))
+    job = start_job(args, "32-true", voice, stop)
+    windows = load_data(pick(DataConfig, args), voice).windows["train"]
+    labels = labels_of(windows, windows, pick(TeacherRequest, args), job)
+    voice.say("Labels of {:,} windows: {}", labels.windows, labels.folder)
+
+
+def list_labels(cache, voice):
+    """Print a line for each label file in the cache."""
+    folders = sorted(cache.glob("*/"))
     if not folders:
-        say("No label files in {}", "{} 中没有标签文件", args.label_cache)
+        voice.say("No label files in {}", cache)
     for folder in folders:
-        manifest, line = read_manifest(folder), "its manifest is damaged"
-        if manifest:
-            file, facts = LabelFile(folder, manifest), manifest | manifest["key"]
-            facts |= {"MB": 4e-6 * file.windows * file.horizon, "done": 100 - 100 * len(file.missing()) / file.count}
-            line = "{teacher}, {windows:,} windows, {context} -> {horizon}, {point}, patch {patch_sizes}, {MB:.1f} MB"
-            line = (line + ", {done:.0f} % made, {made}").format(**facts)
-        say("{}: {}", "{}: {}", folder.name, line)
+        manifest = read_manifest(folder)
+        if not manifest:
+            voice.say("{}: its manifest is damaged", folder.name)
+            continue
+        file = LabelFile(folder, manifest)
+        key = manifest["key"]
+        done = 1 - len(file.missing()) / file.count
+        megabytes = 4e-6 * file.windows * file.horizon
+        facts = [
+            manifest["teacher"],
+            f"{file.windows:,} windows",
+            f"{key['context']} -> {key['horizon']}",
+            key["point"],
+            f"patch {manifest['patch_sizes']}",
+            f"{megabytes:.1f} MB",
+            f"{100 * done:.0f} % made",
+            manifest["made"],
+        ]
+        voice.say("{}: {}", folder.name, ", ".join(facts))
 
 
-# == 9  Entry ==========================================================================================================
+# == Entry =========================================================================================
+
+
+def parse_arguments(argv):
+    """Namespace of the checked arguments. Raises UserError with every problem that was found."""
+    words = list(argv)
+    if not words or words[0] not in COMMANDS:
+        words = ["train", *words]
+    parser = build_parser(demo="--demo" in words)
+    args, unknown = parser.parse_known_args(words)
+    problems = [tell_unknown(word, args) for word in unknown]
+    problems += check_ranges(args)
+    if not getattr(args, "list", False):  # label --list reads the cache, and nothing else
+        problems += check_inputs(args)
+        problems += check_outputs(args)
+    if not getattr(args, "list", False) and "device" in args:
+        problems += check_machine(args)
+    if args.command == "train":
+        problems += check_training(args)
+    if problems:
+        count = f"{len(problems)} problem(s) with the arguments"
+        raise UserError("\n  ".join([count, *problems]))
+    return args
+
+
+def tell_unknown(word, args):
+    """What to say of a word that is no argument."""
+    problem = f"{word}: not an argument of {args.command}"
+    if word in COMMANDS:
+        return f"{problem}; the command comes first, before all flags"
+    flags = [f"--{name}" for name in vars(args)]
+    close = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
+    if close:
+        return f"{problem}; did you mean {close[0]}?"
+    return problem
+
+
+def check_ranges(args):
+    """Problems (list of str) of numbers that are too small, too large or not finite."""
+    problems = []
+    for name, (is_right, range_words) in RANGES.items():
+        value = getattr(args, name, None)
+        if value is None or value == "auto":
+            continue
+        if not math.isfinite(value) or not is_right(value):
+            problems.append(f"--{name} {value}: must be {range_words}")
+    return problems
+
+
+def is_local(name):
+    """Whether a name looks like a path, which a hub id does not."""
+    return re.match(r"[./~]|.*\.pt$", name) is not None
+
+
+def is_there(path):
+    return Path(path).expanduser().exists()
+
+
+def check_inputs(args):
+    """Problems of files and folders that are read."""
+    problems = []
+    checkpoints = getattr(args, "checkpoint", [])
+    if isinstance(checkpoints, str):
+        checkpoints = [checkpoints]
+    for name in checkpoints:
+        if is_local(name) and not is_there(name):
+            problems.append(f"--checkpoint {name}: no such file or folder")
+
+    data_dir = getattr(args, "data_dir", None)
+    is_made = getattr(args, "demo", False) and data_dir == DEMO["data_dir"]
+    if data_dir is not None and not is_made and not is_there(data_dir):
+        problems.append(f"--data_dir {data_dir}: no such folder or file")
+    if "input" in args and not is_there(args.input):
+        problems.append(f"--input {args.input}: no such folder or file")
+
+    teacher = getattr(args, "teacher_model", None)
+    if teacher is not None and needs_teacher(args) and is_local(teacher) and not is_there(teacher):
+        problems.append(f"--teacher_model {teacher}: no such folder")
+    return problems
+
+
+def needs_teacher(args):
+    """Whether labels have to be made for certain. A cache that is there may hold them, carried."""
+    if args.command == "train" and args.alpha == 0:
+        return False
+    return bool(args.label_cache) and not Path(args.label_cache).expanduser().is_dir()
+
+
+def check_outputs(args):
+    """Problems of places that are written to."""
+    folders = {name: getattr(args, name, None) for name in ("save_dir", "output_dir")}
+    if "label_cache" in args and needs_teacher(args):
+        folders["label_cache"] = args.label_cache
+    if getattr(args, "output", None):
+        folders["output"] = Path(args.output).parent
+    problems = []
+    for name, folder in folders.items():
+        if folder is not None and (problem := unwritable(folder)):
+            problems.append(f"--{name} {getattr(args, name)}: {problem}")
+
+    if getattr(args, "output", None):
+        output = Path(args.output).expanduser().resolve()
+        if args.command == "export" and args.format == "hub":
+            is_taken = output.is_file()
+        else:
+            is_taken = output.is_dir()
+        if args.command == "predict":
+            is_picture = args.plot and output.suffix == ".png"
+            is_input = output == Path(args.input).expanduser().resolve()
+            is_taken = is_taken or is_picture or is_input
+        if is_taken:
+            problems.append(
+                f"--output {args.output}: is a file, a folder, the picture, or the input"
+            )
+    return problems
+
+
+def check_machine(args):
+    """Problems of devices that are not there, or not enough."""
+    gpus = torch.cuda.device_count()
+    form = re.fullmatch(r"auto|cpu|mps|cuda(:(?P<index>\d+))?", args.device)
+    if not form:
+        return [f"--device {args.device}: is not auto, cpu, cuda, cuda:1 or mps"]
+    is_here = True
+    if args.device == "mps":
+        is_here = torch.backends.mps.is_available()
+    elif args.device.startswith("cuda"):
+        is_here = int(form["index"] or 0) < gpus
+    if not is_here:
+        return [
+            f"--device {args.device}: is not here (PyTorch finds {gpus} CUDA GPUs);"
+            " use --device cpu"
+        ]
+
+    problems = []
+    is_cpu = args.device == "cpu" or (args.device == "auto" and not gpus)
+    if is_cpu and args.teacher_precision == "bf16":
+        problems.append("--teacher_precision bf16: needs a GPU; use 32")
+    if args.devices != 1 and ":" in args.device:
+        problems.append(f"--devices {args.devices}: not with --device {args.device}")
+    if not is_cpu and args.devices > max(1, gpus):
+        problems.append(f"--devices {args.devices}: PyTorch finds {gpus} GPUs")
+    return problems
+
+
+def check_training(args):
+    """Problems of sizes that do not fit each other, and of --resume."""
+    problems = []
+    if args.num_heads > 0 and args.d_model % args.num_heads != 0:
+        problems.append(f"--num_heads {args.num_heads}: does not divide --d_model {args.d_model}")
+    if args.patch_size > args.context_length:
+        problems.append(
+            f"--patch_size {args.patch_size}: longer than --context_length {args.context_length}"
+        )
+    if args.resume:
+        folder = Path(args.save_dir).expanduser()
+        was_trying = args.alpha == "auto" and (folder / "trials").is_dir()  # these are repeated
+        if not (folder / "last.pt").is_file() and not was_trying:
+            problems.append(
+                f"--resume: no {folder / 'last.pt'} to go on from; start without --resume"
+            )
+    return problems
 
 
 def main(argv=None):
-    """Run the command line `argv` (default: sys.argv[1:]). Returns the exit code: 0, 2 on bad input, 128 + signal."""
+    """Run the command line `argv` (default: sys.argv[1:]).
+
+    Returns the exit code: 0, 2 on bad input, 128 + number of the signal.
+    """
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):  # a console that cannot print Chinese shows escapes
             output.reconfigure(errors="backslashreplace")
-    stop, code = Stop(), 2
-    handlers = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    commands = {
+        "train": train,
+        "evaluate": evaluate,
+        "predict": predict,
+        "export": export,
+        "label": label,
+    }
+    stop = Stop()
+    handlers = {}
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        handlers[signum] = signal.signal(signum, stop)
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
-        commands = {"train": train, "evaluate": evaluate, "predict": predict, "export": export, "label": label}
-        commands[args.command](args, Say(args.lang), stop)
+        commands[args.command](args, Voice(args.lang), stop)
         return 0
     except Interrupted as interruption:
-        code, problem = 128 + interruption.args[0], f"stopped by {signal.Signals(interruption.args[0]).name}"
+        signum = interruption.args[0]
+        tell_end(f"stopped by {signal.Signals(signum).name}")
+        return 128 + signum
     except torch.OutOfMemoryError as error:
-        problem = f"out of GPU memory ({str(error).splitlines()[0][:99]}); lower --batch_size or --teacher_batch_size"
-    except ModuleNotFoundError as error:  # predicting takes few packages, pictures and exports take more
-        problem = f"{error.name} is not installed: pip install -r requirements.txt, or pip install {error.name}"
+        reason = str(error).splitlines()[0][:99]
+        tell_end(f"error: out of GPU memory ({reason}); lower --batch_size or --teacher_batch_size")
+    except ModuleNotFoundError as error:  # predicting takes few packages, pictures take more
+        tell_end(
+            f"error: {error.name} is not installed:"
+            f" pip install -r requirements.txt, or pip install {error.name}"
+        )
     except UserError as error:
-        problem = str(error)
+        tell_end(f"error: {error}")
     except OSError as error:
-        problem = f"{error.filename or 'input or output'}: {error.strerror or error}"
+        tell_end(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks for all
-        print(problem if code > 2 else f"error: {problem}", file=sys.stderr)
-    return code
+    return 2
+
+
+def tell_end(message):
+    """Print why the program ends; one of several processes speaks for all."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":
