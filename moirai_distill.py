@@ -25,8 +25,11 @@ defines it. To follow a run, begin at `train` in the room "commands" and go up f
     teacher             a frozen MOIRAI: (B, L) -> (B, H)
     labels              the teacher's forecasts of all windows, made once and cached on disk
     training            the loop
-    commands            train, evaluate, predict, export, label: the only functions that see `args`
+    commands            train, evaluate, predict, export, label
     entry               checks of the arguments, main
+
+Only commands and entry see `args`; what is below a command gets plain values, or a dataclass that
+`pick` fills from the flags of the same names.
 
 Shapes: B batch, L context length, H horizon (prediction length), N patches, P patch size, D width,
 T rows of a series, W windows.
@@ -59,6 +62,7 @@ import tempfile
 import time
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -105,7 +109,7 @@ def add_data_flags(parser):
         "--split_by",
         choices=["auto", "files", "time"],
         default="auto",
-        help=f"auto = files from {MANY_FILES} on",
+        help=f"auto = by files, if there are {MANY_FILES}",
     )
     add("--split_ratio", type=ratio, default="8:1:1", help="train:validation:test")
     add("--split_seed", type=int, default=0, help="shuffle of the files, sample of their windows")
@@ -155,7 +159,7 @@ def add_training_flags(parser):
     add("--learning_rate", type=float, default=1e-4, help="halved when validation stalls")
     add("--weight_decay", type=float, default=1e-5, help="of AdamW")
     add("--max_grad_norm", type=float, default=1.0, help="gradients are clipped to this norm")
-    add("--augment", choices=["on", "off"], default="on", help="train on sums of windows, too")
+    add("--augment", choices=["on", "off"], default="on", help="train on sums of two windows each")
     add("--patience", type=int, default=0, help="stop after so many epochs without a best; 0 = off")
     add("--precision", choices=["32-true", "bf16-mixed"], default="32-true", help=PRECISION_HELP)
     add("--seed", type=int, default=0, help="of weights, order, dropout; not of split and labels")
@@ -186,7 +190,7 @@ def add_predict_flags(parser):
     add = parser.add_argument
     add("--checkpoint", required=True, help=CHECKPOINT_HELP)
     add("--input", required=True, help="CSV whose series go on after its end")
-    add("--columns", nargs="+", default=None, help="as in train; default: as it was trained")
+    add("--columns", nargs="+", default=None, help="as in train; default: as in its training")
     add("--output", default="forecast.csv", help="CSV of the forecast")
     add("--plot", action="store_true", help="draw the forecast, beside --output")
     add("--backtest", action="store_true", help="hold the last steps out; show the error on them")
@@ -239,8 +243,9 @@ def build_parser(demo):
     evaluate = command("evaluate", "score checkpoints", epilog=epilog)
     add_data_flags(evaluate)
     add_teacher_flags(evaluate)
+    # None: as in the checkpoint's run. Asked before other flags are added: for these alone.
     inherited = vars(evaluate.parse_args([]))
-    evaluate.set_defaults(**dict.fromkeys(inherited))  # None: as in the checkpoint's run
+    evaluate.set_defaults(**dict.fromkeys(inherited))
     add_machine_flags(evaluate)
     add_evaluate_flags(evaluate)
 
@@ -271,7 +276,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises a UserError where argparse would print its usage and exit."""
 
     def error(self, message):
-        raise UserError(f"{message} (python moirai_distill.py --help lists the flags)")
+        raise UserError(f"{message} (python {self.prog} --help lists the flags)")
 
 
 def int_or_auto(text):
@@ -351,18 +356,23 @@ RANGES = {
     "seed": between(0, 2**64 - 1),
 }
 
-# -- Numbers you may tune: the next run takes them; old checkpoints and labels stay valid. ---------
+# -- Numbers you may tune -------------------------------------------------------------------------
 
-# Training.
+# Training. Checkpoints and labels stay valid; a run that is resumed keeps its own scheduler's.
 SCHEDULER_FACTOR = 0.5  # the learning rate is multiplied by this ...
 SCHEDULER_PATIENCE = 1  # ... after more than so many epochs without a lower validation loss
-AVERAGE_SPAN = 9  # what forecasts is the mean of the weights over about the last ninth of all steps
+AVERAGE_DECAY = 9  # the averaged weights reach back over about 1/9 of all steps; larger = shorter
 MAX_FAILED = 10  # steps in a row with a non-finite loss or gradient that end the run
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # what --alpha auto tries ...
 TRIAL_EPOCHS = 3  # ... for so many epochs each
-EVAL_BATCH = 512  # windows per forward pass where nothing is trained; results do not depend on it
 
-# The reader of CSVs.
+# Time and memory. Results stay as they are, up to rounding.
+EVAL_BATCH = 512  # windows per forward pass where nothing is trained
+FILES_FOR_PROCESSES = 50  # from so many files on, one process per core reads them
+MOE_SEQUENCES = 2048  # windows times samples that a MOIRAI-MoE takes in one call
+
+# What is read, and what becomes of it. Where a file is read in another way than before, its labels
+# are made anew.
 TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")  # of time columns, in any case
 ID_NAMES = ("unique_id", "item_id", "id", "series", "series_id")  # of the id of a long format
 INDEX_NAMES = ("id", "index", "time_idx")  # of columns that are no values
@@ -384,6 +394,21 @@ FEW_DUPLICATES = 0.01  # share of exact duplicates among the stamps, without an 
 MOST_NUMBERS = 0.9  # share of its values that makes a column numeric
 MOST_ON_RULE = 0.95  # share of the stamps that must lie on a calendar rule
 MOST_PLACED = 0.9  # share of the stamps that must find a place of their own on the grid
+ABSURD = 1e6  # deviations from the mean beyond which a value counts as missing
+MANY_FILES = 10  # from so many usable files on, --split_by auto holds out whole files
+JUDGED_WINDOWS = 64  # training windows per sampling frequency that choose the teacher's patch size
+
+# What is told, and what is kept.
+MOST_NOTES = 20  # notes that are shown, or listed under an error
+ONNX_TOLERANCE = 1e-4  # deviations of a context by which an ONNX file may differ from PyTorch
+
+# -- What you must not touch -----------------------------------------------------------------------
+
+COMMANDS = ("train", "evaluate", "predict", "export", "label")
+PARTS = ("train", "validation", "test")  # in the order of --split_ratio; named in checkpoints
+FEWEST_FILES = len(PARTS)  # a file for each part
+METRICS = ("mse", "mae", "mase")  # named in evaluations and checkpoints
+
 SECOND = 10**9  # in ns, as all steps in the reader
 DAY = 86_400 * SECOND
 USUAL_STEPS = np.array(  # what the steps of stamps that jitter are rounded to
@@ -391,34 +416,17 @@ USUAL_STEPS = np.array(  # what the steps of stamps that jitter are rounded to
     + [60 * SECOND * minutes for minutes in (1, 2, 5, 10, 15, 20, 30)]
     + [3600 * SECOND * hours for hours in (1, 2, 3, 4, 6, 8, 12, 24, 168)]
 )
-FILES_FOR_PROCESSES = 50  # from so many files on, one process per core reads them
 
-# Series and windows.
-ABSURD = 1e6  # deviations from the mean beyond which a value counts as missing
-MANY_FILES = 10  # from so many usable files on, --split_by auto holds out whole files
-FEWEST_FILES = 3  # a file for each part
-MOST_NOTES = 20  # notes that are shown, or listed under an error
-
-# The teacher.
-JUDGED_WINDOWS = 64  # training windows per sampling frequency that choose the patch size
-MOE_SEQUENCES = 2048  # windows times samples that a MOIRAI-MoE takes in one call
-
-# Export.
-ONNX_TOLERANCE = 1e-4  # deviations of a context by which ONNX may differ from PyTorch
-
-# -- What you must not touch -----------------------------------------------------------------------
-
-COMMANDS = ("train", "evaluate", "predict", "export", "label")
-PARTS = ("train", "validation", "test")  # in the order of --split_ratio; named in checkpoints
-
-# Of checkpoints and label files. To raise it is to refuse all that older versions of this program
-# can read; a file with a higher number than this one is refused.
+# Of checkpoints and label files. Raise it when older versions of this program must not read what
+# this one writes: they refuse a higher number. Lower ones are still read, but all labels are made
+# anew, as it is in their key.
 FORMAT = 1
 
-# What a label is a function of. The folder of a label file is named by a hash of these facts: a
-# changed list makes every label in every cache be made anew.
+# What must agree for labels to be used again. The folder of a label file is named by a hash of
+# these facts: another list makes every label in every cache be made anew. Precision, device and
+# batch size of the teacher change labels by less than its own sampling does: the manifest tells.
 LABEL_KEY = (
-    "data",  # digest of the windows' values, starts and steps (`label_digest`)
+    "data",  # digest of the windows' values, starts and frequencies (`label_digest`)
     "windows",  # how many
     "context",
     "horizon",
@@ -429,12 +437,13 @@ LABEL_KEY = (
     "format",
 )
 
-# What may change on --resume. Everything else decides the weights: a run that went on with another
-# value would not be the run that it says it is.
+# Flags that may differ on --resume. (Another number of devices changes dropout and rounding, which
+# is accepted.) A run that went on with another value of any other flag would not be the run that it
+# says it is.
 MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}
 
-# What a run leaves in its folder. An earlier run's are moved away by these names before a new run
-# begins: a name that is missing here is lost to the new run.
+# What a run leaves in its folder. Before a new run begins, an earlier one's files are moved away by
+# these names: what is not listed here would be overwritten.
 RUN_FILES = (
     "last.pt",
     "best_model_epoch_*.pt",
@@ -449,8 +458,9 @@ RUN_FILES = (
 
 # == Voice =========================================================================================
 
-# The Chinese of every sentence that is given to `Voice.say`, with the same placeholders. What has
-# no letters needs no entry; what has no entry is printed as it is.
+# The Chinese of every sentence that is given to `Voice.say`, with the same placeholders in the same
+# order. What has no entry is printed in English: change a sentence here and at its place of use
+# together (tests/test_voice.py finds what does not fit).
 CHINESE = {
     "Data directory: {}": "数据目录: {}",
     "Context length: {}": "上下文长度: {}",
@@ -605,7 +615,9 @@ def atomic(path, replace=True):
             file.flush()
             os.fsync(file.fileno())
         if not replace:
-            with contextlib.suppress(OSError):  # another one was first, or there are no links here
+            # A link fails where there is a file already, which stays; or where the file system
+            # knows no links, and then the file takes its name as always.
+            with contextlib.suppress(OSError):
                 os.link(temporary, path)
         if replace or not path.exists():
             os.replace(temporary, path)
@@ -627,9 +639,9 @@ def unwritable(folder):
 
 
 def file_sha256(path):
-    """sha256 of a file, read piece by piece."""
+    """sha256 of a file in hexadecimal digits, read piece by piece."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256")
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def json_text(value, **settings):
@@ -764,15 +776,13 @@ def model_file(name, revision, filename):
             path = folder / filename
         else:
             path = Path(hf_hub_download(name, filename, revision=revision))
-        blob = (
-            path.resolve().name
-        )  # where the hub knows the sha256 of a file, its copy has that name
-        if re.fullmatch("[0-9a-f]{64}", blob) and file_sha256(path).hexdigest() != blob:
+        # Where the hub knows the sha256 of a file, its copy here has that name.
+        blob = path.resolve().name
+        if re.fullmatch("[0-9a-f]{64}", blob) and file_sha256(path) != blob:
             raise ValueError(f"the file does not fit its checksum: delete {path}")
         return path
-    except (
-        Exception
-    ) as error:  # of the hub, of HTTP, of the disk: all end with the remedy that fits
+    except Exception as error:
+        # Of the hub, of HTTP, of the disk: all of them end here, with the remedy that fits.
         fitting = (text for kind, text in HUB_REMEDIES if isinstance(error, kind))
         remedy = next(fitting, "the download failed")
         advice = (
@@ -793,8 +803,8 @@ class Interrupted(BaseException):
 class Stop:
     """Handler that turns a signal into Interrupted.
 
-    While it is held, the work in hand goes on and looks at `signum` itself; a second signal is not
-    held.
+    While it is held, a signal is only kept in `signum`: the work in hand goes on, and looks at it
+    (for all processes, by `Job.signal`) where it can be stopped. A second signal is not held.
     """
 
     def __init__(self):
@@ -842,15 +852,16 @@ class Job:
         return self.fabric.device
 
     def on_rank_zero(self, act):
-        """What `act()` gives on the first process, on all of them.
+        """What `act()` gives on the first process (it is pickled), on all of them.
 
-        Its UserError or OSError is raised on all of them, too, so that none waits for ever.
+        An error that the user can mend is raised on all of them, too. With any other one the first
+        process ends, and its launcher ends the others.
         """
         result = problem = None
         try:
             if self.rank == 0:
                 result = act()
-        except (UserError, OSError) as error:
+        except (UserError, OSError, ModuleNotFoundError) as error:
             problem = error
         result, problem = self.fabric.broadcast((result, problem))
         if problem:
@@ -892,7 +903,8 @@ class RawSeries:
     name: str  # file, and id or column where the file holds several
     values: np.ndarray  # (T,) float64 in the file's units, NaN where missing
     freq: str  # pandas frequency of the grid, "" without timestamps
-    stamps: pd.DatetimeIndex | None  # the last 12 at most, named as their column
+    stamps: pd.DatetimeIndex | None  # the last 12 at most (`months_after` takes the day of the
+    # month from them), named as their column; None without timestamps
     column: str  # its heading in a table of all series of the file
 
 
@@ -1139,7 +1151,7 @@ def business_grid(times, step):
     if step != DAY:
         return None
     days = times.normalize()
-    on_rule = days + 0 * to_offset("B") == days
+    on_rule = days + 0 * to_offset("B") == days  # to add 0 business days moves a weekend to Monday
     if on_rule.mean() < MOST_ON_RULE or len(days.unique()) < MOST_ON_RULE * len(days):
         return None
     margin = 2 * to_offset("B")
@@ -1150,13 +1162,13 @@ def business_grid(times, step):
 
 
 def fixed_step_grid(times, step):
-    """Grid of equal steps, laid so that the timestamps are off it by nothing on average."""
+    """Grid of equal steps, laid so that the timestamps lie around it evenly."""
     stamps = times.asi8
     # As angles of a circle of one step, so that 59 and 1 of 60 average to 0 and not to 30.
     angles = np.exp(2j * np.pi * (stamps % step) / step)
     first_is_late_by = np.angle(angles[0] / angles.mean()) / (2 * np.pi)
     steps_after_first = (stamps - stamps[0]) / step + first_is_late_by
-    positions = np.rint(steps_after_first).astype(np.int64) + 1
+    positions = np.rint(steps_after_first).astype(np.int64) + 1  # never the -1 of "off the grid"
     return Grid(positions, to_offset(pd.Timedelta(step)).freqstr)
 
 
@@ -1182,16 +1194,19 @@ def steps_after(series, count, back=0):
     if months := months_of(series.freq):
         index = months_after(series, months, count, back)
     else:
-        last = series.stamps[-1]
-        offset = to_offset(series.freq)
-        day = last
-        if series.freq == "B":
-            day = last.normalize()
-        sides = (offset.rollback(day), offset.rollforward(day))
-        nearest = min(sides, key=lambda side: abs(side - day))
-        index = pd.date_range(nearest - back * offset, periods=count + 1, freq=offset)[1:]
-        index = index + (last - day)
+        index = offsets_after(series, to_offset(series.freq), count, back)
     return index.rename(series.stamps.name)
+
+
+def offsets_after(series, offset, count, back):
+    """As `steps_after`, for business days and equal steps."""
+    last = series.stamps[-1]
+    day = last.normalize() if series.freq == "B" else last
+    # A stamp off the rule, such as a Sunday, counts as the nearest one on it.
+    sides = (offset.rollback(day), offset.rollforward(day))
+    nearest = min(sides, key=lambda side: abs(side - day))
+    index = pd.date_range(nearest - back * offset, periods=count + 1, freq=offset)[1:]
+    return index + (last - day)  # the time of the day, and how far it was off
 
 
 def months_after(series, months, count, back):
@@ -1241,9 +1256,7 @@ def on_grid(times, values, has_ids):
         raise Unusable(f"sparse timestamps: {placed} rows over {length} steps of {grid.freq}")
 
     regular = np.full(length, np.nan)
-    regular[positions - positions.min()] = (
-        table.to_numpy()
-    )  # of two at one position the later stays
+    regular[positions - positions.min()] = table.to_numpy()  # of two in one place the later stays
     return regular, grid.freq, table.index[-12:].tz_localize(times.tz)
 
 
@@ -1257,7 +1270,7 @@ class Columns:
     times: pd.DatetimeIndex | None  # (rows,), named as their column
     id_name: str | None  # of the column that tells the series of a long format apart
     values: dict  # column -> (rows,) float64, NaN where missing
-    passed_over: list  # names of the others
+    passed_over: list  # names of those that are no numbers, or that number the rows
 
 
 def pick_columns(frame, wanted):
@@ -1310,13 +1323,14 @@ def steps_of_integers(frame, id_name):
 def find_times(frame, steps):
     """Timestamps (rows,) of the first column that has them, by name or by content; or None.
 
-    Columns that are called so come first, integers last: these count where they rise evenly.
+    Columns that are named in TIME_NAMES come first, integers last. An integer column counts only
+    if it rises evenly, or by its name; a float one by its name alone.
     """
 
-    def rank(name):
+    def sort_key(name):
         return name.lower() not in TIME_NAMES, name in steps
 
-    for name in sorted(frame.columns, key=rank):
+    for name in sorted(frame.columns, key=sort_key):
         is_called_so = name.lower() in TIME_NAMES
         is_number = pd.api.types.is_numeric_dtype(frame[name])
         if is_called_so or not is_number or (name in steps and rises_evenly(steps[name])):
@@ -1374,13 +1388,13 @@ def read_series(path, name, wanted):
     series = []
     for key, rows in rows_of.items():
         for column, values in columns.values.items():
-            labels = []
+            within = []  # what tells the series apart within the file
             if columns.id_name is not None:
-                labels.append(str(key))
+                within.append(str(key))
             if len(columns.values) > 1:
-                labels.append(column)
-            full_name = " / ".join([name, *labels])
-            heading = " / ".join(labels) or column
+                within.append(column)
+            full_name = " / ".join([name, *within])
+            heading = " / ".join(within) or column
             try:
                 regular = (values[rows], "", None)
                 if columns.times is not None:
@@ -1527,17 +1541,18 @@ def prepare_series(series, bounds, config):
     It is standardised by its train rows, or by all where it is one part as a whole. Gaps are
     filled inside each part, so that no part sees another one. Raises Unusable.
     """
-    mean, deviation, scaler = fit_scaler(series.values[slice(*bounds.get("train", (0, None)))])
+    first_part = next(iter(bounds))  # "train", or "whole"
+    low, high = bounds[first_part]
+    mean, deviation, scaler = fit_scaler(series.values[low:high])
     filled = series.values.copy()
     filled[np.abs((filled - mean) / deviation) > ABSURD] = np.nan
     observed = ~np.isnan(filled)
-    for low, high in bounds.values():
-        filled[low:high] = fill_gaps(filled[low:high], config.max_gap)
+    for begin, end in bounds.values():
+        filled[begin:end] = fill_gaps(filled[begin:end], config.max_gap)
 
     known = ~np.isnan(filled)
     starts = {part: find_starts(known, observed, rows, config) for part, rows in bounds.items()}
-    if not len(next(iter(starts.values()))):
-        low, high = bounds.get("train", (0, len(series.values)))
+    if not len(starts[first_part]):
         raise Unusable(
             f"too short: {high - low} rows; a window takes {config.window_length}"
             f" without a gap longer than {config.max_gap}"
@@ -1552,6 +1567,7 @@ def fit_scaler(rows):
     """(mean, deviation, StandardScaler) of the rows of a series. Raises Unusable."""
     from sklearn.preprocessing import StandardScaler  # not at the top: forecasting needs none of it
 
+    # `not a < b` instead of `a >= b`, here and elsewhere, so that nan is among the bad ones.
     if not pd.Series(rows).min() < pd.Series(rows).max():
         raise Unusable("constant, or nothing but missing values")
     scaler = StandardScaler().fit(rows[:, None])
@@ -1563,7 +1579,7 @@ def fit_scaler(rows):
 
 
 def fill_gaps(values, max_gap):
-    """Values (T,) whose gaps of at most `max_gap` between two known ones are filled linearly."""
+    """Series of values (T,): gaps of at most `max_gap` between two known ones filled linearly."""
     values = pd.Series(values)
     if not values.hasnans:
         return values
@@ -1580,7 +1596,7 @@ def find_starts(known, observed, bounds, config):
     low, high = bounds
     length = config.window_length
     horizon = config.prediction_length
-    first = max(0, low + horizon - length)
+    first = max(0, low - config.context_length)
     begin = np.arange(first, high - length + 1)
     missing_before = np.append(0, np.cumsum(~known))
     observed_before = np.append(0, np.cumsum(observed))
@@ -1695,6 +1711,8 @@ def label_digest(series, starts, length):
     """Bytes that identify what the labels of the windows of one series depend on.
 
     Values are rounded to 1e-6 deviations, as the CPUs of two machines may differ in the last bits.
+    Mean and deviation are in it as a label is rounded in their unit; the frequency is, as it
+    chooses the teacher's patch size.
     """
     rows = len(series.values) + 1
     edges = np.bincount(starts, minlength=rows) - np.bincount(starts + length, minlength=rows)
@@ -1843,7 +1861,7 @@ def listing(notes):
 
 @dataclasses.dataclass
 class StudentConfig:
-    """The flags of the student group, and the two lengths."""
+    """The flags of the student group, and the two lengths; the season comes from the data."""
 
     context_length: int
     prediction_length: int
@@ -1905,8 +1923,8 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
     """Univariate patch Transformer: context (B, L) -> forecast (B, H), both in the series' units.
 
     A weighted sum of the context's earlier periods of `season` steps is added to what the
-    Transformer says (0 = none). `info` are plain facts of its making; with the sizes they go into
-    the config.json of a hub folder.
+    Transformer says (0 = none; with 1 it is a linear map of the whole context). `info` are plain
+    facts of its making; with the sizes they go into the config.json of a hub folder.
     """
 
     def __init__(
@@ -2073,7 +2091,7 @@ def card_scores(evaluation):
     lines = [f"| {evaluation['windows']:,} test windows | MSE | MAE | MASE |", "|---|---|---|---|"]
     for name, row in sorted(evaluation["rows"].items(), key=error):
         cells = [name]
-        for metric in ("mse", "mae", "mase"):
+        for metric in METRICS:
             cells.append("-" if row[metric] is None else f"{row[metric]:.4f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -2082,7 +2100,7 @@ def card_scores(evaluation):
 def card_data(info):
     """How much it was trained and tested on."""
     facts = []
-    for part in ("train", "validation", "test"):
+    for part in PARTS:
         if part in info.get("counts", {}):
             series, windows = info["counts"][part]
             facts.append(f"{series:,} {part} series ({windows:,} windows)")
@@ -2150,7 +2168,7 @@ class Scores:
     mse: float
     mae: float
     mase: float
-    mase_left_out: int  # windows whose unit of MASE is 0
+    mase_left_out: int  # windows that have no MASE, as seasonal-naive makes no error in them
     mse_by_step: list  # (H,)
     mae_by_step: list  # (H,)
     mse_by_series: list
@@ -2256,8 +2274,9 @@ GENERATIONS = (
 class Teacher:
     """A frozen MOIRAI (uni2ts's module) that forecasts one variate from exactly its last L points.
 
-    MOIRAI 1.0 and 1.1 are run here, as uni2ts's own forecast samples at every position of context
-    and padding, too. MoE and 2.0 are run by `forecast_class`, uni2ts's own.
+    MOIRAI 1.0 and 1.1 are run by our own code: uni2ts's samples at every position, context and
+    padding included, which costs many times the network. MoE and 2.0 are run by uni2ts's own
+    `forecast_class`.
     """
 
     def __init__(self, module, device, precision, note, forecast_class=None):
@@ -2456,7 +2475,7 @@ def fingerprint(name, revision):
                 return None
         if not isinstance(path, str | Path) or not Path(path).is_file():
             return None
-        digest.update(file_sha256(path).digest())
+        digest.update(bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()
 
 
@@ -2535,7 +2554,7 @@ class LabelTask:
     windows: Windows  # to be labelled
     judged_on: Windows  # training windows that choose the teacher's patch size
     request: TeacherRequest
-    load: object  # () -> Teacher, called only where labels have to be made
+    load: Callable[[], Teacher]  # called only where labels have to be made
     baselines: dict  # name -> naive forecast, which stand beside the teacher
 
 
@@ -2724,10 +2743,10 @@ def label_windows(teacher, windows, index, request, seed):
 
 
 def choose_patch_sizes(teacher, task, voice):
-    """(frequency -> patch size, seconds per window) of the windows on which the teacher is judged.
+    """(frequency -> patch size that is chosen, seconds that it takes per window).
 
-    With `auto` it is the size with the lowest error on a sample of them. The error of naive
-    forecasts stands beside, and a teacher that is worse is warned of.
+    With `auto` it is the size with the lowest error on a sample of training windows. The errors of
+    naive forecasts are printed beside the teacher's, and a teacher that is worse is warned of.
     """
     windows = task.judged_on
     asked = asked_patch_sizes(teacher, windows, task.request)
@@ -2915,26 +2934,27 @@ class Training:
 
     windows: Windows
     validation: Windows
-    labels: object  # a LabelFile of the windows; None where alpha is 0
+    labels: object  # a label file of the windows; None where alpha is 0
     config: TrainConfig
     facts: dict  # go into every checkpoint as they are
     folder: Path  # where the run is kept
+    when_stopped: str = "the same command with --resume goes on from here"
 
 
 @dataclasses.dataclass
 class Learner:
     """What learns, and what makes it learn."""
 
-    student: nn.Module
-    model: nn.Module  # the student as Fabric runs it
-    average: nn.Module  # a student whose weights are the mean over the last steps: it forecasts
+    student: nn.Module  # it is trained
+    model: nn.Module  # the same student as Fabric runs it, on one or more processes
+    average: nn.Module  # its weights' mean over the last steps: this one is validated and shipped
     optimizer: object  # AdamW as Fabric runs it
     scheduler: object
 
     def parts(self):
         """name in a checkpoint -> what is saved and restored under it."""
         return {
-            "model_state_dict": self.average,
+            "model_state_dict": self.average,  # what `open_student` reads
             "training_state_dict": self.student,
             "optimizer_state_dict": self.optimizer.optimizer,
             "scheduler_state_dict": self.scheduler,
@@ -3055,7 +3075,7 @@ def augment(batch, seed):
     other = torch.randperm(rows, generator=generator)
     share = torch.rand(rows, 1, generator=generator)
     sign = 1 - 2 * torch.randint(2, (rows, 1), generator=generator)
-    factor = sign / (1 + share**2).sqrt()  # so that the sum is no larger than its parts
+    factor = sign / (1 + share**2).sqrt()  # keeps the deviation where the two are unrelated
 
     def mix(values):
         return factor * (values + share * values[other])
@@ -3089,14 +3109,17 @@ def take_step(batch, points, config, learner, job):
     forecast = learner.model(batch.context)
     sums = distillation_loss(forecast, batch.truth, batch.observed, batch.label, batch.weight)
     learner.optimizer.zero_grad()
-    job.fabric.backward(sums[0] * (job.world_size / points))  # the processes' gradients' mean
+    # The mean over the whole batch: each process has the sum of its share, and the gradients are
+    # averaged over the processes.
+    job.fabric.backward(sums[0] * (job.world_size / points))
     norm = job.fabric.clip_gradients(
         learner.model,
         learner.optimizer,
         max_norm=config.max_grad_norm,
         error_if_nonfinite=False,
     )
-    seen = torch.cat([sums.detach(), norm[None]]).cpu().double()  # the only sync point of a step
+    # The only wait for the device in a step; several processes then wait for each other.
+    seen = torch.cat([sums.detach(), norm[None]]).cpu().double()
     if job.largest(not seen.isfinite().all()):
         return None
     learner.optimizer.step()
@@ -3105,7 +3128,7 @@ def take_step(batch, points, config, learner, job):
 
 def update_average(learner, steps_done):
     """Move the averaged weights towards the present ones (polynomial-decay averaging)."""
-    share = AVERAGE_SPAN / (AVERAGE_SPAN + 1 + steps_done)
+    share = AVERAGE_DECAY / (AVERAGE_DECAY + 1 + steps_done)
     pairs = zip(learner.average.parameters(), learner.student.parameters(), strict=True)
     for mean, weight in pairs:
         mean.lerp_(weight.detach(), share)
@@ -3146,10 +3169,8 @@ def fit(student, training, job, content=None):
                 learner.scheduler.step(scores.mse)
             job.on_rank_zero(functools.partial(save, is_best=is_best))
             if signum := job.signal():
-                job.voice.note(
-                    f"saved {training.folder / 'last.pt'};"
-                    " the same command with --resume goes on from here"
-                )
+                last = training.folder / "last.pt"
+                job.voice.note(f"saved {last}; {training.when_stopped}")
                 raise Interrupted(signum)
     return progress
 
@@ -3269,7 +3290,7 @@ def checkpoint(facts, learner, progress):
         content[name] = part.state_dict()
     line = progress.history[-1] if progress.history else {}
     for part in ("train", "validation"):
-        metrics = {name: value for name, value in line.items() if name.startswith(part)}
+        metrics = {name: value for name, value in line.items() if name.startswith(f"{part}_")}
         content[f"{part}_metrics"] = metrics
     content["epoch"] = progress.epoch
     content["loop"] = dataclasses.asdict(progress)
@@ -3392,19 +3413,13 @@ def train(args, voice, stop):
     data = load_data(pick(DataConfig, args), voice)
     facts = run_facts(args, data)
     folder = Path(args.save_dir).expanduser()
-
     content = None  # of the last.pt to go on from
-    alpha = args.alpha
     if args.resume and (folder / "last.pt").is_file():  # else --alpha auto was still trying
-        content = read_checkpoint(folder / "last.pt")
-        tried = facts["alpha_tried"] = content.get("alpha_tried")
-        if alpha == "auto" and tried:
-            alpha = facts["run_config"]["alpha"] = min(tried, key=tried.get)
-        refuse_misfit(content, facts, folder)
+        content = read_last(folder, facts)
 
     request = pick(TeacherRequest, args)
     labels = None
-    if alpha != 0:
+    if facts["run_config"]["alpha"] != 0:
         labels = labels_of(data.windows["train"], data.windows["train"], request, job)
         if content and content["teacher"] and content["teacher"]["key"] != labels.manifest["key"]:
             raise UserError(f"--resume: {folder} was trained on labels of other teacher weights")
@@ -3414,33 +3429,50 @@ def train(args, voice, stop):
     voice.say("Student parameters: {:,}", size)
     if not args.resume:
         job.on_rank_zero(lambda: move_old_run(folder, voice))
+    progress = train_student(args, data, labels, facts, content, job)
+
+    best = folder / progress.best_file
+    job.on_rank_zero(lambda: draw_history(folder / "training.png", progress.history))
+    voice.say("\nBest epoch: {}, {}", progress.best_epoch, best)
+    teacher_beside = None  # in the demo alone, as its forecasts of the test windows take time
+    if args.demo and labels:
+        sizes = labels.manifest["patch_sizes"]
+        teacher_beside = dataclasses.replace(request, teacher_patch_size=sizes)
+    compare({"student": open_student(best)}, data, teacher_beside, folder, job)
+    command = "python moirai_distill.py evaluate --checkpoint"
+    if labels:
+        command = "python moirai_distill.py evaluate --with_teacher --checkpoint"
+    voice.say("\nNext: {} {}", command, shlex.quote(args.save_dir))
+
+
+def train_student(args, data, labels, facts, content, job):
+    """Train a student with the alpha of the run, or the best one. Returns its Progress.
+
+    `content` is the last.pt to go on from, or None. Raises UserError where no epoch was any good.
+    """
     validation = data.windows["validation"]
     floor = score(naive_forecaster(seasonal_naive, validation), validation, EVAL_BATCH, job)
-    voice.say("Validation loss of seasonal-naive: {:.4f}", floor.mse)
+    job.voice.say("Validation loss of seasonal-naive: {:.4f}", floor.mse)
 
-    config = pick(TrainConfig, args)
-    training = Training(data.windows["train"], validation, labels, config, facts, folder)
+    training = Training(
+        windows=data.windows["train"],
+        validation=validation,
+        labels=labels,
+        config=pick(TrainConfig, args),
+        facts=facts,
+        folder=Path(args.save_dir).expanduser(),
+    )
+    alpha = facts["run_config"]["alpha"]
     if alpha == "auto":
         alpha, facts["alpha_tried"] = choose_alpha(training, job)
-    training = with_alpha(training, alpha)
-    voice.say("\nTraining for {} epochs", args.num_epochs)
-    voice.say("Checkpoints: {}", args.save_dir)
-    progress = fit(new_student(facts), training, job, content)
+    job.voice.say("\nTraining for {} epochs", args.num_epochs)
+    job.voice.say("Checkpoints: {}", args.save_dir)
+    progress = fit(new_student(facts), with_alpha(training, alpha), job, content)
     if args.alpha == "auto":
-        job.on_rank_zero(lambda: shutil.rmtree(folder / "trials", ignore_errors=True))
+        job.on_rank_zero(lambda: shutil.rmtree(training.folder / "trials", ignore_errors=True))
     if not progress.best_file:
         raise UserError("no epoch gave a finite validation loss; try a lower --learning_rate")
-
-    if job.rank == 0:
-        draw_history(folder / "training.png", progress.history)
-    best = folder / progress.best_file
-    voice.say("\nBest epoch: {}, {}", progress.best_epoch, best)
-    asked = None  # the teacher is scored beside in the demo alone, as its forecasts take time
-    if args.demo and labels:
-        asked = dataclasses.replace(request, teacher_patch_size=labels.manifest["patch_sizes"])
-    compare({"student": open_student(best)}, data, asked, folder, job)
-    command = "python moirai_distill.py evaluate --with_teacher --checkpoint"
-    voice.say("\nNext: {} {}", command, shlex.quote(args.save_dir))
+    return progress
 
 
 def run_facts(args, data):
@@ -3471,6 +3503,21 @@ def new_student(facts):
     """A student with the weights that the run's seed gives."""
     torch.manual_seed(facts["run_config"]["seed"])
     return PatchStudent(**facts["student_config"])
+
+
+def read_last(folder, facts):
+    """Content of the last.pt to go on from.
+
+    Where --alpha auto has chosen already, facts get that alpha. Raises UserError where the run in
+    `folder` is not the one that facts describe.
+    """
+    content = read_checkpoint(folder / "last.pt")
+    facts["alpha_tried"] = content.get("alpha_tried")
+    if facts["run_config"]["alpha"] == "auto" and facts["alpha_tried"]:
+        tried = facts["alpha_tried"]
+        facts["run_config"]["alpha"] = min(tried, key=tried.get)
+    refuse_misfit(content, facts, folder)
+    return content
 
 
 def refuse_misfit(content, facts, folder):
@@ -3514,6 +3561,7 @@ def choose_alpha(training, job):
         trial = with_alpha(training, alpha)
         trial.folder = trials / f"{alpha:g}"
         trial.config = dataclasses.replace(trial.config, num_epochs=epochs, patience=0)
+        trial.when_stopped = "the same command with --resume repeats the trials"
         job.voice.is_muted = True  # but for the progress
         tried[alpha] = fit(new_student(trial.facts), trial, job).best_loss
         job.voice.is_muted = False
@@ -3614,15 +3662,16 @@ def evaluate(args, voice, stop):
     """Score checkpoints on the test windows of the first one's run, or of other data."""
     students = {}
     for name in args.checkpoint:
+        # A run that is called "teacher" must not take the teacher's row.
         shown = f"./{name}" if name in ("teacher", *BASELINES) else name
         students[shown] = open_student(name)
     refuse_other_lengths(students, args)
     first_name, first = next(iter(students.items()))
     contents = [opened.content for opened in students.values()]
     distilled = [content for content in contents if content.get("teacher")]
-    owner = distilled[0] if distilled else contents[0]  # of the teacher
+    pupil = distilled[0] if distilled else contents[0]  # the teacher is that of this one's run
 
-    inherited = inherit_arguments(args, first, owner)
+    inherited = inherit_arguments(args, first, pupil)
     data_dir = inherited.data_dir
     if not data_dir or not Path(data_dir).expanduser().exists():
         where = data_dir or "it does not say where"
@@ -3640,8 +3689,8 @@ def evaluate(args, voice, stop):
     request = None
     if args.with_teacher:
         request = pick(TeacherRequest, inherited)
-        if owner.get("teacher") and not args.teacher_patch_size:
-            request.teacher_patch_size = owner["teacher"]["patch_sizes"]
+        if pupil.get("teacher") and not args.teacher_patch_size:
+            request.teacher_patch_size = pupil["teacher"]["patch_sizes"]
     compare(students, data, request, folder, job)
 
 
@@ -3662,17 +3711,17 @@ def refuse_other_lengths(students, args):
         )
 
 
-def inherit_arguments(args, first, owner):
+def inherit_arguments(args, first, pupil):
     """Arguments of evaluate: as given, else as in the first student's run, else the defaults.
 
-    Those of the teacher are as in the run of `owner`, a checkpoint's content.
+    Those of the teacher are as in the run of `pupil`, a checkpoint's content.
     """
     values = vars(build_parser(demo=False).parse_args(["train"]))
     values["data_dir"] = ""
     values.update(first.content.get("run_config", {}))
-    for name, value in owner.get("run_config", {}).items():
-        if name.startswith("teacher_") or name == "num_samples":
-            values[name] = value
+    for field in dataclasses.fields(TeacherRequest):
+        if field.name != "label_cache" and field.name in pupil.get("run_config", {}):
+            values[field.name] = pupil["run_config"][field.name]
     for name, value in vars(args).items():
         if value is not None:
             values[name] = value
@@ -3683,7 +3732,7 @@ def inherit_arguments(args, first, owner):
 
 def evaluation_folder(args, first):
     """Where evaluate writes: beside the first checkpoint, if the windows are those of its run."""
-    data_flags = (
+    data_flags = (  # those that decide the test windows; others only thin out training
         args.data_dir,
         args.columns,
         args.max_files,
@@ -3744,6 +3793,7 @@ def compare(students, data, request, folder, job):
     for name, opened in students.items():
         student = copy.deepcopy(opened.student).to(job.device)
         forecasters[name] = forecaster(student, job)
+    labels = None
     if request:
         labels = labels_of(test, data.windows["train"], request, job)
         forecasters["teacher"] = label_forecaster(labels)
@@ -3755,14 +3805,11 @@ def compare(students, data, request, folder, job):
         rows[name] = Row(score(forecast, test, EVAL_BATCH, job))
     if job.rank != 0:
         return
-    context, _, _ = test.batch(np.arange(1))
     for name, opened in students.items():
-        rows[name].cost = measure_cost(
-            opened.content["model_state_dict"], torch.inference_mode()(opened.student), context
-        )
         rows[name].alpha = opened.content.get("run_config", {}).get("alpha")
         rows[name].weights_id = opened.weights_id
-    if request:
+        rows[name].cost = student_cost(opened, test)
+    if labels:
         rows["teacher"].cost = teacher_cost(request, labels, test, job.voice)
 
     tell_rows(rows, len(test), job.voice)
@@ -3797,6 +3844,17 @@ def measure_cost(weights, call, context):
         bytes=len(save(weights)),
         cpu_ms=1e3 * timer.blocked_autorange().median,
     )
+
+
+def student_cost(opened, test):
+    """Cost of a student on the CPU."""
+    context, _, _ = test.batch(np.arange(1))
+
+    @torch.inference_mode()
+    def forecast(context):
+        return opened.student(context)
+
+    return measure_cost(opened.content["model_state_dict"], forecast, context)
 
 
 def teacher_cost(request, labels, test, voice):
@@ -4157,7 +4215,7 @@ def read_evaluation(path, opened):
             if row.get("weights") not in (None, opened.weights_id):
                 continue
             shown = "student" if "weights" in row else name
-            rows[shown] = {metric: row[metric] for metric in ("mse", "mae", "mase")}
+            rows[shown] = {metric: row[metric] for metric in METRICS}
         if "student" not in rows or table["test"] != opened.content["data"]["test"]:
             return None
         return {"windows": table["windows"], "rows": rows}
@@ -4250,7 +4308,8 @@ def check_ranges(args):
         value = getattr(args, name, None)
         if value is None or value == "auto":
             continue
-        if not math.isfinite(value) or not is_right(value):
+        is_finite = isinstance(value, int) or math.isfinite(value)
+        if not is_finite or not is_right(value):
             problems.append(f"--{name} {value}: must be {range_words}")
     return problems
 
@@ -4307,20 +4366,25 @@ def check_outputs(args):
             problems.append(f"--{name} {getattr(args, name)}: {problem}")
 
     if getattr(args, "output", None):
-        output = Path(args.output).expanduser().resolve()
-        if args.command == "export" and args.format == "hub":
-            is_taken = output.is_file()
-        else:
-            is_taken = output.is_dir()
-        if args.command == "predict":
-            is_picture = args.plot and output.suffix == ".png"
-            is_input = output == Path(args.input).expanduser().resolve()
-            is_taken = is_taken or is_picture or is_input
-        if is_taken:
-            problems.append(
-                f"--output {args.output}: is a file, a folder, the picture, or the input"
-            )
+        problems += check_output_file(args)
     return problems
+
+
+def check_output_file(args):
+    """Problems of an --output that would replace something else."""
+    output = Path(args.output).expanduser().resolve()
+    is_folder_wanted = args.command == "export" and args.format == "hub"
+    if is_folder_wanted and output.is_file():
+        return [f"--output {args.output}: is a file; a folder is to be written"]
+    if not is_folder_wanted and output.is_dir():
+        return [f"--output {args.output}: is a folder; a file is to be written"]
+    if args.command != "predict":
+        return []
+    if output == Path(args.input).expanduser().resolve():
+        return [f"--output {args.output}: is the input"]
+    if args.plot and output.suffix == ".png":
+        return [f"--output {args.output}: is where --plot puts the picture"]
+    return []
 
 
 def check_machine(args):
