@@ -1106,7 +1106,8 @@ def month_grid(times, step):
     if len(gaps) > 3 and (gaps == gaps[0]).all():  # months are not equally long
         return None
 
-    dates = times.normalize()
+    # Without the frequency that pandas may see in it: a month's end would be that of business days.
+    dates = pd.DatetimeIndex(times.normalize(), freq=None)
     is_at_end = dates.is_month_end.mean() >= MOST_ON_RULE
     usual_day = 31 if is_at_end else int(np.median(dates.day))
     numbers = month_numbers(dates, usual_day)

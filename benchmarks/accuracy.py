@@ -1,31 +1,40 @@
-"""How accurate is the student? ETTh1 on the field's standard rows, through the script's own windows, loop and ruler.
+"""How accurate is the student? ETTh1 on the field's standard rows, by the script's own ruler.
 
-    python benchmarks/accuracy.py --data ETTh1.csv --columns OT                    # one series, truth alone
-    python benchmarks/accuracy.py --data ETTh1.csv --columns all                   # its 7 columns in one student
-    python benchmarks/accuracy.py --data ETTh1.csv --columns all --alphas 0 0.5 1  # and with a teacher
+    python benchmarks/accuracy.py --data ETTh1.csv --columns OT   # one series, truth alone
+    python benchmarks/accuracy.py --data ETTh1.csv --columns all  # its 7 columns in one student
+    python benchmarks/accuracy.py --data ETTh1.csv --columns all --alphas 0 0.5 1  # and a teacher
 
-Train rows 0 to 8,640, validation to 11,520, test to 14,400; z-scored with the train rows; 720 points in, 96 out; every
-validation and test window counts. The epoch is chosen on validation alone; the test rows are scored once, at the end.
-NLinear (one linear map of the context less its last value) is fitted on the same windows by the same loop, with its own
-learning rate, as the control.
+Train rows 0 to 8,640, validation to 11,520, test to 14,400; z-scored with the train rows; 720
+points in, 96 out; every validation and test window counts. The epoch is chosen on validation alone;
+the test rows are scored once, at the end. NLinear (one linear map of the context less its last
+value) is fitted on the same windows by the same loop, with its own learning rate, as the control.
 """
 
 import argparse
-import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from common import (
+    DEMO_TEACHER,
+    HORIZON,
+    LENGTH,
+    data_config,
+    fit,
+    make_job,
+    md,
+    teacher_request,
+    train_flags,
+)
 from torch import nn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import moirai_distill as md
-
-ROOT = Path(__file__).resolve().parent.parent
 ROWS = (8640, 2880, 2880)  # of train, validation and test; the rest is unused
+RATES = ("learning_rate", "dropout", "weight_decay")  # flags that are taken from the script
+COUNTS = ("batch_size", "num_epochs")  # likewise
 
 
 class NLinear(nn.Module):
@@ -40,95 +49,139 @@ class NLinear(nn.Module):
 
 
 def build_parser():
-    defaults = vars(md.build_parser(demo=False).parse_args(["train"]))
+    defaults = vars(train_flags())
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--data", default="ETTh1.csv", help="the CSV; at least 14,400 rows")
-    parser.add_argument("--columns", nargs="+", default=["all"], help="`all`, or names: one student for all of them")
-    parser.add_argument("--max_windows", type=int, default=defaults["max_windows"], help="as moirai_distill.py")
-    parser.add_argument("--seeds", type=int, default=3, help="students per row")
-    parser.add_argument("--alphas", type=float, nargs="+", default=[0.0], help="a row each; above 0 with the teacher")
-    parser.add_argument("--teacher", default=str(ROOT / "checkpoints" / "demo_teacher"), help="folder or hub id")
-    parser.add_argument("--label_cache", default=defaults["label_cache"], help="as moirai_distill.py")
-    for name in ("learning_rate", "dropout", "weight_decay"):
-        parser.add_argument(f"--{name}", type=float, default=defaults[name], help="as moirai_distill.py")
-    for name in ("batch_size", "num_epochs"):
-        parser.add_argument(f"--{name}", type=int, default=defaults[name], help="as moirai_distill.py")
-    parser.add_argument("--device", default="auto", help="as moirai_distill.py")
-    parser.add_argument("--control_rate", type=float, default=1e-3, help="learning rate of NLinear")
+    add = parser.add_argument
+    add("--data", default="ETTh1.csv", help="the CSV; at least 14,400 rows")
+    add("--columns", nargs="+", default=["all"], help="`all`, or names: one student for all")
+    as_script = "as moirai_distill.py"
+    add("--max_windows", type=int, default=defaults["max_windows"], help=as_script)
+    add("--seeds", type=int, default=3, help="students per row")
+    alphas_help = "a row each; above 0 with the teacher"
+    add("--alphas", type=float, nargs="+", default=[0.0], help=alphas_help)
+    add("--teacher", default=str(DEMO_TEACHER), help="folder or hub id")
+    add("--label_cache", default=defaults["label_cache"], help=as_script)
+    for name in RATES:
+        add(f"--{name}", type=float, default=defaults[name], help=as_script)
+    for name in COUNTS:
+        add(f"--{name}", type=int, default=defaults[name], help=as_script)
+    add("--device", default="auto", help=as_script)
+    add("--control_rate", type=float, default=1e-3, help="learning rate of NLinear")
     return parser
 
 
-def read_parts(path, columns, max_windows, length=816, horizon=96):
+def read_parts(path, columns, max_windows):
     """part -> Windows of the columns of a CSV, by the standard rows."""
-    path, rows = Path(path), sum(ROWS)
+    path = Path(path)
+    rows = sum(ROWS)
     try:
         series, _ = md.read_series(path, path.name, columns)
     except md.Unusable as reason:
         raise SystemExit(f"{path}: {reason}") from reason
-    if short := [item.name for item in series if len(item.values) < rows]:
+    short = [one.name for one in series if len(one.values) < rows]
+    if short:
         raise SystemExit(f"{', '.join(short)}: fewer than {rows} rows")
-    for item in series:
-        item.values = item.values[:rows]
-    limits = {"length": length, "horizon": horizon, "max_gap": 16}
-    return md.split_data({path.name: series}, {path.name: []}, "time", ROWS, 0, 1, max_windows, "auto", limits)[0]
+    for one in series:
+        one.values = one.values[:rows]
+    files = md.FilesRead(found=1, series={path.name: series}, notes={path.name: []})
+    config = data_config(split_by="time", split_ratio=ROWS, max_windows=max_windows)
+    return md.split_data(files, config).windows
 
 
-def train_one(kind, parts, labels, run, fabric, say):
-    """(validation MSE, best epoch, result of `score` on the test windows) of one student or NLinear."""
-    sizes = {name: run[name] for name in ("d_model", "num_layers", "num_heads", "patch_size", "dropout")}
-    config = {"context_length": 720, "prediction_length": 96, "season": 24} | sizes
-    torch.manual_seed(run["seed"])
-    model = md.PatchStudent(**config) if kind == "student" else NLinear(720, 96)
-    with tempfile.TemporaryDirectory() as scratch:
-        run = run | {"save_dir": scratch}
-        facts = {"format": md.FORMAT, "student_config": config, "run_config": run}
-        parts_of_fit = (parts["train"], parts["validation"], labels)
-        loop = md.fit(fabric, model, *parts_of_fit, run, None, facts, Path(scratch), md.Stop(), say)
-        model.load_state_dict(md.read_checkpoint(Path(scratch, loop["best_file"]))["model_state_dict"])
-    test = md.score(md.forecaster(model, fabric), parts["test"], md.EVAL_BATCH, fabric, True)
-    return loop["best_loss"], loop["best_epoch"], test
+@dataclass
+class Result:
+    """How well one model came out."""
+
+    validation: float  # lowest validation MSE
+    best_epoch: int
+    test: object  # Scores at that epoch
 
 
-def print_row(name, results, windows, seconds):
-    """One line of the table: mean and deviation over the seeds, of all columns and of OT."""
-    validation, epochs, tests = zip(*results, strict=True)
-    spread = lambda values: f"{np.mean(values):.4f} ± {np.std(values):.4f}"  # noqa: E731
-    own = next((i for i, label in enumerate(windows.names) if label.endswith("OT")), 0)
-    cells = [spread(validation), spread([test["mse"] for test in tests]), spread([test["mae"] for test in tests])]
-    cells.append(spread([test["mse_by_series"][own] for test in tests]) if len(windows.names) > 1 else "-")
-    cells += [", ".join(map(str, epochs)), f"{seconds / 60:.1f}"]
-    print(f"| {name} | {' | '.join(cells)} |", flush=True)
+def train_one(is_control, parts, labels, flags, job):
+    """Result of one student, or of NLinear."""
+    sizes = {
+        "context_length": LENGTH,
+        "prediction_length": HORIZON,
+        "d_model": flags.d_model,
+        "num_layers": flags.num_layers,
+        "num_heads": flags.num_heads,
+        "patch_size": flags.patch_size,
+        "dropout": flags.dropout,
+        "season": 24,
+    }
+    torch.manual_seed(flags.seed)
+    model = NLinear(LENGTH, HORIZON) if is_control else md.PatchStudent(**sizes)
+    with tempfile.TemporaryDirectory() as folder:
+        flags.save_dir = folder
+        progress = fit(model, sizes, parts["train"], parts["validation"], labels, flags, job)
+        best = md.read_checkpoint(Path(folder, progress.best_file))
+    model.load_state_dict(best["model_state_dict"])
+    test = md.score(md.forecaster(model, job), parts["test"], md.EVAL_BATCH, job)
+    return Result(progress.best_loss, progress.best_epoch, test)
+
+
+def spread(values):
+    """Mean and deviation over the seeds."""
+    return f"{np.mean(values):.4f} ± {np.std(values):.4f}"
+
+
+def print_row(name, results, columns, seconds):
+    """One line of the table: over the seeds, the errors of all columns and of OT."""
+    of_column = "-"
+    if len(columns) > 1:
+        shown = [number for number, column in enumerate(columns) if column.endswith("OT")]
+        number = shown[0] if shown else 0
+        of_column = spread([result.test.mse_by_series[number] for result in results])
+    cells = [
+        name,
+        spread([result.validation for result in results]),
+        spread([result.test.mse for result in results]),
+        spread([result.test.mae for result in results]),
+        of_column,
+        ", ".join(str(result.best_epoch) for result in results),
+        f"{seconds / 60:.1f}",
+    ]
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def main():
     args = build_parser().parse_args()
     if not Path(args.data).is_file():
-        print(f"{args.data}: no such file; give ETTh1.csv (of the ETDataset) with --data. Nothing was measured.")
+        print(
+            f"{args.data}: no such file; give ETTh1.csv (of the ETDataset) with --data."
+            " Nothing was measured."
+        )
         return
-    launch = argparse.Namespace(device=args.device, devices=1, num_nodes=1)
-    say = md.Say("en")
-    fabric = md.start_fabric(launch, "32-true", say)
+    job = make_job(args.device)
     parts = read_parts(args.data, args.columns, args.max_windows)
-    run = vars(md.build_parser(demo=False).parse_args(["train"])) | vars(args)
     labels = None
     if any(args.alphas):
-        request = md.Request(args.teacher, None, "auto", "median", 100)
-        load = lambda: md.load_teacher(args.teacher, None, fabric.device, "32", say.note)  # noqa: E731
-        asked = (request, load, args.label_cache, 256, md.BASELINES, fabric, say, md.Stop())
-        labels = md.get_labels(parts["train"], *asked)
+        request = teacher_request(args.teacher, label_cache=args.label_cache)
+        labels = md.labels_of(parts["train"], parts["train"], request, job)
+
+    columns = parts["test"].names
     counts = ", ".join(f"{len(windows):,} {part}" for part, windows in parts.items())
-    print(f"{len(parts['test'].names)} columns; windows: {counts}; seeds: {args.seeds}\n")
-    print("| model | validation MSE | test MSE | test MAE | test MSE of OT | best epochs | minutes |")
+    print(f"{len(columns)} columns; windows: {counts}; seeds: {args.seeds}\n")
+    head = ["model", "validation MSE", "test MSE", "test MAE", "test MSE of OT", "best epochs"]
+    print(f"| {' | '.join(head)} | minutes |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    rows = [("NLinear", {"alpha": 0.0, "learning_rate": args.control_rate, "weight_decay": 0.0})]
-    rows += [(f"student, alpha {alpha:g}", {"alpha": alpha}) for alpha in args.alphas]
-    say.on, bar = False, tqdm(total=len(rows) * args.seeds, desc="students")
-    for name, changes in rows:
-        begin, results, kind = time.perf_counter(), [], name.partition(",")[0]
+
+    asked = {name: getattr(args, name) for name in RATES + COUNTS}
+    control = {"alpha": 0.0, "learning_rate": args.control_rate, "weight_decay": 0.0}
+    rows = {"NLinear": asked | control}
+    for alpha in args.alphas:
+        rows[f"student, alpha {alpha:g}"] = asked | {"alpha": alpha}
+    job.voice.is_on = False
+    bar = tqdm(total=len(rows) * args.seeds, desc="students")
+    for name, changes in rows.items():
+        began = time.perf_counter()
+        own_labels = labels if changes["alpha"] > 0 else None
+        results = []
         for seed in range(args.seeds):
-            results.append(train_one(kind, parts, labels, run | changes | {"seed": seed}, fabric, say))
+            flags = train_flags(**changes, seed=seed)
+            results.append(train_one(name == "NLinear", parts, own_labels, flags, job))
             bar.update()
-        print_row(name, results, parts["test"], time.perf_counter() - begin)
+        print_row(name, results, columns, time.perf_counter() - began)
 
 
 if __name__ == "__main__":

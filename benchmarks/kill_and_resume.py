@@ -1,12 +1,13 @@
 """Kill a run at random moments, resume it, and compare it with one that was never stopped.
 
-    python benchmarks/kill_and_resume.py              # 50 times, within 20 minutes; exit code 1 where anything differs
+    python benchmarks/kill_and_resume.py    # 50 times, within 20 minutes; exit code 1 if it differs
     python benchmarks/kill_and_resume.py --kills 10 --seed 7
 
-A small run (the demo teacher labels 12 series, a small student trains) is started again and again and killed with
-SIGKILL, every fifth time with SIGTERM or SIGINT, which must save and exit 143 or 130. After every kill all checkpoints
-must load, and every block of labels must be whole and hold the bytes of the uninterrupted run. When a run has come to
-its end, its weights, metrics and best epoch must be those of the uninterrupted run, bit for bit.
+A small run (the demo teacher labels 12 series, a small student trains) is started again and again
+and killed with SIGKILL, every fifth time with SIGTERM or SIGINT, which must save and exit 143 or
+130. After every kill all checkpoints must load, and every block of labels must be whole and hold
+the bytes of the uninterrupted run. When a run has come to its end, its weights, metrics and best
+epoch must be those of the uninterrupted run, bit for bit.
 """
 
 import argparse
@@ -19,141 +20,256 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import moirai_distill as md  # noqa: E402
+from common import DEMO_TEACHER, ROOT, md
 
 EACH = 5  # kills of one run, which is then let to its end
-SIZES = "--context_length 64 --prediction_length 16 --d_model 32 --num_layers 2 --num_heads 4 --patch_size 8"
+SIZES = {
+    "context_length": 64,
+    "prediction_length": 16,
+    "d_model": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "patch_size": 8,
+}
+EXIT_CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
-def command(root, name, epochs, windows, resume):
-    """Words of the run `name` below `root`."""
-    flags = f"{SIZES} --num_epochs {epochs} --max_windows {windows} --teacher_batch_size 32 --num_samples 20"
-    flags += f" --learning_rate 1e-3 --device cpu --lang en --teacher_model {ROOT / 'checkpoints' / 'demo_teacher'}"
-    flags += f" --data_dir {root / 'data'} --label_cache {root / name / 'labels'} --save_dir {root / name / 'run'}"
-    return [sys.executable, str(ROOT / "moirai_distill.py"), *flags.split(), *["--resume"] * resume]
+@dataclass
+class Run:
+    """A run of the script that is killed, or the plain one that is not."""
+
+    root: Path  # of all runs: their data is there
+    name: str
+    epochs: int
+    windows: int  # training windows of each series
+
+    @property
+    def folder(self):
+        return self.root / self.name
+
+    @property
+    def last(self):
+        return self.folder / "run" / "last.pt"
+
+    def command(self, resume):
+        """Words of its command line."""
+        flags = SIZES | {
+            "num_epochs": self.epochs,
+            "max_windows": self.windows,
+            "teacher_batch_size": 32,
+            "num_samples": 20,
+            "learning_rate": 1e-3,
+            "device": "cpu",
+            "lang": "en",
+            "teacher_model": DEMO_TEACHER,
+            "data_dir": self.root / "data",
+            "label_cache": self.folder / "labels",
+            "save_dir": self.folder / "run",
+        }
+        words = [sys.executable, str(ROOT / "moirai_distill.py")]
+        for name, value in flags.items():
+            words += [f"--{name}", str(value)]
+        if resume:
+            words.append("--resume")
+        return words
+
+    def start(self):
+        """A child process of it, which goes on where there is something to go on from."""
+        return subprocess.Popen(
+            self.command(resume=self.last.is_file()),
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def labels(self):
+        """Its one label file, or None where none was begun."""
+        found = []
+        for folder in sorted((self.folder / "labels").glob("*/")):
+            manifest = md.read_manifest(folder)
+            if manifest:
+                found.append(md.LabelFile(folder, manifest))
+        assert len(found) <= 1, f"{len(found)} label files"
+        return found[0] if found else None
+
+    def blocks(self):
+        """The bytes of each block of its labels, None where there are none."""
+        file = self.labels()
+        if file is None:
+            return []
+        return [file.read(number) for number in range(file.count)]
+
+    def phase(self):
+        """What it was doing when it was stopped."""
+        if self.last.is_file():
+            return "training"
+        return "labelling" if self.labels() else "loading"
+
+    def result(self):
+        """name -> what it has come to, once it is finished: plain values and weights."""
+        last = md.read_checkpoint(self.last)
+        best = md.read_checkpoint(md.best_in(self.last.parent))
+        result = {
+            "metrics": (self.last.parent / "metrics.jsonl").read_text(),
+            "best epoch": last["loop"]["best_epoch"],
+        }
+        for name, weight in best["model_state_dict"].items():
+            result[f"best weights: {name}"] = weight
+        for name, weight in last["model_state_dict"].items():
+            result[f"last weights: {name}"] = weight
+        return result
 
 
-def start(root, name, epochs, windows):
-    """The child process of the run `name`; it goes on where there is something to go on from."""
-    resume = (root / name / "run" / "last.pt").is_file()
-    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(command(root, name, epochs, windows, resume), env=environment, **settings)
-
-
-def label_file(folder):
-    """The one label file in a cache, or None where none was begun."""
-    manifests = [(path, md.read_manifest(path)) for path in sorted(folder.glob("*/"))]
-    found = [md.LabelFile(path, manifest) for path, manifest in manifests if manifest]
-    assert len(found) <= 1, f"{len(found)} label files"
-    return found[0] if found else None
-
-
-def phase(folder):
-    """What a run was doing when it was stopped."""
-    if (folder / "run" / "last.pt").is_file():
-        return "training"
-    return "labelling" if label_file(folder / "labels") else "loading"
-
-
-def problems(root, name, labels):
-    """What is wrong after a kill: a checkpoint that does not load, a label lost or other than that of the plain run."""
-    wrong, file = [], label_file(root / name / "labels")
-    for path in sorted((root / name / "run").glob("*.pt")):
+def problems(run, plain_blocks):
+    """What is wrong after a kill: a checkpoint that does not load, a label lost or another one."""
+    wrong = []
+    for path in sorted(run.last.parent.glob("*.pt")):
         try:
             md.read_checkpoint(path)
         except md.UserError as error:
             wrong.append(str(error))
-    metrics = root / name / "run" / "metrics.jsonl"
-    for line in metrics.read_text().splitlines() if metrics.is_file() else []:
-        json.loads(line)
-    for number in range(file.count if file else 0):
-        content = file.read(number)
-        begun = (file.folder / "blocks" / f"{number:08d}.bin").exists() or file.path.exists()
-        if content is None and begun:
+    metrics = run.last.parent / "metrics.jsonl"
+    if metrics.is_file():
+        for line in metrics.read_text().splitlines():
+            json.loads(line)
+    file = run.labels()
+    for number, content in enumerate(run.blocks()):
+        was_written = file.block_path(number).exists() or file.path.exists()
+        if content is None and was_written:
             wrong.append(f"block {number} of the labels is damaged")
-        if content is not None and content != labels[number]:
+        if content is not None and content != plain_blocks[number]:
             wrong.append(f"block {number} holds other labels")
-    return wrong, sum(file.read(number) is not None for number in range(file.count)) if file else 0
-
-
-def result(folder):
-    """(metrics, best epoch, best weights, last weights) of a finished run."""
-    last = md.read_checkpoint(folder / "run" / "last.pt")
-    best = md.read_checkpoint(md.best_in(folder / "run"))
-    lines = (folder / "run" / "metrics.jsonl").read_text()
-    return lines, last["loop"]["best_epoch"], best["model_state_dict"], last["model_state_dict"]
+    return wrong
 
 
 def differences(one, other):
-    """In what two results differ."""
-    names = ["metrics", "best epoch"]
-    found = [name for name, a, b in zip(names, one, other, strict=False) if a != b]
-    for name, a, b in zip(("best weights", "last weights"), one[2:], other[2:], strict=True):
-        found += [f"{name}: {key}" for key in a if not torch.equal(a[key], b[key])]
-    return found
+    """The names in which two results differ."""
+    names = sorted(one.keys() | other.keys())
+    return [name for name in names if not is_same(one.get(name), other.get(name))]
+
+
+def is_same(one, other):
+    """Whether two values, or tensors, are the same."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    return type(one) is type(other) and one == other
+
+
+def kill_once(run, signum, limit):
+    """(whether it had come to its end before, its exit code, its stderr) of a run that is killed.
+
+    It is killed after `limit` seconds.
+    """
+    child = run.start()
+    if signum != signal.SIGKILL:
+        child.stdout.readline()  # it handles signals from here on
+    try:
+        child.wait(limit)
+        is_finished = True
+    except subprocess.TimeoutExpired:
+        child.send_signal(signum)
+        is_finished = False
+    _, errors = child.communicate()
+    return is_finished or child.returncode == 0, child.returncode, errors
+
+
+class Torture:
+    """Kills runs, and keeps account of what was wrong."""
+
+    def __init__(self, plain, seconds, seed, tell):
+        self.plain = plain  # the Run that was not killed
+        self.plain_blocks = plain.blocks()
+        self.seconds = seconds  # that it took
+        self.random = random.Random(seed)
+        self.tell = tell
+        self.kills = 0
+        self.wrong = []
+        self.phases = collections.Counter()
+
+    def kill_and_resume(self, run, last):
+        """Kill a run until it is at its end, or until `last` kills are done; then let it end.
+
+        Returns whether it came to its end.
+        """
+        is_finished = False
+        made = 0  # blocks of labels
+        while self.kills < last and not is_finished:
+            signum = signal.SIGKILL
+            if self.kills % 5 == 4:
+                signum = self.random.choice([signal.SIGTERM, signal.SIGINT])
+            share = 0.8 if signum == signal.SIGKILL else 0.5
+            limit = self.random.uniform(0, share * self.seconds)
+            is_finished, code, errors = kill_once(run, signum, limit)
+            if not is_finished:
+                self.count_kill(run, signum, code, errors)
+            made = self.look_at_files(run, signum, made)
+        if not is_finished:
+            child = run.start()
+            _, errors = child.communicate()
+            code = child.returncode
+        if code != 0:
+            self.wrong.append(f"{run.name} came to no end: exit code {code}\n{errors[-500:]}")
+            return False
+        for name in differences(self.plain.result(), run.result()):
+            self.wrong.append(f"{run.name} differs: {name}")
+        return True
+
+    def count_kill(self, run, signum, code, errors):
+        """Count a kill, and look at how the process ended."""
+        self.kills += 1
+        self.phases[run.phase()] += 1
+        expected = EXIT_CODES[signum]
+        if code != expected or "Traceback" in errors:
+            self.wrong.append(
+                f"kill {self.kills}: exit code {code}, not {expected}\n{errors[-500:]}"
+            )
+
+    def look_at_files(self, run, signum, made_before):
+        """How many blocks of labels a run has made; what is wrong with its files is kept."""
+        for problem in problems(run, self.plain_blocks):
+            self.wrong.append(f"kill {self.kills}: {problem}")
+        made = sum(block is not None for block in run.blocks())
+        if made < made_before:
+            lost = made_before - made
+            self.wrong.append(f"kill {self.kills}: {lost} blocks of labels are lost")
+        self.tell(
+            f"kill {self.kills} by {signum.name}: {run.phase()},"
+            f" {made} of {len(self.plain_blocks)} blocks, {len(self.wrong)} wrong"
+        )
+        return made
 
 
 def torture(root, kills, seed, epochs, windows, tell):
     """Kill and resume; returns the list of all that was wrong."""
     md.write_demo_csvs(root / "data", files=12, rows=400)
-    begin = time.perf_counter()
-    done = start(root, "plain", epochs, windows)
-    out, errors = done.communicate()
-    assert done.returncode == 0, errors
-    length = time.perf_counter() - begin
-    plain, file = result(root / "plain"), label_file(root / "plain" / "labels")
-    labels = [file.read(number) for number in range(file.count)]
-    tell(f"uninterrupted: {length:.1f} s, {file.windows} labels in {file.count} blocks, best epoch {plain[1]}")
-    rng, wrong, made, phases = random.Random(seed), [], 0, collections.Counter()
-    number = rounds = 0
-    while number < kills:
-        made = 0
-        name, finished, last = f"killed{rounds}", False, min(kills, number + EACH)
-        while number < last and not finished:
-            child = start(root, name, epochs, windows)
-            signum = rng.choice([signal.SIGTERM, signal.SIGINT]) if number % 5 == 4 else signal.SIGKILL
-            if signum != signal.SIGKILL:
-                child.stdout.readline()  # it handles signals from here on
-            limit = rng.uniform(0, 0.8 * length) if signum == signal.SIGKILL else rng.uniform(0, 0.5 * length)
-            try:
-                child.wait(limit)
-                finished = True
-            except subprocess.TimeoutExpired:
-                child.send_signal(signum)
-            out, errors = child.communicate()
-            expected = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[signum]
-            finished = finished or child.returncode == 0
-            if not finished:
-                number += 1
-                phases[phase(root / name)] += 1
-                if child.returncode != expected or "Traceback" in errors:
-                    wrong.append(f"kill {number}: exit code {child.returncode}, not {expected}\n{errors[-500:]}")
-            bad, now = problems(root, name, labels)
-            wrong += [f"kill {number}: {problem}" for problem in bad]
-            if now < made:
-                wrong.append(f"kill {number}: {made - now} blocks of labels are lost")
-            made = 0 if finished else now
-            where = f"{phase(root / name)}, {now} of {file.count} blocks"
-            tell(f"kill {number} by {signum.name}: {where}, {len(wrong)} wrong")
-            if finished and child.returncode != 0:
-                wrong.append(f"exit code {child.returncode}: {errors[-500:]}")
-        if not finished:
-            child = start(root, name, epochs, windows)
-            out, errors = child.communicate()
-            if child.returncode != 0:
-                wrong.append(f"the last resume: exit code {child.returncode}\n{errors[-500:]}")
-                return wrong
-        wrong += [f"{name} differs: {what}" for what in differences(plain, result(root / name))]
-        rounds += 1
-    tell(f"{number} kills in {rounds} run(s), while {dict(phases)}; {len(wrong)} problems")
-    return wrong
+    plain = Run(root, "plain", epochs, windows)
+    began = time.perf_counter()
+    child = plain.start()
+    _, errors = child.communicate()
+    assert child.returncode == 0, errors
+    seconds = time.perf_counter() - began
+    file = plain.labels()
+    tell(
+        f"uninterrupted: {seconds:.1f} s, {file.windows} labels in {file.count} blocks,"
+        f" best epoch {plain.result()['best epoch']}"
+    )
+
+    account = Torture(plain, seconds, seed, tell)
+    runs = 0
+    comes_to_its_end = True
+    while account.kills < kills and comes_to_its_end:
+        run = Run(root, f"killed{runs}", epochs, windows)
+        last = min(kills, account.kills + EACH)
+        comes_to_its_end = account.kill_and_resume(run, last)
+        runs += 1
+    phases = dict(account.phases)
+    tell(f"{account.kills} kills in {runs} run(s), while {phases}; {len(account.wrong)} problems")
+    return account.wrong
 
 
 def main():
@@ -163,12 +279,17 @@ def main():
     parser.add_argument("--epochs", type=int, default=20, help="of the run")
     parser.add_argument("--windows", type=int, default=160, help="training windows of each series")
     args = parser.parse_args()
+
+    def tell(text):
+        print(text, flush=True)
+
     with tempfile.TemporaryDirectory() as root:
-        wrong = torture(
-            Path(root), args.kills, args.seed, args.epochs, args.windows, lambda text: print(text, flush=True)
-        )
-    print("\n".join(wrong) or "every file loaded, no label was lost or wrong, and every end was that of the plain run")
-    return 1 if wrong else 0
+        wrong = torture(Path(root), args.kills, args.seed, args.epochs, args.windows, tell)
+    if wrong:
+        print("\n".join(wrong))
+        return 1
+    print("every file loaded, no label was lost or wrong, and every end was that of the plain run")
+    return 0
 
 
 if __name__ == "__main__":

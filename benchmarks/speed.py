@@ -1,20 +1,20 @@
-"""How fast the script labels, trains, loads and forecasts: every figure a ratio of two things timed in this one run.
+"""How fast the script labels, trains, loads and forecasts, as ratios of two things timed in turn.
 
     python benchmarks/speed.py                            # all rows, within 12 minutes on two cores
     python benchmarks/speed.py --rows labelling training  # some of them
     python benchmarks/speed.py --device cuda              # the rows that a GPU has, on it
     python benchmarks/speed.py --check                    # exit code 1 where a figure falls short
-    python benchmarks/speed.py --growth docs/growth.png   # time against windows and files, four sizes each
+    python benchmarks/speed.py --growth docs/growth.png   # time by windows and files, four sizes
 
-Two things are timed in turn, several times; a ratio is the median of the ratios of neighbours, its spread the lowest
-and the highest. Beside a time stand its two floors: operations over the matmul rate, and bytes over the copying rate,
-both measured here (bytes: each weight, and each result of a linear map, as often as it must be written and read).
-Teachers have random weights in the shapes of MOIRAI small and base, which changes no time.
+Two things are timed in turn, several times; a ratio is the median of the ratios of neighbours, its
+spread the lowest and the highest. Beside a time stand its two floors: operations over the matmul
+rate, and bytes over the copying rate, both measured here (bytes: each weight, and each result of a
+linear map, as often as it must be written and read). Teachers have random weights in the shapes of
+MOIRAI small and base, which changes no time.
 """
 
 import argparse
 import contextlib
-import copy
 import io
 import math
 import multiprocessing
@@ -31,15 +31,32 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from common import (
+    DEMO_TEACHER,
+    HORIZON,
+    LENGTH,
+    STUDENT,
+    data_config,
+    fit,
+    make_job,
+    md,
+    quiet_voice,
+    teacher_request,
+    train_flags,
+    whole_windows,
+)
 from torch import nn
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import moirai_distill as md  # noqa: E402
+PATCH = 32  # of the teacher
+SAMPLES = 100  # of the teacher
+SHAPES = {"small": (384, 6), "base": (768, 12)}  # width and layers of MOIRAI
+LABELLED = 256  # windows of a call of the teacher: a block of labels
+BATCH = 32  # windows of a step of the student
+SIDE = 1536  # of the matrices by which the matmul rate is measured
+RATES = {"matmul": math.nan, "copy": math.nan}  # operations and bytes a second, measured in main
 
-LENGTH, HORIZON, PATCH = 720, 96, 32
-SHAPES = {"small": (384, 6), "base": (768, 12)}
-STUDENT = {"d_model": 128, "num_layers": 4, "num_heads": 8, "patch_size": 16, "dropout": 0.1, "season": 24}
+
+# -- Timing ----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -49,24 +66,25 @@ class Figure:
     what: str
     ratio: float
     spread: tuple  # lowest and highest ratio
-    limit: float
-    most: bool  # whether `limit` is the most, not the least, that is good
     times: str  # what was timed, with floors
+    at_least: float | None = None  # what is good ...
+    at_most: float | None = None  # ... either of them
 
-    def good(self):
-        return self.ratio <= self.limit if self.most else self.ratio >= self.limit
+    def is_good(self):
+        if self.at_most is not None:
+            return self.ratio <= self.at_most
+        return self.ratio >= self.at_least
+
+    def line(self):
+        wanted = f"<= {self.at_most:g}" if self.at_most is not None else f">= {self.at_least:g}"
+        measured = f"{self.ratio:.3g}" if self.is_good() else f"{self.ratio:.3g} **short**"
+        spread = f"{self.spread[0]:.3g}–{self.spread[1]:.3g}"
+        return f"| {self.what} | {measured} | {spread} | {wanted} | {self.times} |"
 
 
-RATES = {"matmul": math.nan, "copy": math.nan}  # operations and bytes per second, as measured at the start
-
-
-def floors(macs, width, layers, tokens, weights, batch, passes):
-    """Text of the two floors of a window in ms; `passes`: 1 forward alone, 3 forward and backward."""
-    results = 4 * layers * tokens * 14 * width * 2 * (passes if passes == 1 else 2)  # qkv, out, 4 D twice, norms
-    moved = results + 4 * weights * (1 if passes == 1 else 9) / batch  # AdamW: gradient and two moments, both ways
-    return (
-        f"floors {2e3 * passes * macs / RATES['matmul']:.2f} by operations, {1e3 * moved / RATES['copy']:.2f} by bytes"
-    )
+def figure(what, ratios, times, **limit):
+    """Figure of the median of ratios."""
+    return Figure(what, statistics.median(ratios), (min(ratios), max(ratios)), times, **limit)
 
 
 def race(calls, repeats, device):
@@ -74,29 +92,69 @@ def race(calls, repeats, device):
     took = {name: [] for name in calls}
     for number in range(repeats + 1):
         for name, call in calls.items():
-            begin = time.perf_counter()
+            began = time.perf_counter()
             call()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            took[name] += [time.perf_counter() - begin] * (number > 0)
+            if number > 0:
+                took[name].append(time.perf_counter() - began)
     return took
 
 
-def figure(what, took, above, below, limit, most, times, scale=1.0):
-    """Figure of the ratio `scale` * above / below of two names of a race."""
-    ratios = [scale * a / b for a, b in zip(took[above], took[below], strict=True)]
-    return Figure(what, statistics.median(ratios), (min(ratios), max(ratios)), limit, most, times)
+def ratios_of(took, above, below, scale=1.0):
+    """`scale` * above / below of two names of a race, of each repeat."""
+    return [scale * a / b for a, b in zip(took[above], took[below], strict=True)]
 
 
-def rates(device):
-    """(matmul operations per second, bytes copied per second), float32, the best of several runs."""
-    a, b = (torch.randn(1536, 1536, device=device) for _ in range(2))
+def median_ms(seconds, windows):
+    """Milliseconds a window."""
+    return 1e3 * statistics.median(seconds) / windows
+
+
+def repeated(call, times):
+    """Call of several calls."""
+    return lambda: [call() for _ in range(times)]
+
+
+def matmul_call(device):
+    """Call of one product of SIDE x SIDE."""
+    a = torch.randn(SIDE, SIDE, device=device)
+    b = torch.randn(SIDE, SIDE, device=device)
+    return lambda: a @ b
+
+
+def measure_rates(device):
+    """matmul operations and bytes copied a second, float32, the best of several runs."""
     big = torch.empty(2**26, device=device)
-    took = race({"matmul": lambda: a @ b, "copy": lambda: big.clone()}, 5, device)
-    return 2 * 1536**3 / min(took["matmul"]), 2 * 4 * 2**26 / min(took["copy"])
+    took = race({"matmul": matmul_call(device), "copy": big.clone}, 5, device)
+    return {
+        "matmul": 2 * SIDE**3 / min(took["matmul"]),
+        "copy": 2 * 4 * 2**26 / min(took["copy"]),
+    }
 
 
-# ------------------------------------------------------------------------------------------------ what is measured on
+@dataclass
+class Network:
+    """What a window takes in a Transformer."""
+
+    multiplications: float  # and as many additions
+    width: int
+    layers: int
+    tokens: int
+    weights: int
+
+    def floors(self, batch, is_training):
+        """Text of the two floors of a window in ms."""
+        passes = 3 if is_training else 1  # backward is twice as much as forward
+        results = 4 * self.layers * self.tokens * 14 * self.width  # qkv, out, 4 D twice, norms
+        moved = 2 * results * (2 if is_training else 1)  # written and read
+        moved += 4 * self.weights * (9 if is_training else 1) / batch  # AdamW: gradient, moments
+        by_operations = 2e3 * passes * self.multiplications / RATES["matmul"]
+        by_bytes = 1e3 * moved / RATES["copy"]
+        return f"floors {by_operations:.2f} by operations, {by_bytes:.2f} by bytes"
+
+
+# -- What is measured on ---------------------------------------------------------------------------
 
 
 def series_windows(count, seed=0):
@@ -104,8 +162,20 @@ def series_windows(count, seed=0):
     rng = np.random.default_rng(seed)
     values = rng.standard_normal(count + LENGTH + HORIZON - 1).cumsum() * 0.1
     values += np.sin(2 * np.pi * np.arange(len(values)) / 24)
-    item = md.prepare(md.Series("walk", values, "h"), {"whole": (0, len(values))}, LENGTH + HORIZON, HORIZON, 0)
-    return md.pack([(item, item.starts["whole"])], "auto", LENGTH + HORIZON, HORIZON)
+    walk = md.RawSeries("walk", values, freq="h", stamps=None, column="walk")
+    return whole_windows([walk], data_config(max_gap=0))
+
+
+def contexts_of(windows, count, device):
+    """Contexts (count, L) of the first windows."""
+    context, _, _ = windows.batch(np.arange(count))
+    return context.to(device)
+
+
+def training_batch(windows, device):
+    """(contexts (B, L), truth (B, H)) of the first windows."""
+    context, truth, _ = windows.batch(np.arange(BATCH))
+    return context.to(device), truth.to(device)
 
 
 def moirai(shape, device):
@@ -120,116 +190,93 @@ def moirai(shape, device):
     from uni2ts.model.moirai.module import MoiraiModule
 
     width, layers = SHAPES[shape]
-    outputs = MixtureOutput([StudentTOutput(), NormalFixedScaleOutput(), NegativeBinomialOutput(), LogNormalOutput()])
-    settings = {"patch_sizes": (8, 16, 32, 64, 128), "max_seq_len": 512, "attn_dropout_p": 0.0, "dropout_p": 0.0}
+    components = [
+        StudentTOutput(),
+        NormalFixedScaleOutput(),
+        NegativeBinomialOutput(),
+        LogNormalOutput(),
+    ]
     torch.manual_seed(0)
-    return MoiraiModule(outputs, d_model=width, num_layers=layers, **settings).to(device)
+    module = MoiraiModule(
+        MixtureOutput(components),
+        d_model=width,
+        num_layers=layers,
+        patch_sizes=(8, 16, 32, 64, 128),
+        max_seq_len=512,
+        attn_dropout_p=0.0,
+        dropout_p=0.0,
+    )
+    return module.to(device)
+
+
+def network_of(module):
+    """Network of a MOIRAI: its encoder, and the parameters of the horizon's points alone."""
+    width = module.d_model
+    layers = module.num_layers
+    horizon_tokens = HORIZON // PATCH
+    tokens = -(-LENGTH // PATCH) + horizon_tokens
+    in_matrices = 0
+    for name, weight in module.encoder.named_parameters():
+        if name.endswith("weight") and weight.ndim == 2:
+            in_matrices += weight.numel()
+    multiplications = in_matrices * tokens + 2 * layers * tokens**2 * width
+    multiplications += 32 * width * tokens  # embedding
+    outputs = 4 + (3 + 1 + 2 + 2)  # of a point: logits, parameters of the four components
+    multiplications += 32 * outputs * width * horizon_tokens
+    weights = sum(weight.numel() for weight in module.encoder.parameters())
+    return Network(multiplications, width, layers, tokens, weights)
 
 
 def own_forecaster(module, patch):
     """uni2ts's forecaster of one variate."""
     from uni2ts.model.moirai.forecast import MoiraiForecast
 
-    lengths = {"context_length": LENGTH, "prediction_length": HORIZON, "patch_size": patch}
-    extra = {"target_dim": 1, "feat_dynamic_real_dim": 0, "past_feat_dynamic_real_dim": 0}
-    return MoiraiForecast(module=module, **lengths, **extra).eval()
+    forecaster = MoiraiForecast(
+        module=module,
+        context_length=LENGTH,
+        prediction_length=HORIZON,
+        patch_size=patch,
+        target_dim=1,
+        feat_dynamic_real_dim=0,
+        past_feat_dynamic_real_dim=0,
+    )
+    return forecaster.eval()
 
 
 def own_inputs(context):
     """What uni2ts's forecaster takes for contexts (B, L): values, observed, padded."""
-    return context[..., None], torch.ones_like(context)[..., None].bool(), torch.zeros_like(context).bool()
+    values = context[..., None]
+    return values, torch.ones_like(values).bool(), torch.zeros_like(context).bool()
 
 
-def bare_forward(module, context):
-    """Call of the module's own forward on contexts (B, L), its inputs laid out beforehand as uni2ts does."""
+def own_call(module, patch, context):
+    """Call of uni2ts's forecaster on contexts (B, L)."""
+    own = own_forecaster(module, patch)
+    inputs = own_inputs(context)
+    if patch == "auto":  # it wants the horizon's points, too, and forecasts after them
+        inputs = own_inputs(torch.cat([context, context[:, -HORIZON:]], 1))
+    return lambda: own(*inputs, num_samples=SAMPLES)
+
+
+def bare_call(module, context):
+    """Call of the module's own forward on contexts (B, L), its inputs laid out beforehand."""
     kept = []
-    hook = module.register_forward_pre_hook(lambda _, args, kwargs: kept.append((args, kwargs)), with_kwargs=True)
+
+    def keep(_module, args, kwargs):
+        kept.append((args, kwargs))
+
+    hook = module.register_forward_pre_hook(keep, with_kwargs=True)
     own_forecaster(module, PATCH)._get_distr(PATCH, *own_inputs(context))
     hook.remove()
-    (args, kwargs) = kept[0]
+    args, kwargs = kept[0]
     return lambda: module(*args, **kwargs)
 
 
-def multiplications(module, tokens, horizon_tokens):
-    """Multiply-and-adds of one window in MOIRAI's linear maps and attention, parameters for the horizon only."""
-    width, layers = module.d_model, module.num_layers
-    weights = sum(p.numel() for n, p in module.encoder.named_parameters() if n.endswith("weight") and p.ndim == 2)
-    outputs = 32 * (4 + sum((3, 1, 2, 2))) * width
-    return weights * tokens + 2 * layers * tokens**2 * width + 32 * width * tokens + outputs * horizon_tokens
-
-
-# ----------------------------------------------------------------------------------------------------------- the rows
-
-
-@torch.inference_mode()
-def labelling(device):
-    """Labels against the bare network, against uni2ts's forecaster, and against its patch_size="auto"."""
-    figures = []
-    windows = series_windows(512)
-    for shape, bare_most, own_least, auto_least in (("small", 1.35, 13, 110), ("base", 1.05, 4, 40)):
-        module = moirai(shape, device)
-        teacher = md.Teacher(module, device, "32", print)
-        request = md.Request(shape, None, PATCH, "median", 100)
-        many, few = 256, 8  # windows a call: a block of labels, and what uni2ts's auto can be waited for
-        context = windows.batch(np.arange(many))[0].to(device)
-        calls = {"bare": bare_forward(module, context)}
-        calls["labels"] = lambda n=many, t=teacher, r=request: md.label_windows(
-            t, windows, np.arange(n), {"h": PATCH}, r, 0
-        )
-        took = race(calls, 5 if shape == "small" else 3, device)
-        per = {name: 1e3 * statistics.median(seconds) / many for name, seconds in took.items()}
-        tokens, weights = -(-LENGTH // PATCH) + HORIZON // PATCH, sum(p.numel() for p in module.encoder.parameters())
-        macs = multiplications(module, tokens, HORIZON / PATCH)
-        text = f"{per['labels']:.2f} ms a window, network {per['bare']:.2f}, "
-        text += floors(macs, *SHAPES[shape], tokens, weights, many, 1)
-        figures.append(figure(f"labels / bare forward, {shape}", took, "labels", "bare", bare_most, True, text))
-        for patch, count, repeats, limit in ((PATCH, many, 1, own_least), ("auto", few, 1, auto_least)):
-            own, inputs = own_forecaster(module, patch), own_inputs(context[:count])
-            if patch == "auto":  # it wants the horizon's points, too, and forecasts after them
-                inputs = own_inputs(torch.cat([context[:count], context[:count, -HORIZON:]], 1))
-            calls = {"own": lambda own=own, inputs=inputs: own(*inputs, num_samples=100), "labels": calls["labels"]}
-            took = race(calls, repeats, device)
-            text = f"{1e3 * statistics.median(took['own']) / count:.0f} ms a window"
-            name = f"uni2ts, patch {patch} / labels, {shape}"
-            figures.append(figure(name, took, "own", "labels", limit, False, text, many / count))
-    return figures
-
-
-@torch.inference_mode()
-def generations(device):
-    """Labels of the other MOIRAI generations, small, against the forward of uni2ts's own forecast class."""
-    from uni2ts.distribution import LogNormalOutput, MixtureOutput, NormalFixedScaleOutput, StudentTOutput
-    from uni2ts.model.moirai2 import Moirai2Forecast, Moirai2Module
-    from uni2ts.model.moirai_moe import MoiraiMoEForecast, MoiraiMoEModule
-
-    figures, windows = [], series_windows(256)
-    sizes = {"d_model": 384, "num_layers": 6, "max_seq_len": 512, "attn_dropout_p": 0.0, "dropout_p": 0.0}
-    outputs = MixtureOutput([StudentTOutput(), NormalFixedScaleOutput(), LogNormalOutput()])
-    experts = MoiraiMoEModule(outputs, patch_sizes=(16,), d_ff=512, **sizes).to(device)
-    experts.encoder.centroid.normal_()  # uni2ts leaves what routes tokens to experts uninitialised
-    second = Moirai2Module(patch_size=16, d_ff=1024, num_predict_token=4, **sizes).to(device)
-    gpu = device.type == "cuda"
-    for name, module, kind, count in (
-        ("MOIRAI-MoE", experts, MoiraiMoEForecast, 64 if gpu else 1),
-        ("MOIRAI 2.0", second, Moirai2Forecast, 256 if gpu else 32),
-    ):
-        teacher = md.Teacher(module, device, "32", print, kind)
-        samples = 100 if gpu else 5
-        request = md.Request(name, None, 16, "median", samples)
-        context = windows.batch(np.arange(count))[0].to(device)
-        settings = {"target_dim": 1, "feat_dynamic_real_dim": 0, "past_feat_dynamic_real_dim": 0, "module": module}
-        settings |= {"num_samples": samples} if kind is MoiraiMoEForecast else {}
-        own = kind(context_length=LENGTH, prediction_length=HORIZON, **settings).eval()
-        inputs, index = own_inputs(context), np.arange(count)
-        calls = {"own": lambda own=own, inputs=inputs: own(*inputs)}
-        calls["labels"] = lambda t=teacher, r=request, i=index: md.label_windows(t, windows, i, {"h": 16}, r, 0)
-        took = race(calls, 2, device)
-        text = f"{1e3 * statistics.median(took['labels']) / count:.4g} ms a window"
-        text += f" of {samples} samples" if kind is MoiraiMoEForecast else ""
-        near = {"64": lambda t=teacher, c=context: t.forecast(c, 64, 16, "median", samples)}  # noqa: B023
-        text += f", {1e3 * min(race(near, 2, device)['64']) / count:.4g} at 64 steps"
-        figures.append(figure(f"{name}, its own forward / labels, small", took, "own", "labels", 0.9, False, text))
-    return figures
+def label_call(teacher, windows, count, patch, samples=SAMPLES):
+    """Call that labels the first windows."""
+    request = teacher_request("", teacher_patch_size={"h": patch}, num_samples=samples)
+    index = np.arange(count)
+    return lambda: md.label_windows(teacher, windows, index, request, seed=0)
 
 
 class PlainStudent(nn.Module):
@@ -237,107 +284,265 @@ class PlainStudent(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embed, patches = nn.Linear(16, 128), math.ceil(LENGTH / 16)
+        patches = math.ceil(LENGTH / 16)
+        self.embed = nn.Linear(16, 128)
         self.position = nn.Parameter(torch.randn(patches, 128) * 0.02)
-        settings = {"dropout": 0.1, "activation": "gelu", "batch_first": True, "norm_first": True}
-        layer = nn.TransformerEncoderLayer(128, 8, 512, **settings)
-        self.encoder = nn.TransformerEncoder(layer, 4, nn.LayerNorm(128), enable_nested_tensor=False)
+        layer = nn.TransformerEncoderLayer(
+            d_model=128,
+            nhead=8,
+            dim_feedforward=512,
+            dropout=0.1,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.encoder = nn.TransformerEncoder(
+            layer, num_layers=4, norm=nn.LayerNorm(128), enable_nested_tensor=False
+        )
         self.head = nn.Linear(patches * 128, HORIZON)
 
     def forward(self, context):
         centre, deviation = md.instance_scale(context)
-        tokens = self.embed(((context - centre) / deviation).unflatten(1, (-1, 16))) + self.position
+        scaled = (context - centre) / deviation
+        tokens = self.embed(scaled.unflatten(1, (-1, 16))) + self.position
         return self.head(self.encoder(tokens).flatten(1)) * deviation + centre
 
 
-def student_of(kind, device, seed=0):
-    """(student or its plain twin, fused AdamW)."""
+def student_model(seed=0):
     torch.manual_seed(seed)
-    lengths = {"context_length": LENGTH, "prediction_length": HORIZON}
-    model = (md.PatchStudent(**lengths, **STUDENT) if kind == "student" else PlainStudent()).to(device).train()
-    return model, torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    return md.PatchStudent(**STUDENT)
 
 
-def step_of(kind, batch, device):
-    """Call of one training step: forward, backward, clip, step."""
-    (context, truth), (model, optimizer) = batch, student_of(kind, device)
+def plain_model(seed=0):
+    torch.manual_seed(seed)
+    return PlainStudent()
 
-    def step():
-        loss = nn.functional.mse_loss(model(context), truth)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
 
-    return step
+MODELS = {"plain": plain_model, "student": student_model}
+
+
+def optimizer_of(model):
+    return torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+
+def take_step(model, optimizer, context, truth):
+    """Forward, backward, clip, step."""
+    loss = nn.functional.mse_loss(model(context), truth)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+def step_of(model, batch, device):
+    """Call of one training step on a batch in memory."""
+    model = model.to(device).train()
+    optimizer = optimizer_of(model)
+    return lambda: take_step(model, optimizer, *batch)
+
+
+def write_csvs(folder, count, rows):
+    """Write hourly CSVs (date, value). Returns their folder."""
+    folder.mkdir()
+    dates = pd.date_range("2020-01-01", periods=rows, freq="h")
+    for number in range(count):
+        values = np.random.default_rng(number).standard_normal(rows).cumsum().round(4)
+        frame = pd.DataFrame({"date": dates, "value": values})
+        frame.to_csv(folder / f"s{number:05d}.csv", index=False)
+    return folder
+
+
+def load(folder, max_windows=1000):
+    """part -> Windows of a folder, as the script loads them."""
+    config = data_config(data_dir=str(folder), split_by="files", max_windows=max_windows)
+    files = md.read_files(config.data_dir, config.max_files, config.columns, quiet_voice())
+    return md.split_data(files, config).windows
+
+
+# -- The rows --------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def labelling(device):
+    """Labels against the bare network, uni2ts's forecaster, and its patch_size="auto"."""
+    figures = []
+    for shape, repeats, bare_most, own_least, auto_least in (
+        ("small", 5, 1.35, 13, 110),
+        ("base", 3, 1.05, 4, 40),
+    ):
+        module = moirai(shape, device)
+        teacher = md.Teacher(module, device, "32", print)
+        windows = series_windows(LABELLED)
+        context = contexts_of(windows, LABELLED, device)
+        labels = label_call(teacher, windows, LABELLED, PATCH)
+
+        took = race({"bare": bare_call(module, context), "labels": labels}, repeats, device)
+        text = f"{median_ms(took['labels'], LABELLED):.2f} ms a window"
+        text += f", network {median_ms(took['bare'], LABELLED):.2f}"
+        text += f", {network_of(module).floors(LABELLED, is_training=False)}"
+        ratios = ratios_of(took, "labels", "bare")
+        figures.append(figure(f"labels / bare forward, {shape}", ratios, text, at_most=bare_most))
+
+        for patch, count, least in (
+            (PATCH, LABELLED, own_least),
+            ("auto", 8, auto_least),  # of more one cannot wait for the end
+        ):
+            own = own_call(module, patch, context[:count])
+            took = race({"own": own, "labels": labels}, 1, device)
+            text = f"{median_ms(took['own'], count):.0f} ms a window"
+            ratios = ratios_of(took, "own", "labels", LABELLED / count)
+            what = f"uni2ts, patch {patch} / labels, {shape}"
+            figures.append(figure(what, ratios, text, at_least=least))
+    return figures
+
+
+@torch.inference_mode()
+def generations(device):
+    """Labels of the other MOIRAI generations, small, against uni2ts's own forecast class."""
+    from uni2ts.distribution import (
+        LogNormalOutput,
+        MixtureOutput,
+        NormalFixedScaleOutput,
+        StudentTOutput,
+    )
+    from uni2ts.model.moirai2 import Moirai2Forecast, Moirai2Module
+    from uni2ts.model.moirai_moe import MoiraiMoEForecast, MoiraiMoEModule
+
+    sizes = {
+        "d_model": 384,
+        "num_layers": 6,
+        "max_seq_len": 512,
+        "attn_dropout_p": 0.0,
+        "dropout_p": 0.0,
+    }
+    outputs = MixtureOutput([StudentTOutput(), NormalFixedScaleOutput(), LogNormalOutput()])
+    experts = MoiraiMoEModule(outputs, patch_sizes=(16,), d_ff=512, **sizes).to(device)
+    experts.encoder.centroid.normal_()  # uni2ts leaves what routes tokens to experts uninitialised
+    second = Moirai2Module(patch_size=16, d_ff=1024, num_predict_token=4, **sizes).to(device)
+    is_gpu = device.type == "cuda"
+    samples = 100 if is_gpu else 5
+
+    moe = ("MOIRAI-MoE", experts, MoiraiMoEForecast, 64 if is_gpu else 1, {"num_samples": samples})
+    without_samples = ("MOIRAI 2.0", second, Moirai2Forecast, 256 if is_gpu else 32, {})
+    figures = []
+    for name, module, forecast_class, count, more in (moe, without_samples):
+        teacher = md.Teacher(module, device, "32", print, forecast_class)
+        windows = series_windows(256)
+        context = contexts_of(windows, count, torch.device("cpu"))
+        own = forecast_class(
+            module=module,
+            context_length=LENGTH,
+            prediction_length=HORIZON,
+            target_dim=1,
+            feat_dynamic_real_dim=0,
+            past_feat_dynamic_real_dim=0,
+            **more,
+        )
+        calls = {
+            "own": bound(own.eval(), *own_inputs(context.to(device))),
+            "labels": label_call(teacher, windows, count, 16, samples),
+        }
+        took = race(calls, 2, device)
+        near = {"64 steps": bound(teacher.forecast, context, 64, 16, "median", samples)}
+        took_near = race(near, 2, device)["64 steps"]
+
+        text = f"{median_ms(took['labels'], count):.4g} ms a window"
+        if more:
+            text += f" of {samples} samples"
+        text += f", {1e3 * min(took_near) / count:.4g} at 64 steps"
+        ratios = ratios_of(took, "own", "labels")
+        what = f"{name}, its own forward / labels, small"
+        figures.append(figure(what, ratios, text, at_least=0.9))
+    return figures
 
 
 def student(device):
-    """The student's step and forecast against nn.TransformerEncoder's, and against the matmul rate."""
-    windows = series_windows(64)
-    batch = [part.to(device) for part in windows.batch(np.arange(32))[:2]]
-    steps = {kind: step_of(kind, batch, device) for kind in ("plain", "student")}
-    calls = {kind: lambda step=step: [step() for _ in range(10)] for kind, step in steps.items()}
-    a, b = (torch.randn(1536, 1536, device=device) for _ in range(2))
-    took = race(calls | {"matmul": lambda: [a @ b for _ in range(10)]}, 9, device)
-    per = {name: 1e3 * statistics.median(seconds) / 320 for name, seconds in took.items()}
-    tokens = LENGTH // 16
-    macs = 4 * (tokens * 12 * 128**2 + 2 * tokens**2 * 128) + tokens * 16 * 128 + tokens * 128 * HORIZON
-    operations = (
-        320 * 6 * macs / (10 * 2 * 1536**3)
-    )  # of ten steps, over ten products: two each, forward, twice backward
-    size = sum(p.numel() for p in student_of("student", device)[0].parameters())
-    text = f"{per['student']:.2f} ms a window, plain {per['plain']:.2f}, {floors(macs, 128, 4, tokens, size, 32, 3)}"
-    figures = [figure("training step, nn.TransformerEncoder / student", took, "plain", "student", 1.4, False, text)]
-    text = f"{6e-6 * macs / per['student']:.0f} GFLOP/s; products of 1536 x 1536 in turn with the steps"
-    share = figure("training step, share of the matmul rate", took, "matmul", "student", 0.45, False, text, operations)
-    models = {kind: student_of(kind, device)[0].eval() for kind in ("plain", "student")}
+    """The student's step and forecast against nn.TransformerEncoder's, and the matmul rate."""
+    batch = training_batch(series_windows(2 * BATCH), device)
+    width = STUDENT["d_model"]
+    layers = STUDENT["num_layers"]
+    patch = STUDENT["patch_size"]
+    tokens = LENGTH // patch
+    multiplications = layers * (tokens * 12 * width**2 + 2 * tokens**2 * width)
+    multiplications += tokens * patch * width + tokens * width * HORIZON
+    weights = sum(weight.numel() for weight in student_model().parameters())
+    network = Network(multiplications, width, layers, tokens, weights)
+    at_once = 10  # steps, forecasts or products that are timed together
+    windows = at_once * BATCH
+
+    calls = {}
+    for kind, make in MODELS.items():
+        calls[kind] = repeated(step_of(make(), batch, device), at_once)
+    calls["matmul"] = repeated(matmul_call(device), at_once)
+    took = race(calls, 9, device)
+    text = f"{median_ms(took['student'], windows):.2f} ms a window"
+    text += f", plain {median_ms(took['plain'], windows):.2f}"
+    text += f", {network.floors(BATCH, is_training=True)}"
+    ratios = ratios_of(took, "plain", "student")
+    what = "training step, nn.TransformerEncoder / student"
+    step = figure(what, ratios, text, at_least=1.4)
+
+    step_operations = BATCH * 3 * 2 * multiplications  # forward, and backward twice as much
+    rate = windows * 6e-9 * multiplications / statistics.median(took["student"])
+    text = f"{rate:.0f} GFLOP/s; products of {SIDE} x {SIDE} in turn with the steps"
+    ratios = ratios_of(took, "matmul", "student", step_operations / (2 * SIDE**3))
+    share = figure("training step, share of the matmul rate", ratios, text, at_least=0.45)
+
+    calls = {}
+    for kind, make in MODELS.items():
+        model = make().to(device).eval()
+        calls[kind] = repeated(bound(model, batch[0]), at_once)
     with torch.inference_mode():
-        took = race({kind: lambda m=m: [m(batch[0]) for _ in range(10)] for kind, m in models.items()}, 9, device)
-    text = (
-        f"{1e3 * statistics.median(took['student']) / 320:.2f} ms a window, {floors(macs, 128, 4, tokens, size, 32, 1)}"
-    )
-    forecast = figure("forecast, nn.TransformerEncoder / student", took, "plain", "student", 0.9, False, text)
-    return [*figures, share, forecast, curve(device)]
+        took = race(calls, 9, device)
+    text = f"{median_ms(took['student'], windows):.2f} ms a window"
+    text += f", {network.floors(BATCH, is_training=False)}"
+    ratios = ratios_of(took, "plain", "student")
+    forecast = figure("forecast, nn.TransformerEncoder / student", ratios, text, at_least=0.9)
+    return [step, share, forecast, curve(device)]
 
 
-def curve(device, epochs=5):
-    """Best validation MSE of the plain twin over the student's, same windows, order and optimiser, three seeds each."""
+def bound(call, *values):
+    """Call without arguments."""
+    return lambda: call(*values)
+
+
+def curve(device, epochs=5, seeds=3):
+    """Best validation MSE of the plain twin over the student's: same windows, order, optimiser."""
     with tempfile.TemporaryDirectory() as folder:  # of the demo family: whole series are held out
         md.write_demo_csvs(folder)
         parts = load(Path(folder), max_windows=48)
-    windows, validation = parts["train"], parts["validation"]
-    held = [part.to(device) for part in validation.batch(np.arange(0, len(validation), 4))[:2]]
     best = {}
-    for kind in ("plain", "student"):
-        best[kind] = []
-        for seed in range(3):
-            model, optimizer = student_of(kind, device, seed)
-            losses = []
-            for epoch in range(epochs):
-                model.train()
-                order = np.random.default_rng((seed, epoch)).permutation(len(windows))
-                for index in np.split(order, len(windows) // 32):
-                    context, truth = (part.to(device) for part in windows.batch(index)[:2])
-                    loss = nn.functional.mse_loss(model(context), truth)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                    optimizer.step()
-                with torch.inference_mode():
-                    losses.append(float(nn.functional.mse_loss(model.eval()(held[0]), held[1])))
-            best[kind].append(min(losses))
-    ratios = [p / s for p, s in zip(best["plain"], best["student"], strict=True)]
-    plain, own = (np.mean(best[kind]) for kind in ("plain", "student"))
-    text = f"best of {epochs} epochs, three seeds: plain {plain:.4f}, student {own:.4f}"
-    return Figure(
-        "validation MSE, nn.TransformerEncoder / student",
-        float(np.mean(ratios)),
-        (min(ratios), max(ratios)),
-        0.98,
-        False,
-        text,
-    )
+    for kind, make in MODELS.items():
+        best[kind] = [best_error(make(seed), parts, epochs, seed, device) for seed in range(seeds)]
+    ratios = [plain / own for plain, own in zip(best["plain"], best["student"], strict=True)]
+    text = f"best of {epochs} epochs, {seeds} seeds: plain {np.mean(best['plain']):.4f}"
+    text += f", student {np.mean(best['student']):.4f}"
+    what = "validation MSE, nn.TransformerEncoder / student"
+    spread = (min(ratios), max(ratios))
+    return Figure(what, float(np.mean(ratios)), spread, text, at_least=0.98)
+
+
+def best_error(model, parts, epochs, seed, device):
+    """Lowest validation MSE of a model over its epochs."""
+    windows = parts["train"]
+    every_fourth = np.arange(0, len(parts["validation"]), 4)
+    held_context, held_truth, _ = parts["validation"].batch(every_fourth)
+    held_context = held_context.to(device)
+    held_truth = held_truth.to(device)
+    model = model.to(device)
+    optimizer = optimizer_of(model)
+    errors = []
+    for epoch in range(epochs):
+        model.train()
+        order = np.random.default_rng((seed, epoch)).permutation(len(windows))
+        for index in np.split(order, len(windows) // BATCH):
+            context, truth, _ = windows.batch(index)
+            take_step(model, optimizer, context.to(device), truth.to(device))
+        model.eval()
+        with torch.inference_mode():
+            error = nn.functional.mse_loss(model(held_context), held_truth)
+        errors.append(float(error))
+    return min(errors)
 
 
 class Labels:
@@ -349,252 +554,303 @@ class Labels:
     batch = md.LabelFile.batch
 
 
-def start_fabric(device):
-    from lightning.fabric import Fabric
+def epoch_call(windows, job):
+    """Call of the loop's first epoch over windows with labels, as the user gets it."""
+    _, truth, _ = windows.batch(np.arange(len(windows)))
+    flags = train_flags(
+        alpha=0.5, batch_size=BATCH, learning_rate=1e-3, max_grad_norm=1.0, augment="on", seed=0
+    )
+    training = md.Training(
+        windows=windows,
+        validation=None,
+        labels=Labels(truth.numpy() + 0.1),
+        config=md.pick(md.TrainConfig, flags),
+        facts={},
+        folder=None,
+    )
+    learner = md.make_learner(student_model(), training.config, job)
 
-    fabric = Fabric(accelerator=device.type, devices=1)
-    fabric.launch()
-    return fabric
+    def epoch():
+        with contextlib.redirect_stderr(io.StringIO()):  # the progress bar's
+            md.train_epoch(training, learner, md.Progress(), job)
+
+    return epoch
 
 
 def training(device):
-    """Windows per second of the loop, an epoch as the user gets it, against the step on one fixed batch in memory."""
-    windows, steps = series_windows(32 * 25), 25
-    fabric, stop = start_fabric(device), md.Stop()
-    labels = Labels(windows.batch(np.arange(len(windows)))[1].numpy() + 0.1)
-    model, optimizer = student_of("student", device)
-    average = copy.deepcopy(model).requires_grad_(False)
-    model, optimizer = fabric.setup(model, optimizer)
-    run = {"seed": 0, "batch_size": 32, "alpha": 0.5, "max_grad_norm": 1.0, "augment": "on"}
+    """Windows a second of the loop against the step on one fixed batch in memory."""
+    steps = 25
+    windows = series_windows(BATCH * steps)
+    step = step_of(student_model(), training_batch(windows, device), device)
+    calls = {"epoch": epoch_call(windows, make_job(device)), "fixed": repeated(step, steps)}
+    took = race(calls, 11, device)
+    per_second = 1e3 / median_ms(took["epoch"], len(windows))
+    fixed_per_second = 1e3 / median_ms(took["fixed"], len(windows))
+    text = f"{per_second:.0f} windows a second, fixed batch {fixed_per_second:.0f}"
+    ratios = ratios_of(took, "fixed", "epoch")
+    return [figure("training loop / fixed batch in memory", ratios, text, at_least=0.95)]
 
-    def epoch():
-        loop = {"epoch": 0, "step": 0, "sums": [0.0] * 5, "failed": 0, "skipped": 0, "stopping": 0}
-        with contextlib.redirect_stderr(io.StringIO()):
-            md.train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, stop, True)
 
-    step = step_of("student", [part.to(device) for part in windows.batch(np.arange(32))[:2]], device)
-    took = race({"epoch": epoch, "fixed": lambda: [step() for _ in range(steps)]}, 11, device)
-    per = {name: 1e3 * statistics.median(seconds) / len(windows) for name, seconds in took.items()}
-    text = f"{1e3 / per['epoch']:.0f} windows a second, fixed batch {1e3 / per['fixed']:.0f}"
-    return [figure("training loop / fixed batch in memory", took, "fixed", "epoch", 0.95, False, text)]
+class CountedTeacher(md.Teacher):
+    """A teacher that notes how many windows it is asked for."""
+
+    def __init__(self, teacher, asked):
+        super().__init__(teacher.module, teacher.device, teacher.precision, teacher.note)
+        self.asked = asked  # a list that each call adds to
+
+    def forecast(self, context, *settings):
+        self.asked.append(len(context))
+        return super().forecast(context, *settings)
+
+
+@dataclass
+class WholeRun:
+    """Labelling, training and validation, as often as it is started."""
+
+    windows: object
+    validation: object
+    epochs: int
+    request: object  # TeacherRequest of a folder
+    job: object
+    asked: list  # windows of each call of the teacher
+
+    def load(self):
+        teacher = md.load_teacher(self.request, self.job.device, print)
+        return CountedTeacher(teacher, self.asked)
+
+    def start(self, alpha, folder):
+        """Seconds that it takes, the teacher loaded from disk."""
+        began = time.perf_counter()
+        task = md.LabelTask(self.windows, self.windows, self.request, self.load, md.BASELINES)
+        labels = md.get_labels(task, self.job)
+        flags = train_flags(
+            alpha=alpha, batch_size=BATCH, num_epochs=self.epochs, save_dir=str(folder)
+        )
+        fit(student_model(), STUDENT, self.windows, self.validation, labels, flags, self.job)
+        return time.perf_counter() - began
 
 
 def whole(device):
-    """Label + 10 epochs + validation against a teacher in the loop; and a second run with another alpha."""
-    epochs, windows, validation = 10, series_windows(320), series_windows(64, seed=3)
-    module, fabric = moirai("small", device), start_fabric(device)
-    own, asked = own_forecaster(module, PATCH), []
-    request = md.Request("small", None, PATCH, "median", 100)
-    say = md.Say("en")
-    say.on = False
-
-    class Counted(md.Teacher):
-        def forecast(self, context, *more):
-            asked.append(len(context))
-            return super().forecast(context, *more)
-
-    def run(alpha, cache, folder):
-        """Seconds of one whole run, teacher loaded from disk."""
-        begin = time.perf_counter()
-        load = lambda: Counted(md.load_teacher(request.teacher, None, device, "32", print).module, device, "32", print)  # noqa: E731
-        labels = md.get_labels(windows, request, load, cache, 256, md.BASELINES, fabric, say, md.Stop())
-        lengths = {"context_length": LENGTH, "prediction_length": HORIZON}
-        torch.manual_seed(0)
-        model = md.PatchStudent(**lengths, **STUDENT)
-        flags = vars(md.build_parser(demo=False).parse_args(["train"])) | {"alpha": alpha, "save_dir": str(folder)}
-        facts = {"format": md.FORMAT, "student_config": lengths | STUDENT, "run_config": flags}
-        md.fit(fabric, model, windows, validation, labels, flags, None, facts, folder, md.Stop(), say)
-        return time.perf_counter() - begin
-
+    """Label + 10 epochs + validation against a teacher in the loop; a run with another alpha."""
+    windows = series_windows(320)
+    module = moirai("small", device)
     with tempfile.TemporaryDirectory() as root:
         root = Path(root)
         module.save_pretrained(root / "teacher")
-        request = request._replace(teacher=str(root / "teacher"))
-        first = run(0.5, root / "labels", root / "first")
-        calls = len(asked)
-        second = run(0.9, root / "labels", root / "second")
-        again = len(asked) - calls
-    batch = windows.batch(np.arange(32))[0].to(device)
-    step = step_of("student", [part.to(device) for part in windows.batch(np.arange(32))[:2]], device)
-
-    @torch.no_grad()
-    def ask():
-        return own(*own_inputs(batch), num_samples=100).median(1).values
-
-    took = race({"in the loop": lambda: (ask(), step())}, 2, device)["in the loop"]
-    loops = [seconds * len(windows) / 32 * epochs for seconds in took]
-    text = f"{first:.1f} s for {len(windows)} windows and {epochs} epochs"
-    text += f"; in the loop {statistics.median(loops):.0f} s (reckoned from 64 windows)"
-    ratios = [seconds / first for seconds in loops]
-    figures = [
-        Figure(
-            "teacher in the loop / whole run, small",
-            statistics.median(ratios),
-            (min(ratios), max(ratios)),
-            15,
-            False,
-            text,
+        request = teacher_request(
+            root / "teacher", teacher_patch_size=PATCH, label_cache=str(root / "labels")
         )
-    ]
-    text = f"{second:.1f} s; the first run asked the teacher for {sum(asked[:calls])} windows"
-    return [*figures, Figure("second run, another alpha: teacher calls", again, (again, again), 0, True, text)]
+        job = make_job(device)
+        job.voice.is_on = False
+        run = WholeRun(windows, series_windows(64, seed=3), 10, request, job, asked=[])
+        first = run.start(0.5, root / "first")
+        asked = sum(run.asked)
+        calls = len(run.asked)
+        second = run.start(0.9, root / "second")
+        more_calls = len(run.asked) - calls
 
+    batch = training_batch(windows, device)
+    step = step_of(student_model(), batch, device)
+    forecast = own_call(module, PATCH, batch[0])
 
-def write_csvs(folder, count, rows):
-    """Hourly CSVs (date, value)."""
-    folder.mkdir()
-    for number in range(count):
-        values = np.random.default_rng(number).standard_normal(rows).cumsum().round(4)
-        dates = pd.date_range("2020-01-01", periods=rows, freq="h")
-        pd.DataFrame({"date": dates, "value": values}).to_csv(folder / f"s{number:05d}.csv", index=False)
-    return folder
+    def ask_and_step():
+        with torch.no_grad():
+            forecast().median(1)
+        step()
 
-
-def load(folder, max_windows=1000):
-    """Windows of a folder as the script loads them."""
-    _, series, remarks = md.read_files(str(folder), 0, ["first"], False)
-    limits = {"length": LENGTH + HORIZON, "horizon": HORIZON, "max_gap": 16}
-    return md.split_data(series, remarks, "files", (8.0, 1.0, 1.0), 0, 1, max_windows, "auto", limits)[0]
+    took = race({"in the loop": ask_and_step}, 2, device)["in the loop"]
+    steps = run.epochs * len(windows) / BATCH
+    loops = [seconds * steps for seconds in took]
+    text = f"{first:.1f} s for {len(windows)} windows and {run.epochs} epochs; in the loop"
+    text += f" {statistics.median(loops):.0f} s (reckoned from {2 * BATCH} windows)"
+    ratios = [seconds / first for seconds in loops]
+    in_the_loop = figure("teacher in the loop / whole run, small", ratios, text, at_least=15)
+    text = f"{second:.1f} s; the first run asked the teacher for {asked} windows"
+    what = "second run, another alpha: teacher calls"
+    return [in_the_loop, figure(what, [more_calls], text, at_most=0)]
 
 
 def loading(device):
     """Loading 100 CSVs of 20,000 rows against pandas.read_csv of the same files."""
     with tempfile.TemporaryDirectory() as root:
         folder = write_csvs(Path(root, "data"), 100, 20_000)
-        files = sorted(folder.iterdir())
-        size = sum(path.stat().st_size for path in files) / 1e6
-        took = race({"load": lambda: load(folder), "pandas": lambda: [pd.read_csv(f) for f in files]}, 5, device)
-    per = {name: statistics.median(seconds) for name, seconds in took.items()}
-    text = f"{per['load']:.2f} s for {size:.0f} MB, pandas.read_csv {per['pandas']:.2f}"
-    return [figure("loading / pandas.read_csv", took, "load", "pandas", 1.3, True, text)]
+        paths = sorted(folder.iterdir())
+        megabytes = sum(path.stat().st_size for path in paths) / 1e6
+
+        def read_all():
+            return [pd.read_csv(path) for path in paths]
+
+        took = race({"load": bound(load, folder), "pandas": read_all}, 5, device)
+    text = f"{statistics.median(took['load']):.2f} s for {megabytes:.0f} MB"
+    text += f", pandas.read_csv {statistics.median(took['pandas']):.2f}"
+    ratios = ratios_of(took, "load", "pandas")
+    return [figure("loading / pandas.read_csv", ratios, text, at_most=1.3)]
 
 
 def peak_of(folder, stride, queue):
     """Label and train on a folder in this process; puts (windows, peak RSS in bytes)."""
     torch.set_num_threads(1)
-    words = f"--data_dir {folder / 'data'} --context_length 64 --prediction_length 16 --max_windows 0 --stride {stride}"
-    words += f" --teacher_model {ROOT / 'checkpoints' / 'demo_teacher'} --teacher_point mean --teacher_patch_size 32"
-    words += f" --label_cache {folder / f'labels{stride}'} --d_model 16 --num_layers 1 --num_heads 2 --batch_size 512"
-    words += f" --save_dir {folder / f'run{stride}'} --num_epochs 1 --split_by time --device cpu --lang en"
+    flags = {
+        "data_dir": folder / "data",
+        "context_length": 64,
+        "prediction_length": 16,
+        "split_by": "time",
+        "max_windows": 0,
+        "stride": stride,
+        "teacher_model": DEMO_TEACHER,
+        "teacher_point": "mean",
+        "teacher_patch_size": 32,
+        "label_cache": folder / f"labels{stride}",
+        "d_model": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "alpha": 0.5,
+        "batch_size": 512,
+        "num_epochs": 1,
+        "save_dir": folder / f"run{stride}",
+        "device": "cpu",
+        "lang": "en",
+    }
+    words = []
+    for name, value in flags.items():
+        words += [f"--{name}", str(value)]
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        assert md.main(words.split()) == 0
-    windows = int(out.getvalue().split("Datasets loaded: ")[1].split()[0].replace(",", ""))
+        code = md.main(words)
+    assert code == 0, code
+    _, _, after = out.getvalue().partition("Datasets loaded: ")
+    windows = int(after.split()[0].replace(",", ""))
     queue.put((windows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 
 def memory(device):
     """Peak memory of labelling and training with ten times the windows of the same series."""
-    context, found = multiprocessing.get_context("spawn"), []
+    start_method = multiprocessing.get_context("spawn")
+    found = []
     with tempfile.TemporaryDirectory() as root:
         write_csvs(Path(root, "data"), 4, 13_000)
         for stride in (10, 1):
-            queue = context.Queue()
-            process = context.Process(target=peak_of, args=(Path(root), stride, queue))
+            queue = start_method.Queue()
+            process = start_method.Process(target=peak_of, args=(Path(root), stride, queue))
             process.start()
             found.append(queue.get())
             process.join()
     (few, less), (many, more) = found
-    ratio = more / less
-    text = (
-        f"{less / 1e6:.0f} MB with {few:,} windows, {more / 1e6:.0f} MB with {many:,}; labels {many * 64 / 1e6:.0f} MB"
-    )
-    return [Figure("peak memory, windows x 10", ratio, (ratio, ratio), 1.05, True, text)]
+    text = f"{less / 1e6:.0f} MB with {few:,} windows, {more / 1e6:.0f} MB with {many:,}"
+    text += f"; labels {many * 64 / 1e6:.0f} MB"
+    return [figure("peak memory, windows x 10", [more / less], text, at_most=1.05)]
 
 
 def shipped(device):
-    """One forecast at batch size 1 on the CPU: exported student under onnxruntime against the base-shaped teacher."""
+    """One forecast on the CPU: the exported student against the base-shaped teacher, batch 1."""
     import onnxruntime
 
-    module = moirai("base", "cpu")
-    own, context = own_forecaster(module, PATCH), series_windows(1).batch(np.arange(1))[0]
+    cpu = torch.device("cpu")
+    module = moirai("base", cpu)
+    teacher = md.Teacher(module, cpu, "32", print)
+    context = contexts_of(series_windows(1), 1, cpu)
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()):
-        lengths = {"context_length": LENGTH, "prediction_length": HORIZON}
-        md.export_onnx(md.PatchStudent(**lengths, **STUDENT).eval(), Path(root, "a.onnx"), torch.randn(4, LENGTH))
-        session = onnxruntime.InferenceSession(Path(root, "a.onnx"), providers=["CPUExecutionProvider"])
-    teacher = md.Teacher(module, "cpu", "32", print)
+        path = Path(root, "student.onnx")
+        md.export_onnx(student_model().eval(), path, torch.randn(4, LENGTH))
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    at_once = 50
     calls = {
-        "teacher": torch.inference_mode()(lambda: own(*own_inputs(context), num_samples=100)),
-        "ours": lambda: teacher.forecast(context, HORIZON, PATCH, "median", 100),
-        "student": lambda: [session.run(None, {"context": context.numpy()}) for _ in range(50)],
+        "teacher": torch.inference_mode()(own_call(module, PATCH, context)),
+        "ours": bound(teacher.forecast, context, HORIZON, PATCH, "median", SAMPLES),
+        "student": repeated(bound(session.run, None, {"context": context.numpy()}), at_once),
     }
-    took = race(calls, 7, torch.device("cpu"))
-    per = {name: 1e3 * statistics.median(seconds) for name, seconds in took.items()}
-    text = (
-        f"{per['student'] / 50:.2f} ms; teacher through uni2ts {per['teacher']:.0f} ms, as labelled {per['ours']:.0f}"
-    )
-    return [figure("base teacher / exported student, batch 1", took, "teacher", "student", 100, False, text, 50)]
+    took = race(calls, 7, cpu)
+    text = f"{median_ms(took['student'], at_once):.2f} ms"
+    text += f"; teacher through uni2ts {median_ms(took['teacher'], 1):.0f} ms"
+    text += f", as labelled {median_ms(took['ours'], 1):.0f}"
+    ratios = ratios_of(took, "teacher", "student", at_once)
+    return [figure("base teacher / exported student, batch 1", ratios, text, at_least=100)]
 
 
-ROWS = {row.__name__: row for row in (labelling, generations, student, training, whole, loading, memory, shipped)}
+ROWS = {
+    "labelling": labelling,
+    "generations": generations,
+    "student": student,
+    "training": training,
+    "whole": whole,
+    "loading": loading,
+    "memory": memory,
+    "shipped": shipped,
+}
 ON_GPU = ("labelling", "generations", "student", "training", "whole")
 
 
+# -- Growth ----------------------------------------------------------------------------------------
+
+
+def seconds_of(call):
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
 def growth(path, device):
-    """Picture of time against number of windows (labelling, training) and of files (loading), four sizes each."""
+    """Picture of time by number of windows (labelling, training) and of files (loading)."""
+    from matplotlib.figure import Figure as Picture
+
     teacher = md.Teacher(moirai("small", device), device, "32", print)
-    request = md.Request("small", None, PATCH, "median", 100)
-    fabric, lines = start_fabric(device), {"labelling": [], "training, one epoch": [], "loading, files": []}
-    model, optimizer = student_of("student", device)
-    average = copy.deepcopy(model).requires_grad_(False)
-    model, optimizer = fabric.setup(model, optimizer)
-    run = {"seed": 0, "batch_size": 32, "alpha": 0.5, "max_grad_norm": 1.0, "augment": "on"}
+    request = teacher_request("", teacher_patch_size={"h": PATCH})
+    job = make_job(device)
+
+    def label_blocks(windows):
+        for first in range(0, len(windows), LABELLED):
+            index = np.arange(first, min(first + LABELLED, len(windows)))
+            md.label_windows(teacher, windows, index, request, seed=first)
+
+    lines = {"labelling": {}, "training, one epoch": {}, "loading, files": {}}
     for count in (256, 512, 1024, 2048):
         windows = series_windows(count)
-        begin = time.perf_counter()
-        for first in range(0, count, 256):
-            md.label_windows(teacher, windows, np.arange(first, min(first + 256, count)), {"h": PATCH}, request, first)
-        lines["labelling"].append((count, time.perf_counter() - begin))
-        labels = Labels(windows.batch(np.arange(count))[1].numpy())
-        loop = {"epoch": 0, "step": 0, "sums": [0.0] * 5, "failed": 0, "skipped": 0, "stopping": 0}
-        begin = time.perf_counter()
-        md.train_epoch(fabric, model, average, optimizer, windows, labels, run, loop, md.Stop(), False)
-        lines["training, one epoch"].append((count, time.perf_counter() - begin))
+        lines["labelling"][count] = seconds_of(bound(label_blocks, windows))
+        lines["training, one epoch"][count] = seconds_of(epoch_call(windows, job))
     for count in (50, 100, 200, 400):
         with tempfile.TemporaryDirectory() as root:
             folder = write_csvs(Path(root, "data"), count, 5_000)
-            begin = time.perf_counter()
-            load(folder)
-            lines["loading, files"].append((count, time.perf_counter() - begin))
-    from matplotlib.figure import Figure as Picture
+            lines["loading, files"][count] = seconds_of(bound(load, folder))
 
     picture = Picture(figsize=(10, 3.4), layout="constrained")
-    for axis, (name, points) in zip(picture.subplots(1, 3), lines.items(), strict=True):
-        axis.plot(*zip(*points, strict=True), "o-")
-        axis.set(
-            title=name, xlabel="files" if "files" in name else "windows", ylabel="s", xlim=(0, None), ylim=(0, None)
-        )
-        print(f"{name}: " + ", ".join(f"{count} {seconds:.2f} s" for count, seconds in points))
+    for axis, (name, seconds) in zip(picture.subplots(1, 3), lines.items(), strict=True):
+        axis.plot(seconds.keys(), seconds.values(), "o-")
+        axis.set(title=name, xlabel="files" if "files" in name else "windows", ylabel="s")
+        axis.set(xlim=(0, None), ylim=(0, None))
+        told = ", ".join(f"{count} {value:.2f} s" for count, value in seconds.items())
+        print(f"{name}: {told}")
     picture.savefig(path, dpi=110)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=None, help="rows to measure; default: all")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--check", action="store_true", help="exit code 1 where a figure falls short")
-    parser.add_argument("--growth", default=None, help="only draw time against size into this picture")
+    add = parser.add_argument
+    add("--rows", nargs="+", choices=ROWS, default=None, help="rows to measure; default: all")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--check", action="store_true", help="exit code 1 where a figure falls short")
+    add("--growth", default=None, help="only draw time against size into this picture")
     args = parser.parse_args()
     device = torch.device(args.device)
     if args.growth:
         growth(args.growth, device)
         return 0
-    begin = time.perf_counter()
-    RATES["matmul"], RATES["copy"] = rates(device)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+
+    began = time.perf_counter()
+    RATES.update(measure_rates(device))
+    name = platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name()
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
     print(f"{name}, {threads}, torch {torch.__version__}")
     print(f"matmul {RATES['matmul'] / 1e9:.0f} GFLOP/s, copy {RATES['copy'] / 1e9:.1f} GB/s")
     print("| figure | measured | spread | wanted | times |\n|---|---|---|---|---|")
     short = 0
-    for row in args.rows or (ROWS if device.type == "cpu" else ON_GPU):
+    rows = args.rows or (ROWS if device.type == "cpu" else ON_GPU)
+    for row in rows:
         for item in ROWS[row](device):
-            wanted = f"{'<=' if item.most else '>='} {item.limit:g}"
-            spread = f"{item.spread[0]:.3g}–{item.spread[1]:.3g}"
-            mark = "" if item.good() else " **short**"
-            print(f"| {item.what} | {item.ratio:.3g}{mark} | {spread} | {wanted} | {item.times} |", flush=True)
-            short += not item.good()
-    print(f"{time.perf_counter() - begin:.0f} s; {short} short of what is wanted")
+            print(item.line(), flush=True)
+            short += not item.is_good()
+    print(f"{time.perf_counter() - began:.0f} s; {short} short of what is wanted")
     return 1 if short and args.check else 0
 
 

@@ -2,7 +2,9 @@
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch, and for child processes, which must give the same bits as this one
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # before torch, and for child processes, which must give the same bits as this one
+)
 
 from pathlib import Path
 
@@ -11,13 +13,19 @@ import pandas as pd
 import pytest
 import torch
 
+import moirai_distill as md
+
 torch.set_num_threads(1)
 
 SCRIPT = Path(__file__).resolve().parent.parent / "moirai_distill.py"
 DEMO_TEACHER = SCRIPT.parent / "checkpoints" / "demo_teacher"
 # A run of seconds: context 64, horizon 16, a student of a few thousand weights.
-SMALL = "--context_length 64 --prediction_length 16 --d_model 16 --num_layers 1 --num_heads 2 --patch_size 8"
-SMALL += " --device cpu"
+SMALL = "--context_length 64 --prediction_length 16 --d_model 16 --num_layers 1 --num_heads 2"
+SMALL += " --patch_size 8 --device cpu"
+# What else decides such a run, whatever the script's defaults are.
+SMALL_RUN = "--num_epochs 2 --max_windows 10 --learning_rate 1e-3 --lang en --columns first"
+SMALL_RUN += " --max_files 0 --split_by auto --split_ratio 8:1:1 --split_seed 0 --season auto"
+SMALL_RUN += " --max_gap 16 --stride 1 --teacher_patch_size auto --num_samples 5"
 
 
 def hourly(rows, seed=0, start="2024-01-01"):
@@ -27,8 +35,90 @@ def hourly(rows, seed=0, start="2024-01-01"):
     return pd.DataFrame({"date": pd.date_range(start, periods=rows, freq="h"), "value": value})
 
 
+def quiet_voice():
+    """A Voice that says nothing."""
+    voice = md.Voice("en")
+    voice.is_on = False
+    return voice
+
+
+def make_job(voice=None):
+    """A Job of one process on the CPU; it says nothing unless a Voice is given."""
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1)
+    return md.Job(fabric, voice or quiet_voice(), md.Stop())
+
+
+def data_config(**changes):
+    """DataConfig with the lengths of SMALL and all windows, whatever the script's defaults are."""
+    settings = {
+        "data_dir": "",
+        "max_files": 0,
+        "columns": ["first"],
+        "context_length": 64,
+        "prediction_length": 16,
+        "split_by": "auto",
+        "split_ratio": (8.0, 1.0, 1.0),
+        "split_seed": 0,
+        "max_gap": 16,
+        "season": "auto",
+        "stride": 1,
+        "max_windows": 0,
+    }
+    assert not changes.keys() - settings.keys()
+    return md.DataConfig(**(settings | changes))
+
+
+def split_folder(folder, **changes):
+    """SplitData of a folder of CSVs; `changes` as for `data_config`."""
+    config = data_config(data_dir=str(folder), **changes)
+    files = md.read_files(config.data_dir, config.max_files, config.columns, quiet_voice())
+    return md.split_data(files, config)
+
+
+def files_read(series):
+    """FilesRead of file -> list of RawSeries, without notes."""
+    return md.FilesRead(len(series), series, {name: [] for name in series})
+
+
+def raw_series(name, values, freq="h", **more):
+    """RawSeries without timestamps at hand."""
+    return md.RawSeries(name, values, freq, **({"stamps": None, "column": name} | more))
+
+
+def teacher_request(folder, cache, **changes):
+    """TeacherRequest of a local teacher: the median of 5 samples at patch size 16, blocks of 8."""
+    settings = {
+        "teacher_model": str(folder),
+        "teacher_revision": None,
+        "teacher_patch_size": 16,
+        "teacher_point": "median",
+        "num_samples": 5,
+        "teacher_batch_size": 8,
+        "teacher_precision": "32",
+        "label_cache": str(cache),
+    }
+    assert not changes.keys() - settings.keys()
+    return md.TeacherRequest(**(settings | changes))
+
+
+def load_teacher(folder):
+    """Teacher of a local folder, on the CPU."""
+    return md.load_teacher(teacher_request(folder, "unused"), torch.device("cpu"), print)
+
+
+def label_task(windows, request, load=None):
+    """LabelTask of windows, judged on themselves beside the last value."""
+    load = load or (lambda: load_teacher(request.teacher_model))
+    return md.LabelTask(windows, windows, request, load, {"last value": md.last_value})
+
+
 def save_module(folder, seed=0, **changes):
-    """Save a MoiraiModule with random weights, all four mixture components and five patch sizes; returns the folder."""
+    """Save a MoiraiModule of random weights; returns the folder.
+
+    It has all four mixture components of MOIRAI 1.1, and five patch sizes.
+    """
     from uni2ts.distribution import (
         LogNormalOutput,
         MixtureOutput,
@@ -38,27 +128,52 @@ def save_module(folder, seed=0, **changes):
     )
     from uni2ts.model.moirai.module import MoiraiModule
 
-    components = [StudentTOutput(), NormalFixedScaleOutput(), NegativeBinomialOutput(), LogNormalOutput()]
-    settings = {"d_model": 64, "num_layers": 1, "patch_sizes": (8, 16, 32, 64, 128), "max_seq_len": 512}
-    settings |= {"distr_output": MixtureOutput(components), "attn_dropout_p": 0.0, "dropout_p": 0.0} | changes
+    components = [
+        StudentTOutput(),
+        NormalFixedScaleOutput(),
+        NegativeBinomialOutput(),
+        LogNormalOutput(),
+    ]
+    settings = {
+        "d_model": 64,
+        "num_layers": 1,
+        "patch_sizes": (8, 16, 32, 64, 128),
+        "max_seq_len": 512,
+    }
+    settings |= {
+        "distr_output": MixtureOutput(components),
+        "attn_dropout_p": 0.0,
+        "dropout_p": 0.0,
+    } | changes
     torch.manual_seed(seed)
     MoiraiModule(**settings).save_pretrained(folder)
     return Path(folder)
 
 
 def save_generation(folder, kind, seed=0, **changes):
-    """Save a MOIRAI-MoE ("moe") or a MOIRAI 2.0 ("2.0") with few random weights; returns the folder."""
+    """Save a MOIRAI-MoE ("moe") or a MOIRAI 2.0 ("2.0") of random weights; returns the folder."""
     from uni2ts.distribution import MixtureOutput, NormalOutput, StudentTOutput
     from uni2ts.model.moirai2 import Moirai2Module
     from uni2ts.model.moirai_moe import MoiraiMoEModule
 
-    settings = {"d_model": 64, "d_ff": 128, "num_layers": 1, "max_seq_len": 64, "attn_dropout_p": 0.3, "dropout_p": 0.1}
-    settings |= {"moe": {"patch_sizes": (16,)}, "2.0": {"patch_size": 16, "num_predict_token": 2}}[kind]
-    settings |= {"distr_output": MixtureOutput([StudentTOutput(), NormalOutput()])} if kind == "moe" else {}
+    settings = {
+        "d_model": 64,
+        "d_ff": 128,
+        "num_layers": 1,
+        "max_seq_len": 64,
+        "attn_dropout_p": 0.3,
+        "dropout_p": 0.1,
+    }
+    settings |= {"moe": {"patch_sizes": (16,)}, "2.0": {"patch_size": 16, "num_predict_token": 2}}[
+        kind
+    ]
+    settings |= (
+        {"distr_output": MixtureOutput([StudentTOutput(), NormalOutput()])} if kind == "moe" else {}
+    )
     torch.manual_seed(seed)
     module = {"moe": MoiraiMoEModule, "2.0": Moirai2Module}[kind](**(settings | changes))
     if kind == "moe":
-        module.encoder.centroid.normal_()  # uni2ts leaves what routes tokens to experts uninitialised
+        module.encoder.centroid.normal_()  # uni2ts leaves the router of experts uninitialised
     module.save_pretrained(folder)
     return Path(folder)
 
@@ -82,16 +197,14 @@ def csv_folder(tmp_path):
 @pytest.fixture(scope="session")
 def trained(teacher_folder, tmp_path_factory):
     """Folder with data (12 hourly CSVs), a distilled run, its alpha-0 twin, and the label cache."""
-    from moirai_distill import main
-
     root = tmp_path_factory.mktemp("trained")
     (root / "data").mkdir()
     for number in range(12):
         hourly(300, seed=number).to_csv(root / "data" / f"s{number:02d}.csv", index=False)
-    teacher = (
-        f"--teacher_patch_size auto --num_samples 5 --teacher_model {teacher_folder} --label_cache {root / 'labels'}"
-    )
-    for name, alpha in (("distilled", 0.5), ("twin", 0)):
-        flags = f"{SMALL} --num_epochs 2 --max_windows 10 --learning_rate 1e-3 --lang en --alpha {alpha} {teacher}"
-        assert main(["--data_dir", str(root / "data"), "--save_dir", str(root / name), *flags.split()]) == 0
+    flags = [*SMALL.split(), *SMALL_RUN.split()]
+    flags += ["--data_dir", str(root / "data"), "--label_cache", str(root / "labels")]
+    flags += ["--teacher_model", str(teacher_folder)]
+    for name, alpha in (("distilled", "0.5"), ("twin", "0")):
+        own = ["--save_dir", str(root / name), "--alpha", alpha]
+        assert md.main(flags + own) == 0
     return root

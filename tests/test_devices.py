@@ -1,4 +1,4 @@
-"""Several processes: the figures of one, labels to the bit, --resume across their number, torchrun, a dead rank."""
+"""Several processes: the figures of one, labels to the bit, torchrun, --resume, a dead rank."""
 
 import json
 import os
@@ -10,118 +10,173 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, SMALL
-from test_training import write_csvs
+import torch
+from conftest import SCRIPT
+from test_training import FIXED, WINDOWS, history, load, write_csvs
 
 import moirai_distill as md
 
-FLAGS = f"{SMALL} --max_windows 16 --batch_size 47 --num_epochs 2 --learning_rate 1e-3 --dropout 0 --lang en".split()
 RELATIVE = 1e-6  # of losses and errors of two processes against one
+BATCH = WINDOWS - 1  # so that the last batch has 1 window for 2 processes
+CHANGED = f"""
+--alpha 0.5 --teacher_point median --teacher_batch_size 7
+--batch_size {BATCH} --num_epochs 2 --dropout 0
+""".split()
+PYTHON = [sys.executable]
+TORCHRUN = [*PYTHON, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """3 hourly CSVs with missing values: 48 training windows, so that the last batch has 1 for 2 processes."""
+    """3 hourly CSVs with missing values, of which FIXED makes 48 training windows."""
     return write_csvs(tmp_path_factory.mktemp("devices") / "data")
 
 
 def command(data, save_dir, teacher, *more):
-    teach = [
-        "--teacher_model",
-        teacher,
-        "--teacher_patch_size",
-        "16",
-        "--num_samples",
-        "5",
-        "--teacher_batch_size",
-        "7",
-    ]
-    return [*map(str, ["--data_dir", data, "--save_dir", save_dir, *FLAGS, *teach, *more])]
+    words = ["train", "--data_dir", data, "--save_dir", save_dir, *FIXED, *CHANGED]
+    words += ["--teacher_model", teacher, *more]
+    return [str(word) for word in words]
 
 
-def run(launcher, words, code=0):
+def run(launcher, words):
     """Output of the script as a child of `launcher`."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*launcher, str(SCRIPT), *words], capture_output=True, text=True, timeout=300, env=environment
+        [*launcher, str(SCRIPT), *words], capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == code, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 def figures(folder):
     """Every loss and error of a run: by epoch, and on the test windows."""
-    history = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
-    student = json.loads(Path(folder, "evaluation.json").read_text())["rows"]["student"]
-    errors = {name: student[name] for name in ("mse", "mae", "mase", "mse_by_step", "mae_by_step", "mse_by_series")}
-    return history, errors
+    table = json.loads(Path(folder, "evaluation.json").read_text())
+    names = ("mse", "mae", "mase", "mse_by_step", "mae_by_step", "mse_by_series")
+    errors = {name: table["rows"]["student"][name] for name in names}
+    return history(folder), errors
 
 
-def assert_same(one, two):
-    assert len(one[0]) == len(two[0]) == 2
-    for first, second in zip(one[0], two[0], strict=True):
-        assert second == pytest.approx(first, rel=RELATIVE, abs=1e-12)
-    for name, value in one[1].items():
-        assert two[1][name] == pytest.approx(value, rel=RELATIVE, abs=1e-12)
+def assert_same_figures(folder, reference):
+    """Two runs of two epochs have the same losses and errors."""
+    lines, errors = figures(folder)
+    expected_lines, expected_errors = figures(reference)
+    assert len(lines) == len(expected_lines) == 2
+    for line, expected in zip(lines, expected_lines, strict=True):
+        assert line == pytest.approx(expected, rel=RELATIVE, abs=1e-12)
+    for name, expected in expected_errors.items():
+        assert errors[name] == pytest.approx(expected, rel=RELATIVE, abs=1e-12)
 
 
 @pytest.fixture(scope="module")
 def single(data, teacher_folder, tmp_path_factory):
     """(folder of a run of one process, its label cache)."""
     root = tmp_path_factory.mktemp("single")
-    assert md.main(command(data, root / "run", teacher_folder, "--label_cache", root / "labels")) == 0
+    words = command(data, root / "run", teacher_folder, "--label_cache", root / "labels")
+    assert md.main(words) == 0
     return root / "run", root / "labels"
 
 
-def test_two_processes_give_the_labels_of_one_to_the_bit_and_its_figures(data, single, teacher_folder, tmp_path):
-    words = command(data, tmp_path / "run", teacher_folder, "--label_cache", tmp_path / "labels", "--devices", 2)
-    out = run([sys.executable], words)
-    assert out.count("Epoch 1/2") == 1 and "Label cache hit" not in out  # one process prints; both label
-    one, two = (next(cache.glob("*/labels.bin")) for cache in (single[1], tmp_path / "labels"))
-    assert one.read_bytes() == two.read_bytes() and one.parent.name == two.parent.name
-    assert_same(figures(single[0]), figures(tmp_path / "run"))
+def test_two_processes_give_the_labels_of_one_to_the_bit_and_its_figures(
+    data, single, teacher_folder, tmp_path
+):
+    """Nothing is clipped here, so that a wrong scale of the gradients would show."""
+    _, single_cache = single
+    two_cache = tmp_path / "labels"
+    free = ["--max_grad_norm", 1e9, "--label_cache"]
+    words = command(data, tmp_path / "two", teacher_folder, *free, two_cache, "--devices", 2)
+    out = run(PYTHON, words)
+    assert out.count("Epoch 1/2") == 1  # one process prints
+    assert "Label cache hit" not in out  # both label
+    (labels_of_one,) = single_cache.glob("*/labels.bin")
+    (labels_of_two,) = two_cache.glob("*/labels.bin")
+    assert labels_of_one.read_bytes() == labels_of_two.read_bytes()
+    assert labels_of_one.parent.name == labels_of_two.parent.name
+
+    assert md.main(command(data, tmp_path / "one", teacher_folder, *free, single_cache)) == 0
+    assert_same_figures(tmp_path / "two", tmp_path / "one")
+    # AdamW hides a wrong scale of the gradients in its steps, not in its state.
+    state_of_two = load(tmp_path / "two")["optimizer_state_dict"]["state"]
+    for number, state in load(tmp_path / "one")["optimizer_state_dict"]["state"].items():
+        mean = state_of_two[number]["exp_avg"]
+        torch.testing.assert_close(mean, state["exp_avg"], rtol=1e-3, atol=1e-6)
 
 
-def test_torchrun_starts_the_same_run(data, single, teacher_folder, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
-    out = run(launcher, command(data, tmp_path / "run", teacher_folder, "--label_cache", single[1], "--devices", 2))
-    assert out.count("Epoch 1/2") == 1 and "Label cache hit" in out
-    assert_same(figures(single[0]), figures(tmp_path / "run"))
+def test_two_processes_go_on_with_the_run_of_one(data, single, teacher_folder, tmp_path):
+    single_run, cache = single
+    words = command(data, tmp_path, teacher_folder, "--label_cache", cache)
+    assert md.main([*words, "--num_epochs", "1"]) == 0
+    out = run(PYTHON, [*words, "--resume", "--devices", "2"])
+    assert out.count("Epoch 2/2") == 1
+    assert "Epoch 1/2" not in out
+    assert "Label cache hit" in out
+    assert_same_figures(tmp_path, single_run)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
-def test_a_run_goes_on_with_another_number_of_processes(data, single, teacher_folder, tmp_path, before, after):
-    words = command(data, tmp_path / "run", teacher_folder, "--label_cache", single[1])
-    run([sys.executable], [*words, "--num_epochs", "1", "--devices", str(before)])
-    out = run([sys.executable], [*words, "--resume", "--devices", str(after)])
-    assert "Epoch 2/2" in out and "Epoch 1/2" not in out
-    assert_same(figures(single[0]), figures(tmp_path / "run"))
+def test_torchrun_starts_the_same_run_and_one_process_goes_on_with_it(
+    data, single, teacher_folder, tmp_path, capsys
+):
+    single_run, cache = single
+    words = command(data, tmp_path, teacher_folder, "--label_cache", cache)
+    out = run(TORCHRUN, [*words, "--num_epochs", "1", "--devices", "2"])
+    assert out.count("Epoch 1/1") == 1
+    assert "Label cache hit" in out
+    (line,) = history(tmp_path)
+    assert line == pytest.approx(history(single_run)[0], rel=RELATIVE, abs=1e-12)
+    capsys.readouterr()
+    assert md.main([*words, "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Epoch 2/2") == 1
+    assert "Epoch 1/2" not in out
+    assert_same_figures(tmp_path, single_run)
 
 
-def children(pid):
-    """Process numbers of the children of a process."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def other_process(pid):
+    """Number of the second process, which is a child of the first one, `pid`."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = []
+    for child in children:
+        if "moirai_distill" in Path(f"/proc/{child}/cmdline").read_text():
+            found.append(int(child))
+    (second,) = found
+    return second
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the second process in /proc")
+def is_running(pid):
+    """Whether a process is there, and not a zombie."""
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # it is gone, or went while it was read
+        return False
+
+
+def wait_until(is_so, what):
+    began = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - began < 120, what
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="finds the second process in /proc"
+)
 @pytest.mark.parametrize("victim", ["first", "second"])
 def test_a_process_that_dies_ends_the_run_with_its_error(data, tmp_path, victim):
-    words = command(data, tmp_path / "run", "none", "--alpha", "0", "--num_epochs", "100000", "--devices", "2")
-    with open(tmp_path / "err", "w") as errors:
-        child = subprocess.Popen(
-            [sys.executable, str(SCRIPT), *words], stdout=subprocess.PIPE, stderr=errors, text=True
-        )
-    for line in child.stdout:
-        if line.startswith("Epoch 3/"):
-            break
-    (second,) = [pid for pid in children(child.pid) if "moirai_distill" in Path(f"/proc/{pid}/cmdline").read_text()]
-    os.kill(child.pid if victim == "first" else second, signal.SIGKILL)
-    begin = time.monotonic()
-    child.stdout.read()
-    assert child.wait(timeout=60) != 0
-    while Path(f"/proc/{second}/stat").exists() and " Z " not in Path(f"/proc/{second}/stat").read_text():
-        assert time.monotonic() - begin < 60, "the other process hangs"
-        time.sleep(0.2)
-    err = (tmp_path / "err").read_text()
-    assert re.search(r"terminated with code -9|Connection (reset|closed)", err), err[-2000:]
+    flags = ["--alpha", 0, "--num_epochs", 100_000, "--devices", 2]
+    words = [*PYTHON, str(SCRIPT), *command(data, tmp_path / "run", "none", *flags)]
+    out = tmp_path / "out"
+    err = tmp_path / "err"
+    with open(out, "w") as out_file, open(err, "w") as err_file:
+        process = subprocess.Popen(words, stdout=out_file, stderr=err_file)
+    pids = {"first": process.pid}
+    try:
+        wait_until(lambda: "Epoch 3/" in out.read_text(), "the run does not begin")
+        pids["second"] = other_process(process.pid)
+        os.kill(pids[victim], signal.SIGKILL)
+        assert process.wait(timeout=60) != 0
+        wait_until(lambda: not is_running(pids["second"]), "the other process hangs")
+    finally:
+        for pid in pids.values():
+            if is_running(pid):
+                os.kill(pid, signal.SIGKILL)
+    told = r"terminated with code -9|Connection (reset|closed)"
+    assert re.search(told, err.read_text()), err.read_text()[-2000:]
     assert (tmp_path / "run" / "last.pt").is_file()  # what was reached is kept

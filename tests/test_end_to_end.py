@@ -10,11 +10,15 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from conftest import SCRIPT, SMALL, hourly
+from conftest import SCRIPT, SMALL, hourly, split_folder
 
-from moirai_distill import PatchStudent, main, read_files, split_data
+import moirai_distill as md
+from moirai_distill import PatchStudent, main
 
-QUICK = f"{SMALL} --num_epochs 2 --learning_rate 1e-3"
+# Nothing that is printed or written depends on a default of the script.
+QUICK = f"{SMALL} --num_epochs 2 --learning_rate 1e-3 --batch_size 32 --patience 0 --stride 1"
+QUICK += " --split_by auto --split_ratio 8:1:1 --max_files 0 --columns first --season auto"
+QUICK += " --teacher_precision 32"
 NUMBER = r"(\d+\.\d{4})"
 LINES = {  # in this order; {} are the values that the test knows
     "zh": r"""数据目录: {data}
@@ -74,46 +78,70 @@ def run_script(words, cwd, **environment):
 
 
 def history(folder):
-    return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+    """The metrics of each epoch."""
+    lines = Path(folder, "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Runs of this process draw nothing."""
+    monkeypatch.setattr(md, "draw", lambda _path, _panels: None)
 
 
 @pytest.mark.parametrize("lang", ["zh", "en"])
 def test_a_run_prints_the_known_lines_in_order_with_the_numbers_of_its_files(
-    csv_folder, teacher_folder, tmp_path, capsys, lang
+    csv_folder, teacher_folder, tmp_path, no_pictures, capsys, lang
 ):
     folder = tmp_path / "保存 目录" / "run 1"
-    flags = f"{QUICK} --max_windows 10 --teacher_patch_size 16 --teacher_point mean --lang {lang}".split()
-    flags += ["--label_cache", tmp_path / "labels", "--teacher_model", teacher_folder]
-    assert main(["train", *map(str, ["--data_dir", csv_folder, "--save_dir", folder, *flags])]) == 0
+    flags = f"{QUICK} --max_windows 10 --teacher_patch_size 16 --teacher_point mean --alpha 0.5"
+    paths = ["--data_dir", csv_folder, "--save_dir", folder, "--teacher_model", teacher_folder]
+    paths += ["--label_cache", tmp_path / "labels"]
+    assert main(["train", *map(str, paths), *flags.split(), "--lang", lang]) == 0
     out, progress = capsys.readouterr()
-    lines, metrics = history(folder), [f"{name}: " for name in ("MSE", "Distill")]
-    values = {name: f"{value:.4f}" for name, value in lines[0].items() if isinstance(value, float)}
+
+    first, second = history(folder)
+    values = {name: f"{value:.4f}" for name, value in first.items() if isinstance(value, float)}
     values |= {"data": csv_folder, "teacher": teacher_folder, "folder": folder}
     student = PatchStudent.from_pretrained(folder)
-    values["parameters"] = f"{sum(parameter.numel() for parameter in student.parameters()):,}"
-    printed, at = out.splitlines(), -1
+    values["parameters"] = f"{sum(weight.numel() for weight in student.parameters()):,}"
+    printed = out.splitlines()
+    at = -1
     for line in LINES[lang].format(**values).splitlines():
         assert line in printed[at + 1 :], f"{line!r} is not after {printed[at]!r} in\n{out}"
         at = printed.index(line, at + 1)
-    second = out[out.index("Epoch 2/2") :]
-    assert f"{lines[1]['validation_mse']:.4f}" in second
-    assert f"{folder}/best_model_epoch_2.pt" in second and Path(folder, "best_model_epoch_2.pt").is_file()
+
+    rest = out[out.index("Epoch 2/2") :]
+    assert f"{second['validation_mse']:.4f}" in rest
+    assert f"{folder}/best_model_epoch_2.pt" in rest
+    assert Path(folder, "best_model_epoch_2.pt").is_file()
     for name in ("student", "seasonal-naive"):
-        assert re.search(rf"^ *{name} +MSE {NUMBER}", second, re.M)
-    assert "\r" not in out and "it/s" not in out  # stdout carries results
-    assert "epoch 1:" in progress and not any(line in progress for line in (*metrics, printed[-3]))
+        assert re.search(rf"^ *{name} +MSE {NUMBER}", rest, re.M)
+
+    assert "\r" not in out  # stdout carries results ...
+    assert "it/s" not in out
+    assert "epoch 1:" in progress  # ... and stderr the progress
+    for result in ("MSE: ", "Distill: ", printed[-3]):
+        assert result not in progress
 
 
-def test_english_and_chinese_runs_say_nothing_of_the_other_language(csv_folder, tmp_path, capsys):
-    for lang, chinese in (("en", False), ("zh", True)):
-        flags = f"{QUICK} --alpha 0 --max_windows 4 --num_epochs 1 --lang {lang}".split()
-        assert main(["--data_dir", str(csv_folder), "--save_dir", str(tmp_path / "run"), *flags]) == 0
-        assert bool(re.search(r"[\u4e00-\u9fff]", capsys.readouterr().out)) == chinese
+def test_english_and_chinese_runs_say_nothing_of_the_other_language(
+    csv_folder, tmp_path, no_pictures, capsys
+):
+    flags = f"{QUICK} --alpha 0 --max_windows 4 --num_epochs 1"
+    paths = ["--data_dir", str(csv_folder), "--save_dir", str(tmp_path / "run")]
+    for lang in ("en", "zh"):
+        assert main([*paths, *flags.split(), "--lang", lang]) == 0
+        has_chinese = re.search(r"[\u4e00-\u9fff]", capsys.readouterr().out) is not None
+        assert has_chinese == (lang == "zh")
 
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """(child process, its save_dir): a run with alpha 0 from another folder, on an ASCII console, without uni2ts."""
+    """(child process, its save_dir) of a run with alpha 0, from another folder, without uni2ts.
+
+    Its console knows ASCII alone.
+    """
     root = tmp_path_factory.mktemp("elsewhere")
     for name in ("data", "cwd", "blocked"):
         (root / name).mkdir()
@@ -121,9 +149,20 @@ def elsewhere(tmp_path_factory):
         hourly(200, seed=number).to_csv(root / "data" / f"s{number}.csv", index=False)
     for name in ("uni2ts", "gluonts", "jax"):
         (root / "blocked" / f"{name}.py").write_text("raise ImportError('blocked')")
-    words = ["--save_dir", "结果/run 1", *f"--data_dir ../data --alpha 0 {QUICK} --lang zh".split()]
+    flags = f"--data_dir ../data --alpha 0 {QUICK} --max_windows 0 --lang zh"
     path = os.pathsep.join(filter(None, [str(root / "blocked"), os.environ.get("PYTHONPATH")]))
-    return run_script(words, root / "cwd", PYTHONPATH=path, PYTHONIOENCODING="ascii"), root / "cwd" / "结果" / "run 1"
+    done = run_script(
+        ["--save_dir", "结果/run 1", *flags.split()],
+        root / "cwd",
+        PYTHONPATH=path,
+        PYTHONIOENCODING="ascii",
+    )
+    return done, root / "cwd" / "结果" / "run 1"
+
+
+def unescaped(output):
+    """The text that an ASCII console shows with escapes."""
+    return output.decode("ascii").encode().decode("unicode_escape")
 
 
 def test_a_run_works_from_any_folder_with_paths_of_that_folder(elsewhere):
@@ -136,53 +175,65 @@ def test_a_run_works_from_any_folder_with_paths_of_that_folder(elsewhere):
 
 def test_an_ascii_console_shows_escapes_instead_of_a_crash(elsewhere):
     done, folder = elsewhere
-    out = done.stdout.decode("ascii").encode().decode("unicode_escape")
     assert b"\\u6570" in done.stdout
-    assert "数据目录: ../data" in out and "验证损失: " in out
+    out = unescaped(done.stdout)
+    assert "数据目录: ../data" in out
+    assert "验证损失: " in out
     assert f"{history(folder)[-1]['validation_mse']:.4f}" in out
     assert "Traceback" not in done.stderr.decode("ascii")
 
 
 def test_alpha_0_needs_no_uni2ts_and_loads_no_teacher(elsewhere):
     done, _ = elsewhere
-    assert done.returncode == 0 and "教师" not in done.stdout.decode("ascii").encode().decode("unicode_escape")
+    assert done.returncode == 0
+    assert "教师" not in unescaped(done.stdout)
 
 
 def test_the_demo_compares_student_teacher_and_naive_and_writes_in_its_folder_alone(tmp_path):
-    home, cwd = tmp_path / "home", tmp_path / "cwd"
+    home = tmp_path / "home"
+    cwd = tmp_path / "cwd"
     home.mkdir()
     cwd.mkdir()
-    words = ["--demo", *f"{SMALL} --num_epochs 1 --max_windows 4 --num_samples 3 --lang en".split()]
-    done = run_script(words, cwd, HOME=home, MPLCONFIGDIR=matplotlib.get_configdir())
+    flags = f"--demo {QUICK} --max_files 10 --num_epochs 1 --max_windows 4 --num_samples 3"
+    flags += " --teacher_patch_size auto --teacher_point median --alpha 0.5 --lang en"
+    done = run_script(flags.split(), cwd, HOME=home, MPLCONFIGDIR=matplotlib.get_configdir())
     assert done.returncode == 0, done.stderr.decode()
     out = done.stdout.decode()
+    assert "Found 20 CSV files" in out
     found = re.findall(rf"^ *(\S+) +MSE {NUMBER}", out[out.index("Epoch 1/1") :], re.M)
     mse = {name: float(value) for name, value in found}
     assert {"student", "teacher", "seasonal-naive"} <= mse.keys()
 
-    assert os.listdir(cwd) == ["checkpoints"] and os.listdir(cwd / "checkpoints") == ["demo"]
+    assert os.listdir(cwd) == ["checkpoints"]
+    assert os.listdir(cwd / "checkpoints") == ["demo"]
     assert not any(path.is_file() for path in home.rglob("*"))
     run = cwd / "checkpoints" / "demo" / "run"
     assert (run / "forecast.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(history(run)) == 1
 
-    count, series, remarks = read_files(run.parent / "data", 100, ["first"], False)
-    limits = {"length": 80, "horizon": 16, "max_gap": 16}
-    test = split_data(series, remarks, "auto", (8.0, 1.0, 1.0), 0, 1, 4, "auto", limits)[0]["test"]
+    test = split_folder(run.parent / "data", max_files=10, max_windows=4).windows["test"]
+    assert len(test) == 1500 - 80 + 1
     context, truth, _ = test.batch(np.arange(len(test)))
-    student = PatchStudent.from_pretrained(run).requires_grad_(False)(context)
-    naive = context[:, -24:-8]  # hourly: the same hours of the day before
-    assert count == 20 and len(test) == 2 * (1500 - 80 + 1)
-    for name, forecast in (("student", student), ("seasonal-naive", naive)):
-        assert mse[name] == pytest.approx(float((forecast - truth).double().square().mean()), abs=6e-5)
+    student = PatchStudent.from_pretrained(run).requires_grad_(False)
+    forecasts = {
+        "student": student(context),
+        "seasonal-naive": context[:, -24:-8],  # hourly: the same hours of the day before
+    }
+    for name, forecast in forecasts.items():
+        error = (forecast - truth).double().square().mean()
+        assert mse[name] == pytest.approx(float(error), abs=6e-5)
     assert mse["teacher"] not in (mse["student"], mse["seasonal-naive"])
 
 
 def test_a_failing_run_is_one_line_on_stderr_and_exit_code_2(csv_folder, tmp_path, capsys):
-    flags = [*QUICK.split(), "--save_dir", str(tmp_path / "run"), "--label_cache", str(tmp_path / "labels")]
-    (tmp_path / "teacher").mkdir()
-    assert main(["--data_dir", str(csv_folder), "--teacher_model", str(tmp_path / "teacher"), *flags]) == 2
+    (tmp_path / "teacher").mkdir()  # which holds no model
+    paths = ["--data_dir", csv_folder, "--teacher_model", tmp_path / "teacher"]
+    paths += ["--save_dir", tmp_path / "run", "--label_cache", tmp_path / "labels"]
+    assert main([*QUICK.split(), "--alpha", "0.5", *map(str, paths)]) == 2
     out, errors = capsys.readouterr()
     (error,) = errors.split("error: ")[1:]
-    assert str(tmp_path / "teacher") in error and len(error.splitlines()) == 1 and "Traceback" not in errors
-    assert "error" not in out and not (tmp_path / "run").exists()  # no training on labels that were never made
+    assert str(tmp_path / "teacher") in error
+    assert len(error.splitlines()) == 1
+    assert "Traceback" not in errors
+    assert "error" not in out
+    assert not (tmp_path / "run").exists()  # no training on labels that were never made

@@ -1,182 +1,348 @@
-"""evaluate: one ruler for students, teacher and naive forecasts, on the test windows of the run's own split."""
+"""evaluate: one ruler for students, teacher and naive forecasts, on the run's own test windows."""
 
+import argparse
 import json
+import math
 import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import hourly
+from conftest import hourly, load_teacher, quiet_voice
 
-import moirai_distill as m
+import moirai_distill as md
 
 METRIC = r"MSE (\S+)  MAE (\S+)  MASE (\S+)"
+OTHER_SPLIT = ("--split_ratio", "1:1:1")  # it holds more files out than the runs
 
 
 def evaluate(*words):
-    return m.main(["evaluate", "--device", "cpu", "--lang", "en", "--checkpoint", *map(str, words)])
+    """Exit code of evaluate for checkpoints and further words."""
+    fixed = ["evaluate", "--device", "cpu", "--lang", "en", "--checkpoint"]
+    return md.main([*fixed, *map(str, words)])
 
 
 def table(folder):
     return json.loads((folder / "evaluation.json").read_text())
 
 
-def lines(out):
-    """name -> (mse, mae, mase) of the printed table."""
-    found = re.findall(rf"^  (\S[^\n]*?) +{METRIC}(.*)$", out, re.M)
-    return {name: tuple(map(float, numbers)) for name, *numbers, _ in found}
+def rows_of(folder):
+    return table(folder)["rows"]
 
 
-def windows_of(root, **changes):
-    """Test windows of the fixture's runs, by the script's own loading."""
-    count, series, remarks = m.read_files(root / "data", 100, ["first"], False)
-    limits = {"length": 80, "horizon": 16, "max_gap": 16}
-    split = {"split_by": "auto", "split_ratio": (8.0, 1.0, 1.0), "split_seed": 0, "stride": 1, "max_windows": 10}
-    return m.split_data(series, remarks, *(split | changes).values(), "auto", limits)[0]
+def printed_errors(out):
+    """name -> [mse, mae, mase] of the printed table."""
+    found = re.findall(rf"^  (\S[^\n]*?) +{METRIC}.*$", out, re.M)
+    return {name: [float(number) for number in numbers] for name, *numbers in found}
+
+
+def flags_of(run):
+    """The flags of a run, whatever the script's defaults are."""
+    return argparse.Namespace(**md.read_student(run)["run_config"])
+
+
+def windows_of(run):
+    """part -> Windows of a run, by the script's own loading."""
+    return md.load_data(md.pick(md.DataConfig, flags_of(run)), quiet_voice()).windows
+
+
+def season_of(run):
+    """Seasonal period of the hourly series of a run."""
+    season = flags_of(run).season
+    return 24 if season == "auto" else season
+
+
+def best_of(run):
+    """Path of the best checkpoint of a run."""
+    (path,) = run.glob("best_model_epoch_*.pt")
+    return path
+
+
+def changed(run, folder, **flags):
+    """A copy of a run's checkpoint with other flags in its run_config; returns its folder."""
+    content = torch.load(best_of(run), weights_only=True)
+    content["run_config"] |= flags
+    folder.mkdir(exist_ok=True)
+    torch.save(content, folder / "best_model_epoch_1.pt")
+    return folder
+
+
+def scores_of(mse, mse_by_series=()):
+    """Scores of which only the MSE is known."""
+    return md.Scores(
+        mse=mse,
+        mae=math.nan,
+        mase=math.nan,
+        mase_left_out=0,
+        mse_by_step=[],
+        mae_by_step=[],
+        mse_by_series=list(mse_by_series),
+    )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No pictures and no timing: these are claims about the files of `evaluated` alone."""
+    cost = md.Cost(parameters=1, bytes=4, cpu_ms=1.0)
+    monkeypatch.setattr(md, "draw", lambda path, panels: None)
+    monkeypatch.setattr(md, "measure_cost", lambda weights, call, context: cost)
 
 
 @pytest.fixture(scope="module")
-def evaluated(trained, tmp_path_factory, request):
+def evaluated(trained, tmp_path_factory):
     """(folder with the files of an evaluation of run, twin and teacher; what it printed)."""
     folder = tmp_path_factory.mktemp("evaluated")
+    printed = []
+
+    def keep(*words, **_settings):
+        printed.append(" ".join(map(str, words)))
+
+    runs = [trained / "distilled", trained / "twin"]
     with pytest.MonkeyPatch.context() as patch:
-        printed = []
-        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
-        assert evaluate(trained / "distilled", trained / "twin", "--with_teacher", "--output_dir", folder) == 0
+        patch.setattr("builtins.print", keep)
+        assert evaluate(*runs, "--with_teacher", "--output_dir", folder) == 0
     return folder, "\n".join(printed)
+
+
+@pytest.fixture(scope="module")
+def hub_folder(trained, tmp_path_factory):
+    """The distilled run, exported for the hub."""
+    folder = tmp_path_factory.mktemp("exported") / "hub"
+    words = ["export", "--format", "hub", "--checkpoint", trained / "distilled"]
+    assert md.main([*map(str, words), "--output", str(folder)]) == 0
+    return folder
+
+
+# -- The table -------------------------------------------------------------------------------------
 
 
 def test_every_forecaster_is_scored_over_every_window_of_the_runs_own_split(trained, evaluated):
     folder, out = evaluated
-    rows, test = table(folder)["rows"], windows_of(trained)["test"]
-    assert [*rows] == [str(trained / "distilled"), str(trained / "twin"), "teacher", "seasonal-naive", "last value"]
-    assert table(folder)["windows"] == len(test) == 300 - 80 + 1
+    distilled = str(trained / "distilled")
+    twin = str(trained / "twin")
+    rows = rows_of(folder)
+    test = windows_of(trained / "distilled")["test"]
+    assert [*rows] == [distilled, twin, "teacher", "seasonal-naive", "last value"]
+    assert table(folder)["windows"] == len(test) == len(test.names) * (300 - 64 - 16 + 1)
+
     context, truth, _ = test.batch(np.arange(len(test)))
+    season = season_of(trained / "distilled")
+    last_period = context[:, -season:]
     with torch.inference_mode():
         guesses = {
-            str(trained / n): m.PatchStudent.from_pretrained(trained / n)(context) for n in ("distilled", "twin")
+            distilled: md.PatchStudent.from_pretrained(distilled)(context),
+            twin: md.PatchStudent.from_pretrained(twin)(context),
+            "seasonal-naive": last_period[:, np.arange(16) % season],
+            "last value": context[:, -1:].expand(-1, 16),
         }
-    guesses |= {"seasonal-naive": context[:, -24:-8], "last value": context[:, -1:].expand(-1, 16)}
-    unit = (context[:, 24:] - context[:, :-24]).double().abs().mean(1, keepdim=True)
+    unit = (context[:, season:] - context[:, :-season]).double().abs().mean(1, keepdim=True)
     for name, guess in guesses.items():
         error = (guess - truth).double().abs()
-        expected = {"mse": (error**2).mean(), "mae": error.mean(), "mase": (error / unit).mean()}
-        expected |= {"mse_by_step": (error**2).mean(0), "mae_by_step": error.mean(0)}
+        of_series = [error[test.series == number] for number in range(len(test.names))]
+        expected = {
+            "mse": (error**2).mean(),
+            "mae": error.mean(),
+            "mase": (error / unit).mean(),
+            "mse_by_step": (error**2).mean(0),
+            "mae_by_step": error.mean(0),
+            "mse_by_series": torch.stack([(own**2).mean() for own in of_series]),
+        }
         for metric, value in expected.items():
             assert rows[name][metric] == pytest.approx(value.tolist(), rel=1e-6)
-        assert rows[name]["mse_by_series"] == pytest.approx([rows[name]["mse"]])  # one file is held out for the test
-    printed = lines(out)
+
+    printed = printed_errors(out)
     for name, row in rows.items():
         assert printed[name] == pytest.approx([row["mse"], row["mae"], row["mase"]], abs=6e-5)
 
 
 def test_the_teachers_row_is_the_error_of_its_labels(trained, evaluated, teacher_folder):
-    rows, parts = table(evaluated[0])["rows"], windows_of(trained)
-    content = m.read_student(trained / "distilled")
-    teacher = m.load_teacher(str(teacher_folder), None, "cpu", "32", print)
-    request = m.Request(str(teacher_folder), None, content["teacher"]["patch_sizes"], "median", 5)
+    test = windows_of(trained / "distilled")["test"]
+    request = md.pick(md.TeacherRequest, flags_of(trained / "distilled"))
+    sizes = md.read_student(trained / "distilled")["teacher"]["patch_sizes"]
+    request.teacher_patch_size = sizes
+    teacher = load_teacher(teacher_folder)
+    block = request.teacher_batch_size
     labels = []
-    for number in range(0, len(parts["test"]), 256):
-        index = np.arange(number, min(len(parts["test"]), number + 256))
-        labels.append(m.label_windows(teacher, parts["test"], index, request.patch, request, number // 256))
-    truth = parts["test"].batch(np.arange(len(parts["test"])))[1]
+    for number, first in enumerate(range(0, len(test), block)):
+        index = np.arange(first, min(len(test), first + block))
+        labels.append(md.label_windows(teacher, test, index, request, seed=number))
+    _, truth, _ = test.batch(np.arange(len(test)))
     error = torch.from_numpy(np.concatenate(labels)) - truth
-    assert rows["teacher"]["mse"] == pytest.approx(float((error.double() ** 2).mean()), rel=1e-6)
-    made = [json.loads(path.read_text())["key"] for path in (trained / "labels").glob("*/manifest.json")]
-    assert request.patch in [key["patch"] for key in made if key["windows"] == len(parts["test"])]  # not chosen anew
+    mse = rows_of(evaluated[0])["teacher"]["mse"]
+    assert mse == pytest.approx(float((error.double() ** 2).mean()), rel=1e-6)
+
+    sizes_of_test_labels = []
+    for path in (trained / "labels").glob("*/manifest.json"):
+        key = json.loads(path.read_text())["key"]
+        if key["data"] == test.digest:
+            sizes_of_test_labels.append(key["patch"])
+    assert sizes in sizes_of_test_labels  # not chosen anew
 
 
-def test_size_and_speed_stand_beside_the_errors(trained, evaluated):
+def test_size_and_speed_stand_beside_the_errors(trained, evaluated, tmp_path):
     folder, out = evaluated
-    rows = table(folder)["rows"]
+    rows = rows_of(folder)
     for name in ("distilled", "twin"):
-        row, student = rows[str(trained / name)], m.PatchStudent.from_pretrained(trained / name)
+        row = rows[str(trained / name)]
+        student = md.PatchStudent.from_pretrained(trained / name)
         assert row["parameters"] == sum(weight.numel() for weight in student.parameters())
-        student.save_pretrained(folder / name)
-        assert row["bytes"] == pytest.approx((folder / name / "model.safetensors").stat().st_size, abs=64)
+        student.save_pretrained(tmp_path / name)
+        size = (tmp_path / name / "model.safetensors").stat().st_size
+        assert row["bytes"] == pytest.approx(size, abs=64)
         assert 0 < row["cpu_ms"] < 1000
     assert rows["teacher"]["parameters"] > rows[str(trained / "twin")]["parameters"] > 1000
-    assert "cpu_ms" in rows["teacher"] and "cpu_ms" not in rows["last value"]
+    assert "cpu_ms" in rows["teacher"]
+    assert "cpu_ms" not in rows["last value"]
     assert f"{rows['teacher']['parameters']:,} parameters" in out
+
+
+def test_pictures_are_drawn(evaluated):
+    folder, _ = evaluated
+    for name in ("forecast.png", "error_by_horizon.png"):
+        assert (folder / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_training_ends_with_the_table_that_evaluate_prints_again(trained, tmp_path):
+    at_end = rows_of(trained / "distilled")["student"]
+    assert evaluate(trained / "distilled", "--output_dir", tmp_path) == 0
+    again = rows_of(tmp_path)[str(trained / "distilled")]
+    assert again["weights"] == at_end["weights"]
+    for metric in ("mse", "mae", "mase", "mse_by_step"):
+        assert again[metric] == pytest.approx(at_end[metric], rel=1e-6)
+
+
+# -- The verdict -----------------------------------------------------------------------------------
 
 
 def test_it_says_in_words_whether_the_teacher_helped(trained, evaluated):
     folder, out = evaluated
-    mse = {name: row["mse"] for name, row in table(folder)["rows"].items()}
-    change = 100 * (mse[str(trained / "distilled")] / mse[str(trained / "twin")] - 1)
-    word = "made no difference" if abs(change) < 1 else "did harm" if change > 0 else "helped"
-    assert f"The teacher {word}: {trained / 'distilled'} has {change:+.1f} % of MSE beside {trained / 'twin'}" in out
-    assert re.search(r"a lower one on [01] of 1 series", out)
+    distilled = str(trained / "distilled")
+    twin = str(trained / "twin")
+    rows = rows_of(folder)
+    change = 100 * (rows[distilled]["mse"] / rows[twin]["mse"] - 1)
+    if change <= -1:
+        word = "helped"
+    elif change >= 1:
+        word = "did harm"
+    else:
+        word = "made no difference"
+    assert f"The teacher {word}: {distilled} has {change:+.1f} % of MSE beside {twin}" in out
+    pairs = zip(rows[distilled]["mse_by_series"], rows[twin]["mse_by_series"], strict=True)
+    lower = [own < other for own, other in pairs]
+    assert f"a lower one on {sum(lower)} of {len(lower)} series" in out
 
 
 @pytest.mark.parametrize(
     ("student", "twin", "words"),
-    [(0.8, 1.0, "The teacher helped"), (1.2, 1.0, "The teacher did harm"), (1.005, 1.0, "made no difference")],
+    [
+        (0.8, 1.0, "The teacher helped"),
+        (1.2, 1.0, "The teacher did harm"),
+        (1.005, 1.0, "The teacher made no difference"),
+    ],
 )
 def test_the_verdict_follows_the_errors(student, twin, words, capsys):
-    row = {"mse_by_series": [1.0, 2.0]}
-    rows = {"a": row | {"mse": student, "alpha": 0.5}, "b": row | {"mse": twin, "alpha": 0.0}}
-    rows |= {"teacher": {"mse": 0.6}, "seasonal-naive": {"mse": 1.6}}
-    m.verdict(rows, m.Say("en"))
+    rows = {
+        "a": md.Row(scores_of(student, [1.0, 2.0, 3.0]), alpha=0.5),
+        "b": md.Row(scores_of(twin, [1.5, 2.0, 2.5]), alpha=0.0),
+        "teacher": md.Row(scores_of(0.6)),
+        "seasonal-naive": md.Row(scores_of(1.6)),
+    }
+    md.tell_verdict(rows, md.Voice("en"))
     out = capsys.readouterr().out
-    assert words in out and f"a keeps {100 * (1.6 - student):.0f} % of what the teacher gains" in out
+    change = 100 * (student / twin - 1)
+    assert f"{words}: a has {change:+.1f} % of MSE beside b" in out
+    assert "a lower one on 1 of 3 series" in out
+    assert f"a keeps {100 * (1.6 - student):.0f} % of what the teacher gains" in out
+
     del rows["b"]
-    m.verdict(rows, m.Say("zh"))
+    md.tell_verdict(rows, md.Voice("zh"))
     assert "--alpha 0" in capsys.readouterr().out
-    m.verdict(rows | {"teacher": {"mse": 2.0}}, m.Say("en"))
-    assert "keeps" not in capsys.readouterr().out  # a teacher that is no better than naive gives nothing to keep
+    rows["teacher"] = md.Row(scores_of(2.0))  # no better than naive: it gives nothing to keep
+    md.tell_verdict(rows, md.Voice("en"))
+    assert "keeps" not in capsys.readouterr().out
 
 
-def test_pictures_are_drawn(evaluated):
-    for name in ("forecast.png", "error_by_horizon.png"):
-        assert (evaluated[0] / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+# -- The teacher -----------------------------------------------------------------------------------
 
 
-def test_training_ends_with_the_table_that_evaluate_prints_again(trained, tmp_path):
-    at_end = table(trained / "distilled")["rows"]
-    assert evaluate(trained / "distilled", "--output_dir", tmp_path) == 0
-    again = table(tmp_path)["rows"]
-    assert again[str(trained / "distilled")]["weights"] == at_end["student"]["weights"]
-    for metric in ("mse", "mae", "mase", "mse_by_step"):
-        assert again[str(trained / "distilled")][metric] == pytest.approx(at_end["student"][metric], rel=1e-6)
-
-
-def test_labels_of_the_test_windows_come_from_the_cache_where_they_are(trained, tmp_path, capsys, monkeypatch):
+def test_labels_of_the_test_windows_come_from_the_cache_where_they_are(
+    trained, tmp_path, capsys, monkeypatch
+):
     def fail(*_):
         raise AssertionError("the teacher was asked again")
 
-    assert evaluate(trained / "distilled", "--with_teacher", "--output_dir", tmp_path / "a") == 0
-    monkeypatch.setattr(m.Teacher, "forecast", fail)
-    monkeypatch.setattr(m, "fingerprint", lambda *_: None)  # as on a machine that has no weights
-    assert evaluate(trained / "distilled", "--with_teacher", "--output_dir", tmp_path / "b") == 0
+    words = [trained / "distilled", "--with_teacher", "--output_dir"]
+    assert evaluate(*words, tmp_path / "a") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(md.Teacher, "forecast", fail)
+    monkeypatch.setattr(md, "fingerprint", lambda *_: None)  # as on a machine that has no weights
+    assert evaluate(*words, tmp_path / "b") == 0
     assert "Label cache hit" in capsys.readouterr().out
-    one, other = (table(tmp_path / name)["rows"]["teacher"] for name in "ab")
-    assert one["mse"] == other["mse"] and "cpu_ms" in one and "cpu_ms" not in other
+    one = rows_of(tmp_path / "a")["teacher"]
+    other = rows_of(tmp_path / "b")["teacher"]
+    assert one["mse"] == other["mse"]
+    assert "cpu_ms" in one
+    assert "cpu_ms" not in other
 
 
-def test_a_run_without_teacher_can_be_set_beside_one_chosen_on_training_windows(trained, tmp_path, monkeypatch):
-    judged, judge = [], m.judge
-    monkeypatch.setattr(m, "judge", lambda t, windows, *more: judged.append(windows.digest) or judge(t, windows, *more))
+def test_a_run_without_teacher_can_be_set_beside_one_chosen_on_training_windows(
+    trained, tmp_path, monkeypatch
+):
+    judged = []
+    choose = md.choose_patch_sizes
+
+    def spy(teacher, task, voice):
+        judged.append(task.judged_on.digest)
+        return choose(teacher, task, voice)
+
+    monkeypatch.setattr(md, "choose_patch_sizes", spy)
     words = ["--with_teacher", "--output_dir", tmp_path, "--label_cache", tmp_path / "labels"]
     assert evaluate(trained / "twin", *words) == 0
-    assert judged == [windows_of(trained)["train"].digest]
-    assert table(tmp_path)["rows"]["teacher"]["mse"] > 0
+    assert judged == [windows_of(trained / "twin")["train"].digest]
+    assert rows_of(tmp_path)["teacher"]["mse"] > 0
 
 
-@pytest.fixture
-def hub_folder(trained, tmp_path):
-    assert m.main(f"export --checkpoint {trained / 'distilled'} --format hub --output {tmp_path / 'hub'}".split()) == 0
-    return tmp_path / "hub"
+def test_the_teacher_is_that_of_the_run_that_had_one_wherever_it_stands(trained, tmp_path):
+    other = changed(
+        trained / "twin",
+        tmp_path / "plain",
+        teacher_model="Salesforce/moirai-1.1-R-base",
+        num_samples=100,
+    )
+    words = ["--with_teacher", "--output_dir", tmp_path]
+    assert evaluate(other, trained / "distilled", *words) == 0
+    first = rows_of(tmp_path)["teacher"]["mse"]
+    assert evaluate(trained / "distilled", other, *words) == 0
+    assert rows_of(tmp_path)["teacher"]["mse"] == first
+
+
+def test_a_run_from_a_gpu_is_labelled_in_float32_on_the_cpu(trained, tmp_path):
+    flags = {"teacher_precision": "bf16", "device": "cuda", "precision": "bf16-mixed"}
+    gpu = changed(trained / "distilled", tmp_path / "gpu", **flags)
+    words = ["--with_teacher", "--output_dir", tmp_path, "--label_cache", tmp_path / "labels"]
+    assert evaluate(gpu, *words) == 0
+    (manifest,) = (tmp_path / "labels").glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["precision"] == "32"
+
+
+def test_a_checkpoint_that_is_called_teacher_is_no_teacher(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    changed(trained / "distilled", tmp_path / "teacher")
+    assert evaluate("teacher", "--output_dir", tmp_path / "out") == 0
+    assert [*rows_of(tmp_path / "out")] == ["./teacher", "seasonal-naive", "last value"]
+    assert "keeps" not in capsys.readouterr().out
+
+
+# -- Checkpoints and data --------------------------------------------------------------------------
 
 
 def test_the_forms_of_a_checkpoint_score_alike(trained, hub_folder, tmp_path):
-    (file,) = (trained / "distilled").glob("best_model_epoch_*.pt")
-    words = [hub_folder, file, trained / "distilled", "--data_dir", trained / "data", "--output_dir", tmp_path / "out"]
-    assert evaluate(*words) == 0
-    rows = table(tmp_path / "out")["rows"]
-    assert len({rows[str(name)]["mse"] for name in (hub_folder, file, trained / "distilled")}) == 1
-    assert len({rows[str(name)]["weights"] for name in (hub_folder, file, trained / "distilled")}) == 1
+    forms = [hub_folder, best_of(trained / "distilled"), trained / "distilled"]
+    assert evaluate(*forms, "--data_dir", trained / "data", "--output_dir", tmp_path) == 0
+    rows = rows_of(tmp_path)
+    assert len({rows[str(form)]["mse"] for form in forms}) == 1
+    assert len({rows[str(form)]["weights"] for form in forms}) == 1
 
 
 def test_an_exported_folder_does_not_know_the_data_and_says_so(hub_folder, capsys):
@@ -191,29 +357,61 @@ def test_other_data_is_scored_with_the_runs_own_settings_and_leaves_its_files_al
     (tmp_path / "other").mkdir()
     for number in range(3):
         hourly(300, seed=50 + number).to_csv(tmp_path / "other" / f"o{number}.csv", index=False)
-    before = (trained / "distilled" / "evaluation.json").read_bytes()
-    assert evaluate(trained / "distilled", "--data_dir", "other", "--split_by", "time") == 0
+    run = trained / "distilled"
+    before = (run / "evaluation.json").read_bytes()
+    split = ["--split_by", "time", "--split_ratio", "8:1:1"]
+    assert evaluate(run, "--data_dir", "other", *split) == 0
     assert table(tmp_path / "evaluation")["series"] == ["o0.csv", "o1.csv", "o2.csv"]
     assert table(tmp_path / "evaluation")["windows"] == 3 * (30 - 16 + 1)
-    assert (trained / "distilled" / "evaluation.json").read_bytes() == before
+    assert (run / "evaluation.json").read_bytes() == before
     assert "may have been trained" in capsys.readouterr().err
-    moved = ["--data_dir", trained / "data", "--output_dir", tmp_path / "moved"]
-    assert evaluate(trained / "distilled", *moved) == 0  # the run's own windows under another path
+
+    # The run's own windows under another path.
+    words = ["--data_dir", trained / "data", "--output_dir", tmp_path / "moved"]
+    assert evaluate(run, *words) == 0
     assert "may have been trained" not in capsys.readouterr().err
-    assert evaluate(trained / "distilled", "--split_seed", "5") == 0
-    assert (trained / "distilled" / "evaluation.json").read_bytes() == before
+    assert evaluate(run, *OTHER_SPLIT) == 0
+    assert (run / "evaluation.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("data_dir", "."),
+        ("columns", "value"),
+        ("max_files", "11"),
+        ("split_by", "files"),
+        ("split_ratio", "8:1:1"),
+        ("split_seed", "0"),
+        ("max_gap", "16"),
+        ("season", "24"),
+    ],
+)
+def test_files_go_beside_the_checkpoint_only_where_no_flag_chooses_the_windows(
+    trained, tmp_path, monkeypatch, flag, value
+):
+    monkeypatch.chdir(tmp_path)
+    opened = md.open_student(trained / "distilled")
+    words = ["evaluate", "--device", "cpu", "--checkpoint", str(trained / "distilled")]
+    plain = md.parse_arguments(words)
+    assert md.evaluation_folder(plain, opened) == trained / "distilled"
+    given = md.parse_arguments([*words, f"--{flag}", value])
+    assert md.evaluation_folder(given, opened).resolve() == tmp_path / "evaluation"
+    chosen = md.parse_arguments([*words, f"--{flag}", value, "--output_dir", str(tmp_path)])
+    assert md.evaluation_folder(chosen, opened) == tmp_path
 
 
 def test_a_checkpoint_of_another_split_is_marked(trained, tmp_path, capsys):
-    words = [trained / "distilled", "--split_seed", "5", "--output_dir", tmp_path]
-    assert evaluate(*words) == 0
+    run = trained / "distilled"
+    assert evaluate(run, *OTHER_SPLIT, "--output_dir", tmp_path) == 0
     assert "may have been trained on them" in capsys.readouterr().err
-    assert evaluate(trained / "distilled", "--output_dir", tmp_path) == 0
+    assert evaluate(run, "--output_dir", tmp_path) == 0
     assert "may have been trained" not in capsys.readouterr().err
 
 
 def test_checkpoints_of_different_lengths_are_not_compared(trained, tmp_path, capsys):
-    student = m.PatchStudent(48, 16, 16, 1, 2, 8, 0.1)
+    sizes = {"d_model": 16, "num_layers": 1, "num_heads": 2, "patch_size": 8, "dropout": 0.1}
+    student = md.PatchStudent(context_length=48, prediction_length=16, **sizes)
     student.save_pretrained(tmp_path / "short")
     assert evaluate(trained / "distilled", tmp_path / "short") == 2
     assert "48 -> 16" in capsys.readouterr().err
@@ -222,19 +420,19 @@ def test_checkpoints_of_different_lengths_are_not_compared(trained, tmp_path, ca
 
 
 def test_data_that_has_gone_is_named(trained, tmp_path, capsys):
-    (file,) = (trained / "twin").glob("best_model_epoch_*.pt")
-    content = torch.load(file, weights_only=True)
-    content["run_config"]["data_dir"] = str(tmp_path / "gone")
-    torch.save(content, tmp_path / "moved.pt")
-    assert evaluate(tmp_path / "moved.pt") == 2
+    moved = changed(trained / "twin", tmp_path / "moved", data_dir=str(tmp_path / "gone"))
+    assert evaluate(moved) == 2
     error = capsys.readouterr().err
-    assert str(tmp_path / "gone") in error and "--data_dir" in error and len(error.strip().splitlines()) == 1
+    assert str(tmp_path / "gone") in error
+    assert "--data_dir" in error
+    assert len(error.strip().splitlines()) == 1
 
 
 def test_all_problems_are_told_before_anything_slow(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(m, "open_student", None)
+    monkeypatch.setattr(md, "open_student", None)
     (tmp_path / "file").write_text("")
-    words = ["./nothing", "gone.pt", "--output_dir", tmp_path / "file", "--data_dir", tmp_path / "no", "--max_gap", "x"]
+    words = ["./nothing", "gone.pt", "--output_dir", tmp_path / "file"]
+    words += ["--data_dir", tmp_path / "no", "--max_gap", "-1"]
     assert evaluate(*words) == 2
     error = capsys.readouterr().err
     for part in ("5 problem(s)", "./nothing", "gone.pt", "--output_dir", "--data_dir", "--max_gap"):
@@ -247,45 +445,12 @@ def test_a_checkpoint_with_a_pickle_is_refused_and_nothing_is_executed(tmp_path,
             return (shutil.rmtree, (str(tmp_path / "precious"),))
 
     (tmp_path / "precious").mkdir()
-    torch.save({"format": 1, "student_config": Payload(), "model_state_dict": {}}, tmp_path / "a.pt")
+    content = {"format": 1, "student_config": Payload(), "model_state_dict": {}}
+    torch.save(content, tmp_path / "a.pt")
     for words in (["evaluate"], ["predict", "--input", __file__], ["export", "--format", "onnx"]):
-        assert m.main([*words, "--checkpoint", str(tmp_path / "a.pt")]) == 2
+        assert md.main([*words, "--checkpoint", str(tmp_path / "a.pt")]) == 2
         error = capsys.readouterr().err
-        assert "refused" in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+        assert "refused" in error
+        assert "Traceback" not in error
+        assert len(error.strip().splitlines()) == 1
     assert (tmp_path / "precious").is_dir()
-
-
-def changed(trained, folder, run="twin", **flags):
-    """A copy of a run's checkpoint with other flags in its run_config."""
-    content = torch.load(next((trained / run).glob("best_model_epoch_*.pt")), weights_only=True)
-    content["run_config"] |= flags
-    folder.mkdir(exist_ok=True)
-    torch.save(content, folder / "best_model_epoch_1.pt")
-    return folder
-
-
-def test_the_teacher_is_that_of_the_run_that_had_one_wherever_it_stands(trained, tmp_path):
-    other = changed(trained, tmp_path / "plain", teacher_model="Salesforce/moirai-1.1-R-base", num_samples=100)
-    words = ["--with_teacher", "--output_dir", tmp_path]
-    assert evaluate(other, trained / "distilled", *words) == 0
-    first = table(tmp_path)["rows"]["teacher"]["mse"]
-    assert evaluate(trained / "distilled", other, *words) == 0
-    assert table(tmp_path)["rows"]["teacher"]["mse"] == first
-
-
-def test_a_run_from_a_gpu_is_labelled_in_float32_on_the_cpu(trained, tmp_path):
-    gpu = changed(
-        trained, tmp_path / "gpu", "distilled", teacher_precision="bf16", device="cuda", precision="bf16-mixed"
-    )
-    words = ["--with_teacher", "--output_dir", tmp_path, "--label_cache", tmp_path / "labels"]
-    assert evaluate(gpu, *words) == 0
-    (manifest,) = (tmp_path / "labels").glob("*/manifest.json")
-    assert json.loads(manifest.read_text())["precision"] == "32"
-
-
-def test_a_checkpoint_that_is_called_teacher_is_no_teacher(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    changed(trained, tmp_path / "teacher", "distilled")
-    assert evaluate("teacher", "--output_dir", tmp_path / "out") == 0
-    rows = table(tmp_path / "out")["rows"]
-    assert [*rows] == ["./teacher", "seasonal-naive", "last value"] and "keeps" not in capsys.readouterr().out

@@ -1,5 +1,7 @@
-"""Files: a write is whole or absent, a foreign checkpoint is one line and never runs, a signal waits where it must."""
+"""Files and signals: a write is whole or absent, no file runs, a signal waits where it must."""
 
+import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -7,10 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_job
 
+import moirai_distill as md
 from moirai_distill import FORMAT, Interrupted, Stop, UserError, atomic, best_in, read_checkpoint
 
-CONTENT = {"format": FORMAT, "model_state_dict": {"w": torch.arange(3.0)}, "student_config": {"d_model": 16}}
+CONTENT = {
+    "format": FORMAT,
+    "model_state_dict": {"w": torch.arange(3.0)},
+    "student_config": {"d_model": 16},
+}
 
 
 def refusal(path):
@@ -45,11 +53,45 @@ def test_a_writer_that_raises_leaves_the_old_file_and_no_temporary(tmp_path, err
 def test_a_write_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda number: (events.append(os.fstat(number).st_size), fsync(number)))
-    monkeypatch.setattr(os, "replace", lambda old, new: (events.append(Path(new).name), replace(old, new)))
+
+    def watched_fsync(number):
+        events.append(os.fstat(number).st_size)
+        fsync(number)
+
+    def watched_replace(old, new):
+        events.append(Path(new).name)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
     with atomic(tmp_path / "file") as file:
         file.write(b"12345")
     assert events == [5, "file"]
+
+
+def test_a_file_that_is_there_first_stays_where_that_is_asked_for(tmp_path):
+    for content in (b"first", b"second"):
+        with atomic(tmp_path / "file", replace=False) as file:
+            file.write(content)
+        assert (tmp_path / "file").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_that_may_not_replace_is_written_where_there_are_no_links(tmp_path, monkeypatch):
+    def no_links(_old, _new):
+        raise PermissionError("no hard links on this disk")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with atomic(tmp_path / "file", replace=False) as file:
+        file.write(b"first")
+    assert (tmp_path / "file").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_number_that_is_not_finite_is_null_in_json():
+    """JSON has no nan, and other programs refuse one."""
+    text = md.json_text({"a": [1.5, math.nan], "b": math.inf, "c": "NaN"})
+    assert json.loads(text) == {"a": [1.5, None], "b": None, "c": "NaN"}
 
 
 def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
@@ -72,7 +114,9 @@ class Payload:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path, zipped):
     torch.save(
-        CONTENT | {"x": Payload(str(tmp_path / "made"))}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped
+        CONTENT | {"x": Payload(str(tmp_path / "made"))},
+        tmp_path / "a.pt",
+        _use_new_zipfile_serialization=zipped,
     )
     assert "refused" in refusal(tmp_path / "a.pt")
     assert os.listdir(tmp_path) == ["a.pt"]
@@ -85,6 +129,18 @@ def test_a_cut_checkpoint_is_refused(tmp_path, share):
     torch.save(CONTENT, tmp_path / "a.pt")
     whole = (tmp_path / "a.pt").read_bytes()
     (tmp_path / "a.pt").write_bytes(whole[: int(share * len(whole))])
+    assert "damaged" in refusal(tmp_path / "a.pt")
+
+
+def test_a_checkpoint_with_a_changed_weight_is_refused(tmp_path):
+    """It would load: what tells it from the true one is the checksum in the file."""
+    torch.save(CONTENT, tmp_path / "a.pt")
+    whole = (tmp_path / "a.pt").read_bytes()
+    weights = CONTENT["model_state_dict"]["w"].numpy().tobytes()
+    assert whole.count(weights) == 1
+    changed = weights[:-1] + bytes([weights[-1] ^ 1])
+    (tmp_path / "a.pt").write_bytes(whole.replace(weights, changed))
+    assert torch.load(tmp_path / "a.pt", weights_only=True)["model_state_dict"]["w"][2] != 2
     assert "damaged" in refusal(tmp_path / "a.pt")
 
 
@@ -127,7 +183,9 @@ def test_the_best_of_a_folder_is_what_last_names(tmp_path):
         torch.save(CONTENT, tmp_path / f"best_model_epoch_{epoch}.pt")
     assert best_in(tmp_path) is None  # two, and nothing says which
     for epoch in (7, 2):
-        torch.save(CONTENT | {"loop": {"best_file": f"best_model_epoch_{epoch}.pt"}}, tmp_path / "last.pt")
+        torch.save(
+            CONTENT | {"loop": {"best_file": f"best_model_epoch_{epoch}.pt"}}, tmp_path / "last.pt"
+        )
         assert best_in(tmp_path) == tmp_path / f"best_model_epoch_{epoch}.pt"
 
 
@@ -170,9 +228,47 @@ def test_the_hold_ends_with_its_block_even_by_an_error():
 def test_a_disk_that_is_full_while_pytorch_writes_is_one_line_and_the_old_file_stays(tmp_path):
     path = tmp_path / "last.pt"
     path.write_bytes(b"an earlier one")
-    with pytest.raises(UserError, match=r"last.pt: cannot be written \(.*unexpected pos"), atomic(path) as file:
+    words = r"last.pt: cannot be written \(.*unexpected pos"
+    with pytest.raises(UserError, match=words), atomic(path) as file:
         file.write(b"some")
-        raise RuntimeError(
+        raise RuntimeError(  # as torch.save tells it
             "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"
-        )  # as torch.save tells it
-    assert path.read_bytes() == b"an earlier one" and [*tmp_path.iterdir()] == [path]
+        )
+    assert path.read_bytes() == b"an earlier one"
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_what_the_first_process_finds_reaches_all():
+    assert make_job().on_rank_zero(lambda: {"a": 1}) == {"a": 1}
+
+
+@pytest.mark.parametrize("kind", [UserError, OSError, ModuleNotFoundError])
+def test_a_problem_of_the_first_process_that_can_be_mended_is_raised_on_all(kind, monkeypatch):
+    """The others must not wait for ever: what is broadcast is the problem."""
+    job = make_job()
+    sent = []
+
+    def broadcast(message):
+        sent.append(message)
+        return message
+
+    def refuse():
+        raise kind("no such thing")
+
+    monkeypatch.setattr(job.fabric, "broadcast", broadcast)
+    with pytest.raises(kind, match="no such thing"):
+        job.on_rank_zero(refuse)
+    ((result, problem),) = sent
+    assert result is None
+    assert isinstance(problem, kind)
+
+
+def test_one_process_sums_alone_and_tells_its_own_signal():
+    job = make_job()
+    assert job.sum(torch.tensor([1.0, 2.0])).tolist() == [1, 2]
+    assert job.largest(3) == 3
+    assert job.largest(value=True) == 1
+    assert job.signal() == 0
+    with pytest.raises(Interrupted), job.stop.hold():
+        job.stop(signal.SIGTERM, None)
+        assert job.signal() == signal.SIGTERM

@@ -1,12 +1,21 @@
-"""MOIRAI-MoE and 2.0 as teachers: told apart by their config, equal to uni2ts's own forecast, aligned, cached."""
+"""MOIRAI-MoE and 2.0 as teachers: told apart, equal to uni2ts's own forecast, aligned, cached."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from conftest import save_generation, save_module
-from test_teacher import LENGTHS, Small, assert_aligned, cycle, cycle_labels, label, load, standardised, walks
+from conftest import load_teacher, save_generation, save_module, teacher_request
+from test_teacher import (
+    LENGTHS,
+    Small,
+    assert_aligned,
+    cycle,
+    cycle_labels,
+    label,
+    standardised,
+    walks,
+)
 from uni2ts.distribution import NormalFixedScaleOutput
 from uni2ts.model.moirai2 import Moirai2Forecast, Moirai2Module
 from uni2ts.model.moirai_moe import MoiraiMoEForecast, MoiraiMoEModule
@@ -15,25 +24,42 @@ import moirai_distill as md
 
 KINDS = ["moe", "2.0"]
 MODULES = {"moe": MoiraiMoEModule, "2.0": Moirai2Module}
-SHAPES = [(64, 16), (53, 21), (80, 70)]  # one token ahead, left padding, more tokens than are predicted at once
+# One token ahead; left padding; more tokens than are predicted at once.
+SHAPES = [(64, 16), (53, 21), (80, 70)]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """kind -> folder of a random teacher of each generation."""
     root = tmp_path_factory.mktemp("generations")
-    return {"1.x": save_module(root / "one")} | {kind: save_generation(root / kind, kind) for kind in KINDS}
+    folders = {"1.x": save_module(root / "one")}
+    for kind in KINDS:
+        folders[kind] = save_generation(root / kind, kind)
+    return folders
 
 
-def own_forecast(kind, module, context, horizon, samples=100):
-    """What uni2ts's own forecast class gives for contexts (B, L): samples (B, samples, H), or quantiles (B, 9, H)."""
-    settings = {"prediction_length": horizon, "context_length": context.shape[1], "target_dim": 1, "module": module}
-    settings |= {"feat_dynamic_real_dim": 0, "past_feat_dynamic_real_dim": 0}
-    own = MoiraiMoEForecast(**settings, num_samples=samples) if kind == "moe" else Moirai2Forecast(**settings)
+def own_forecast(kind, module, context, horizon, samples):
+    """What uni2ts's own forecast class gives for contexts (B, L).
+
+    Samples (B, samples, H) of a MoE, quantiles (B, 9, H) of a 2.0.
+    """
+    settings = {
+        "prediction_length": horizon,
+        "context_length": context.shape[1],
+        "target_dim": 1,
+        "module": module,
+        "feat_dynamic_real_dim": 0,
+        "past_feat_dynamic_real_dim": 0,
+    }
+    if kind == "moe":
+        own = MoiraiMoEForecast(**settings, num_samples=samples)
+    else:
+        own = Moirai2Forecast(**settings)
+    values = context[..., None]
+    is_seen = torch.ones_like(values).bool()
+    is_padding = torch.zeros_like(context).bool()
     with torch.inference_mode():
-        return own.eval()(
-            context[..., None], torch.ones_like(context)[..., None].bool(), torch.zeros_like(context).bool()
-        )
+        return own.eval()(values, is_seen, is_padding)
 
 
 @pytest.mark.parametrize(("length", "horizon"), SHAPES)
@@ -45,41 +71,61 @@ def test_forecast_equals_the_one_of_uni2ts_to_the_bit(folders, kind, length, hor
             part.attn_dropout_p = 0.0
     context, mean, deviation = standardised(walks(5, length))
     torch.manual_seed(3)
-    own = own_forecast(kind, module, context, horizon)
+    own = own_forecast(kind, module, context, horizon, samples=100)
     own = own.median(1).values if kind == "moe" else own[:, 4]
     assert own.shape == (5, horizon) and own.std() > 0.01
-    teacher = load(folders[kind])
+    teacher = load_teacher(folders[kind])
     torch.manual_seed(3)
     mine = teacher.forecast(walks(5, length), horizon, 16, "median", 100)
     assert torch.equal(mine, (own.double() * deviation + mean).float())
 
 
-def trained_on_the_cycle(kind, folder):
-    """Save a teacher of `kind` that knows the noiseless CYCLE: each token was trained to tell those after it."""
+def new_module(kind):
+    """A random module of `kind` that can learn the CYCLE."""
     torch.manual_seed(0)
-    sizes = {"d_model": 64, "d_ff": 128, "num_layers": 1, "max_seq_len": 16, "attn_dropout_p": 0.0, "dropout_p": 0.0}
-    own = (
-        {"distr_output": NormalFixedScaleOutput(scale=0.3), "patch_sizes": (16,)}
-        if kind == "moe"
-        else {"patch_size": 16}
+    sizes = {
+        "d_model": 64,
+        "d_ff": 128,
+        "num_layers": 1,
+        "max_seq_len": 16,
+        "attn_dropout_p": 0.0,
+        "dropout_p": 0.0,
+    }
+    if kind == "2.0":
+        return Moirai2Module(**sizes, patch_size=16)
+    module = MoiraiMoEModule(
+        **sizes, distr_output=NormalFixedScaleOutput(scale=0.3), patch_sizes=(16,)
     )
-    module = MODULES[kind](**sizes, **own)
+    module.encoder.centroid.normal_()  # uni2ts leaves it uninitialised
+    return module
+
+
+def loss_of_next_tokens(kind, module, values, observed):
+    """Loss of a module that tells from each token (B, N, 16) the one after it."""
+    ones = torch.ones(values.shape[:2]).long()
+    time_id = torch.arange(values.shape[1]).expand(len(values), -1)
+    nothing_hidden = torch.zeros(values.shape[:2]).bool()
+    inputs = (values, observed, ones, time_id, 0 * ones, nothing_hidden)
     if kind == "moe":
-        module.encoder.centroid.normal_()
+        return -module(*inputs, 16 * ones).log_prob(values.roll(-1, 1))[:, :-1].mean()
+    ahead, scaled = module(*inputs)
+    ahead = ahead.unflatten(-1, (1, 9, 16))[:, :-1, 0]
+    # All quantiles at the point: there is no noise.
+    return ((ahead - scaled[:, 1:, None]) ** 2).mean()
+
+
+def trained_on_the_cycle(kind, folder):
+    """Save a teacher of `kind` that knows the noiseless CYCLE; returns the folder."""
+    module = new_module(kind)
     optimizer = torch.optim.AdamW(module.parameters(), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=100)
     for step in range(100):
-        target = torch.from_numpy(cycle(24, 96)).float().unflatten(1, (6, 16))
-        seen, one = torch.ones_like(target).bool(), torch.ones(24, 6).long()
+        values = torch.from_numpy(cycle(24, 96)).float().unflatten(1, (6, 16))
+        observed = torch.ones_like(values).bool()
         if step % 2:  # the first token begins with padding, as where 16 does not divide the context
-            target[:, 0, :11], seen[:, 0, :11] = 0.0, False
-        inputs = (target, seen, one, torch.arange(6).expand(24, -1), 0 * one, torch.zeros(24, 6).bool())
-        if kind == "moe":
-            loss = -module(*inputs, 16 * one).log_prob(target.roll(-1, 1))[:, :-1].mean()
-        else:
-            ahead, scaled = module(*inputs)
-            ahead = ahead.unflatten(-1, (1, 9, 16))[:, :-1, 0]
-            loss = ((ahead - scaled[:, 1:, None]) ** 2).mean()  # all quantiles at the point: there is no noise
+            values[:, 0, :11] = 0.0
+            observed[:, 0, :11] = False
+        loss = loss_of_next_tokens(kind, module, values, observed)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -92,100 +138,141 @@ def trained_on_the_cycle(kind, folder):
 @pytest.mark.parametrize("kind", KINDS)
 def test_step_1_is_the_step_after_the_context(kind, tmp_path):
     folder = trained_on_the_cycle(kind, tmp_path / "cycle")
+    teacher = load_teacher(folder)
     for length, horizon in LENGTHS:
         series = 1000 + 50 * cycle(24, length + horizon)
-        forecast = load(folder).forecast(torch.from_numpy(series[:, :length]), horizon, 16, "median", 50)
-        assert_aligned((forecast.numpy() - 1000) / 50, (series[:, length:] - 1000) / 50)
+        context = torch.from_numpy(series[:, :length])
+        forecast = teacher.forecast(context, horizon, 16, "median", 50).numpy()
+        assert_aligned((forecast - 1000) / 50, (series[:, length:] - 1000) / 50)
     labels, truth = cycle_labels(folder, tmp_path, *LENGTHS[1], "auto", md.Windows, "median")
     assert_aligned(labels, truth)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_forecast_moves_with_scale_and_shift_and_of_a_constant_is_the_constant(folders, kind):
-    teacher, context = load(folders[kind]), walks(4, 60)
-    moved, constant = 1e-4 * (context + 1e3), torch.full((1, 60), 3.3).double()
+    teacher = load_teacher(folders[kind])
+    context = walks(4, 60)
+    constant = torch.full((1, 60), 3.3).double()
     results = []
-    for part in (torch.cat([context, constant]), torch.cat([moved, constant])):
+    for moving in (context, 1e-4 * (context + 1e3)):
         torch.manual_seed(0)
-        results.append(teacher.forecast(part, 40, 16, "median", 20).double())
+        both = torch.cat([moving, constant])
+        results.append(teacher.forecast(both, 40, 16, "median", 20).double())
     plain, moved = results
-    assert torch.equal(plain[4:], torch.full((1, 40), 3.3).double().float().double()) and plain[:4].std(1).min() > 0
-    assert ((moved[:4] / 1e-4 - 1e3 - plain[:4]) / context.std(1, keepdim=True)).abs().max() < 1e-2
+    for forecast in results:
+        assert torch.equal(forecast[4:], torch.full((1, 40), 3.3).double())
+    assert plain[:4].std(1).min() > 0
+    difference = moved[:4] / 1e-4 - 1e3 - plain[:4]
+    assert (difference / context.std(1, keepdim=True)).abs().max() < 1e-2
 
 
 def test_2_0_forecasts_without_chance_and_one_window_as_many(folders):
-    teacher, context = load(folders["2.0"]), walks(6, 64)
+    teacher = load_teacher(folders["2.0"])
+    context = walks(6, 64)
     whole = teacher.forecast(context, 40, 16, "median", 1)
-    parts = torch.cat([teacher.forecast(part, 40, 16, "median", 100) for part in context.split(2)])
-    assert torch.allclose(whole, parts, rtol=1e-5)
+    parts = [teacher.forecast(part, 40, 16, "median", 100) for part in context.split(2)]
+    assert torch.allclose(whole, torch.cat(parts), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_out_of_memory_halves_the_call(folders, kind):
-    teacher, notes, context = load(folders[kind]), [], walks(11, 64)
-    small = Small(teacher.module, "cpu", "32", notes.append, teacher.whole)
+    teacher = load_teacher(folders[kind])
+    notes = []
+    small = Small(teacher.module, "cpu", "32", notes.append, teacher.forecast_class)
+    context = walks(11, 64)
     forecast = small.forecast(context, 16, 16, "median", 20)
     assert forecast.shape == (11, 16) and forecast.isfinite().all()
     assert notes[0] == "out of GPU memory: the teacher goes on with 5 windows a call"
     if kind == "2.0":
-        assert torch.allclose(forecast, teacher.forecast(context, 16, 16, "median", 20), rtol=1e-4)
+        whole = teacher.forecast(context, 16, 16, "median", 20)
+        assert torch.allclose(forecast, whole, rtol=1e-4)
 
 
 def test_moe_takes_so_few_windows_a_call_that_its_samples_fit(folders, monkeypatch):
-    teacher, seen, own = load(folders["moe"]), [], md.Teacher.whole_forecast
-    monkeypatch.setattr(md.Teacher, "whole_forecast", lambda self, x, *more: seen.append(len(x)) or own(self, x, *more))
-    teacher.forecast(walks(9, 64), 16, 16, "median", 500)
-    assert seen == [4, 4, 1]  # 2,048 sequences at most
+    seen = []
+    forecast_whole = md.Teacher.forecast_whole
+
+    def watched(teacher, context, *more):
+        seen.append(len(context))
+        return forecast_whole(teacher, context, *more)
+
+    monkeypatch.setattr(md.Teacher, "forecast_whole", watched)
+    monkeypatch.setattr(md, "MOE_SEQUENCES", 205)
+    load_teacher(folders["moe"]).forecast(walks(9, 64), 16, 16, "median", 50)
+    assert seen == [4, 4, 1]
 
 
 def test_each_generation_has_its_own_labels_in_one_cache(folders, csv_folder, tmp_path, capsys):
+    asked = ["--teacher_point", "median", "--num_samples", "10"]
     labels = {}
     for kind, folder in folders.items():
-        assert label(folder, csv_folder, tmp_path, "--teacher_point", "median", "--num_samples", "10") == 0
+        assert label(folder, csv_folder, tmp_path, *asked) == 0
         out = capsys.readouterr().out
         assert "Label cache hit" not in out
         place = out.rsplit("windows: ", 1)[1].strip()
-        labels[kind] = np.fromfile(f"{place}/labels.bin", "<f4")
-        assert label(folder, csv_folder, tmp_path, "--teacher_point", "median", "--num_samples", "10") == 0
+        labels[kind] = np.fromfile(f"{place}/labels.bin", "<f4")[: 10 * 2 * 16]
+        assert label(folder, csv_folder, tmp_path, *asked) == 0
         assert f"Label cache hit, no teacher call: {place}" in capsys.readouterr().out
-    assert len([*(tmp_path / "cache").iterdir()]) == 3
-    assert all(np.isfinite(array[: 10 * 2 * 16]).all() for array in labels.values())
-    assert not np.array_equal(labels["moe"], labels["2.0"]) and not np.array_equal(labels["1.x"], labels["2.0"])
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert all(np.isfinite(values).all() for values in labels.values())
+    assert not np.array_equal(labels["moe"], labels["2.0"])
+    assert not np.array_equal(labels["1.x"], labels["2.0"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_generation_cannot_do_is_one_clear_line(folders, csv_folder, tmp_path, capsys, kind):
+    def refusal(folder, *more):
+        """Last line that a refused labelling prints."""
+        assert label(folder, csv_folder, tmp_path, *more) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
     folder = folders[kind]
-    assert label(folder, csv_folder, tmp_path) == 2  # the mean
-    assert "error: --teacher_point mean: only for a MOIRAI 1.0 or 1.1; use median" in capsys.readouterr().err
-    assert label(folder, csv_folder, tmp_path, "--teacher_point", "median", "--teacher_patch_size", "32") == 2
-    assert "error: --teacher_patch_size 32: with these lengths the teacher takes [16]" in capsys.readouterr().err
-    assert load(folder).patch_sizes(1000, 16) == [16]  # 63 + 1 tokens are as many as it takes
-    assert load(folder).patch_sizes(1009, 16) == []
+    median = ["--teacher_point", "median"]
+    line = refusal(folder, "--teacher_point", "mean")
+    assert line == "error: --teacher_point mean: only for a MOIRAI 1.0 or 1.1; use median"
+    line = refusal(folder, *median, "--teacher_patch_size", "32")
+    assert line == "error: --teacher_patch_size 32: with these lengths the teacher takes [16]"
+
+    teacher = load_teacher(folder)
+    assert teacher.patch_sizes(1000, 16) == [16]  # 63 + 1 tokens are as many as it takes
+    assert teacher.patch_sizes(1009, 16) == []
     short = save_generation(tmp_path / "short", kind, max_seq_len=4)
-    assert label(short, csv_folder, tmp_path, "--teacher_point", "median") == 2  # 4 + 1
-    assert "error: --teacher_patch_size auto: with these lengths the teacher takes none" in capsys.readouterr().err
+    line = refusal(short, *median)  # 4 + 1
+    assert line == "error: --teacher_patch_size auto: with these lengths the teacher takes none"
 
 
-def test_bf16_is_refused_for_moe_before_anything_is_labelled(folders):
+def test_bf16_is_refused_for_moe_before_anything_is_labelled(folders, monkeypatch):
+    """On a GPU; it need not be there, as nothing is put on it here."""
+    monkeypatch.setattr(md, "Teacher", lambda _module, _device, precision, *_more: precision)
+    request = {}
+    for kind, folder in folders.items():
+        request[kind] = teacher_request(folder, "unused", teacher_precision="bf16")
+    gpu = torch.device("cuda")
     with pytest.raises(md.UserError, match="--teacher_precision bf16: not for a MOIRAI-MoE"):
-        md.load_teacher(str(folders["moe"]), None, "cpu", "bf16", print)
-    assert md.load_teacher(str(folders["2.0"]), None, "cpu", "bf16", print).precision == "bf16"
+        md.load_teacher(request["moe"], gpu, print)
+    assert md.load_teacher(request["2.0"], gpu, print) == "bf16"
+    assert md.load_teacher(request["1.x"], gpu, print) == "bf16"
+
+
+def test_without_a_gpu_every_generation_runs_in_float32(folders):
+    for folder in folders.values():
+        request = teacher_request(folder, "unused", teacher_precision="bf16")
+        assert md.load_teacher(request, torch.device("cpu"), print).precision == "32"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_kind_is_read_from_the_config_not_from_the_name(kind, tmp_path):
     folder = save_generation(tmp_path / "moirai-1.1-R-base", kind)
-    assert type(load(folder).module).__name__ == {"moe": "MoiraiMoEModule", "2.0": "Moirai2Module"}[kind]
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(
-        json.dumps({key: value for key, value in config.items() if key != "max_seq_len"})
-    )
+    assert type(load_teacher(folder).module) is MODULES[kind]
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    del config["max_seq_len"]
+    path.write_text(json.dumps(config))
     with pytest.raises(md.UserError, match="another kind of model, not a MOIRAI"):
-        load(folder)
+        load_teacher(folder)
 
 
 def test_2_0_without_a_middle_quantile_is_refused(tmp_path):
     folder = save_generation(tmp_path / "odd", "2.0", quantile_levels=(0.1, 0.9))
     with pytest.raises(md.UserError, match="quantile_levels without 0.5"):
-        load(folder)
+        load_teacher(folder)

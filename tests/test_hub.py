@@ -1,4 +1,4 @@
-"""Teachers from the hub: a download from a loopback server, the local copy, and every way in which it can fail."""
+"""Teachers from the hub: a download from a loopback server, the local copy, and what can fail."""
 
 import hashlib
 import http.server
@@ -19,37 +19,91 @@ import moirai_distill as md
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GOOD = "Salesforce/tiny"  # the server's one model that is whole
 STUDENT = "me/student"  # an exported student
-FLAWS = {"nobody/missing": (404, "RepoNotFound"), "someone/private": (401, "RepoNotFound")}
-FLAWS |= {
+FLAWS = {  # model -> status and error code of the server's answer
+    "nobody/missing": (404, "RepoNotFound"),
+    "someone/private": (401, "RepoNotFound"),
     "someone/gated": (403, "GatedRepo"),
     "someone/login": (401, "GatedRepo"),
     "someone/empty": (404, "EntryNotFound"),
     "someone/broken": (500, "InternalError"),
 }
+FAILURES = {  # case -> (teacher and further words of the command, what the one line must say)
+    "unknown": (["nobody/missing"], ["nobody/missing", "no such model", "check the id"]),
+    "private": (["someone/private"], ["someone/private", "private", "hf auth login"]),
+    "gated": (["someone/gated"], ["someone/gated", "access is not granted", "hf auth login"]),
+    "not logged in": (
+        ["someone/login"],
+        ["someone/login", "access is not granted", "hf auth login"],
+    ),
+    "unknown revision": (
+        [GOOD, "--teacher_revision", "v9"],
+        [GOOD, "no such revision", "--teacher_revision"],
+    ),
+    "no config": (["someone/empty"], ["someone/empty", "config.json", "no such file"]),
+    "no weights": (["someone/half"], ["someone/half", "model.safetensors", "no such file"]),
+    "truncated": (
+        ["someone/truncated"],
+        ["someone/truncated", "model.safetensors", "download failed", "local folder"],
+    ),
+    "server error": (["someone/broken"], ["someone/broken", "out of reach", "local folder"]),
+    "stalled": (["someone/stalled"], ["someone/stalled", "model.safetensors", "local folder"]),
+    "altered": (
+        ["someone/altered"],
+        ["someone/altered", "model.safetensors", "does not fit its checksum: delete /"],
+    ),
+    "no id": (["not a valid id"], ["not a valid id", "local folder"]),
+}
 
-# Runs several commands in one process, as importing takes longer than the commands. The waits between the hub client's
-# retries are left out. Prints a line of JSON for each command, and at last whether the environment is as it was.
+# Runs groups of commands, each group in an environment of its own. The hub client reads its
+# environment once, when it is imported; so it is imported anew for each group, with all that holds
+# a part of it. That is a process for each group, but for the seconds that torch takes to import.
+# The waits between the client's retries are left out. Prints a line of JSON: for each group what
+# its commands gave, and which variables they changed.
 CHILD = """
 import contextlib, io, json, os, sys, time, traceback
+from unittest import mock
+
+TIMEOUT = "huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT"
 time.sleep = lambda seconds: None
-before = dict(os.environ)
-import moirai_distill
-lines = []
-for words in json.loads(sys.argv[1]):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+
+
+def run(words):
+    import moirai_distill
+
+    out = io.StringIO()
+    err = io.StringIO()
+    seconds = 0.2 if "someone/stalled" in words else 60  # which are waited for again and again
+    with (
+        mock.patch(TIMEOUT, seconds),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         try:
             code = moirai_distill.main(words)
         except BaseException:
             code = traceback.format_exc()
-    lines.append([code, out.getvalue(), err.getvalue()])
-changed = sorted(name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name))
-print(json.dumps([lines, changed]))
+    return code, out.getvalue(), err.getvalue()
+
+
+outer = dict(os.environ)
+answers = {}
+for group, (environment, commands) in json.loads(sys.argv[1]).items():
+    os.environ.clear()
+    os.environ.update(outer | environment)
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("huggingface_hub", "uni2ts", "moirai_distill"):
+            del sys.modules[name]
+    before = dict(os.environ)
+    results = {case: run(words) for case, words in commands.items()}
+    names = sorted({*before, *os.environ})
+    changed = [name for name in names if before.get(name) != os.environ.get(name)]
+    answers[group] = results, changed
+print(json.dumps(answers))
 """
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """The part of the hub that downloads ask: /ID/resolve/REVISION/FILE."""
+    """The part of the hub that downloads ask: /GROUP/ID/resolve/REVISION/FILE."""
 
     protocol_version = "HTTP/1.1"
 
@@ -57,31 +111,43 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
     def answer(self, with_body):
-        name, _, rest = self.path.strip("/").partition("/resolve/")
+        group, _, rest = self.path.strip("/").partition("/")
+        name, _, rest = rest.partition("/resolve/")
         revision, _, filename = rest.partition("/")
-        self.server.requests.append((self.command, name, revision, filename))
+        self.server.requests.append((group, self.command, name, revision, filename))
         path = (self.server.student if name == STUDENT else self.server.folder) / filename
+        is_weights = filename == "model.safetensors"
+
         flaw = FLAWS.get(name)
         if not flaw and revision not in ("main", COMMIT):
             flaw = (404, "RevisionNotFound")
-        if not flaw and (not path.is_file() or name == "someone/half" and filename == "model.safetensors"):
+        if not flaw and (not path.is_file() or (name == "someone/half" and is_weights)):
             flaw = (404, "EntryNotFound")
         body = b"" if flaw else path.read_bytes()
-        self.send_response(flaw[0] if flaw else 200)
-        self.send_header(
-            "X-Error-Code" if flaw else "ETag", flaw[1] if flaw else f'"{hashlib.sha256(body).hexdigest()}"'
-        )
-        if name == "someone/altered" and filename == "model.safetensors":
+        if flaw:
+            status, code = flaw
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+        else:
+            self.send_response(200)
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        if name == "someone/altered" and is_weights:
             body = body[:-1] + bytes([body[-1] ^ 1])  # after its checksum was told
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if with_body and name == "someone/stalled" and filename == "model.safetensors":
+
+        if not with_body:
+            return
+        if name == "someone/stalled" and is_weights:
             self.wfile.write(body[:100])
             self.server.stop.wait(60)
-        if with_body and name == "someone/truncated" and filename == "model.safetensors":
-            body, self.close_connection = body[: len(body) // 2], True
-        self.wfile.write(body if with_body else b"")
+            self.close_connection = True
+            return
+        if name == "someone/truncated" and is_weights:
+            body = body[: len(body) // 2]
+            self.close_connection = True
+        self.wfile.write(body)
 
     def do_GET(self):
         self.answer(True)
@@ -91,38 +157,72 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 class Net:
-    """A loopback hub, data, and child processes that know this hub alone."""
+    """A loopback hub, data, and a child process that knows this hub alone."""
 
     def __init__(self, root, teacher):
-        self.root, self.data, self.home = root, root / "data", root / "home"
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-        self.server.stop, self.server.student = threading.Event(), root / "exported"
-        md.PatchStudent(64, 16, 16, 1, 2, 8, 0.1, {"freqs": ["h"]}).save_pretrained(root / "exported")
-        self.server.daemon_threads, self.server.requests, self.server.folder = True, [], teacher
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.root = root
+        self.data = root / "data"
         self.data.mkdir()
         for number in range(12):
             hourly(300, seed=number).to_csv(self.data / f"s{number:02d}.csv", index=False)
+        sizes = {"d_model": 16, "num_layers": 1, "num_heads": 2, "patch_size": 8, "dropout": 0.1}
+        student = md.PatchStudent(64, 16, **sizes, info={"freqs": ["h"]})
+        student.save_pretrained(root / "exported")
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+        self.server.daemon_threads = True
+        self.server.requests = []  # (group, method, model, revision, file)
+        self.server.folder = teacher
+        self.server.student = root / "exported"
+        self.server.stop = threading.Event()
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def words(self, command, teacher, cache, *more):
         """Command line with the teacher of a hub id."""
-        places = ["--data_dir", self.data, "--teacher_model", teacher, "--label_cache", self.root / cache]
-        lengths = "--context_length 64 --prediction_length 16 --device cpu" if command == "label" else SMALL
-        fixed = f"{lengths} --lang en --teacher_patch_size 16 --teacher_point mean --max_windows 4".split()
-        return [command, *map(str, places), *fixed, *more]
+        words = [command, "--data_dir", self.data, "--teacher_model", teacher]
+        words += ["--label_cache", self.root / cache]
+        lengths = "--context_length 64 --prediction_length 16 --device cpu"
+        words += (lengths if command == "label" else SMALL).split()
+        words += ["--lang", "en", "--max_windows", "4"]
+        words += ["--teacher_patch_size", "16", "--teacher_point", "mean"]
+        return [*map(str, words), *more]
 
-    def run(self, commands, **environment):
-        """[(exit code or traceback, stdout, stderr)] of the commands in one child, and the requests that it made."""
-        here = {"HF_HOME": str(self.home), "HF_ENDPOINT": f"http://127.0.0.1:{self.server.server_port}"}
-        here |= {"PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *sys.path]), "no_proxy": "127.0.0.1"}
-        outer = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        self.server.requests.clear()
-        start = [sys.executable, "-c", CHILD, json.dumps(commands)]
-        child = subprocess.run(start, env=outer | here | environment, capture_output=True, text=True, timeout=300)
+    def run(self, groups):
+        """group -> case -> [exit code or traceback, stdout, stderr].
+
+        `groups` are group -> (environment, case -> command line).
+        """
+        asked = {}
+        for group, (environment, commands) in groups.items():
+            own = f"http://127.0.0.1:{self.server.server_port}/{group}"
+            asked[group] = ({"HF_ENDPOINT": own} | environment, commands)
+        outer = {}
+        for name, value in os.environ.items():
+            if not name.startswith(("HF_", "HUGGING")):
+                outer[name] = value
+        outer["HF_HOME"] = str(self.root / "home")
+        outer["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parent), *sys.path])
+        outer["no_proxy"] = "127.0.0.1"
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD, json.dumps(asked)],
+            env=outer,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert child.returncode == 0, child.stderr
-        results, changed = json.loads(child.stdout.splitlines()[-1])
-        assert [name for name in changed if name.startswith("HF_")] == []
-        return results, [request for request in self.server.requests if request[3]]
+        answers = json.loads(child.stdout.splitlines()[-1])
+        for _, changed in answers.values():
+            assert [name for name in changed if name.startswith("HF_")] == []
+        return {group: results for group, (results, _) in answers.items()}
+
+    def requests(self, group):
+        """(method, model, revision, file) of the files that a group asked for."""
+        found = []
+        for by, *request in self.server.requests:
+            if by == group and request[-1]:
+                found.append(tuple(request))
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -134,47 +234,48 @@ def net(tmp_path_factory, teacher_folder):
     net.server.server_close()
 
 
-FAILURES = {  # command's further words, what the one line must say
-    "unknown": (["nobody/missing"], ["nobody/missing", "no such model", "check the id"]),
-    "private": (["someone/private"], ["someone/private", "private", "hf auth login"]),
-    "gated": (["someone/gated"], ["someone/gated", "access is not granted", "hf auth login"]),
-    "not logged in": (["someone/login"], ["someone/login", "access is not granted", "hf auth login"]),
-    "unknown revision": ([GOOD, "--teacher_revision", "v9"], [GOOD, "no such revision", "--teacher_revision"]),
-    "no config": (["someone/empty"], ["someone/empty", "config.json", "no such file"]),
-    "no weights": (["someone/half"], ["someone/half", "model.safetensors", "no such file"]),
-    "truncated": (["someone/truncated"], ["someone/truncated", "model.safetensors", "download failed", "local folder"]),
-    "server error": (["someone/broken"], ["someone/broken", "out of reach", "local folder"]),
-    "stalled": (["someone/stalled"], ["someone/stalled", "model.safetensors", "local folder"]),
-    "altered": (["someone/altered"], ["someone/altered", "model.safetensors", "does not fit its checksum: delete /"]),
-    "no id": (["not a valid id"], ["not a valid id", "local folder"]),
-}
-
-
 @pytest.fixture(scope="module")
-def online(net):
-    """Case -> result of a child with the hub at hand: training with the good model, then every failure; requests."""
-    commands = [net.words("train", GOOD, "labels", "--num_epochs", "1", "--save_dir", str(net.root / "run"))]
-    commands += [net.words("label", teacher, "none", *more) for (teacher, *more), _ in FAILURES.values()]
-    results, requests = net.run(commands, HF_HUB_DOWNLOAD_TIMEOUT="1", HF_HUB_ETAG_TIMEOUT="1")
-    return dict(zip(["good", *FAILURES], results, strict=True)), requests
+def results(net):
+    """group -> case -> [exit code or traceback, stdout, stderr]; the groups run in this order.
 
-
-@pytest.fixture(scope="module")
-def offline(net, online):
-    """Case -> result of a child that is told to stay offline, after `online`; requests."""
-    commands = {"hit": net.words("label", GOOD, "labels"), "copy": net.words("label", GOOD, "labels2")}
-    commands["commit"] = net.words("label", GOOD, "labels3", "--teacher_revision", COMMIT)
-    commands["no copy"] = net.words("label", "someone/other", "none")
-    results, requests = net.run(list(commands.values()), HF_HUB_OFFLINE="1")
-    return dict(zip(commands, results, strict=True)), requests
-
-
-@pytest.fixture(scope="module")
-def dead(net, online):
-    """Case -> result of a child whose hub does not answer, after `online`."""
-    commands = {"copy": net.words("label", GOOD, "labels4"), "no copy": net.words("label", "someone/other", "none")}
-    results, _ = net.run(list(commands.values()), HF_ENDPOINT="http://127.0.0.1:9")
-    return dict(zip(commands, results, strict=True))
+    online: training with the good model, then every failure. offline: told to stay offline, after
+    that. dead: with a hub that does not answer. student: the commands that take a student.
+    """
+    train = ["--alpha", "0.5", "--num_epochs", "1", "--save_dir", str(net.root / "run")]
+    online = {"good": net.words("train", GOOD, "labels", *train)}
+    for case, ((teacher, *more), _) in FAILURES.items():
+        online[case] = net.words("label", teacher, "none", *more)
+    offline = {
+        "hit": net.words("label", GOOD, "labels"),
+        "copy": net.words("label", GOOD, "labels2"),
+        "commit": net.words("label", GOOD, "labels3", "--teacher_revision", COMMIT),
+        "no copy": net.words("label", "someone/other", "none"),
+    }
+    dead = {
+        "copy": net.words("label", GOOD, "labels4"),
+        "no copy": net.words("label", "someone/other", "none"),
+    }
+    student = {
+        "predict": ["--input", net.data / "s00.csv", "--output", net.root / "forecast.csv"],
+        "export": ["--format", "hub", "--output", net.root / "again"],
+        "evaluate": [
+            "--data_dir",
+            net.data,
+            "--device",
+            "cpu",
+            "--output_dir",
+            net.root / "scores",
+        ],
+    }
+    for command, words in student.items():
+        student[command] = [command, "--checkpoint", STUDENT, "--lang", "en", *map(str, words)]
+    groups = {
+        "online": ({}, online),
+        "offline": ({"HF_HUB_OFFLINE": "1"}, offline),
+        "dead": ({"HF_ENDPOINT": "http://127.0.0.1:9"}, dead),
+        "student": ({}, student),
+    }
+    return net.run(groups)
 
 
 def labels_in(cache):
@@ -194,72 +295,91 @@ def assert_one_line(result, parts):
     assert [part for part in parts if part not in problems[0]] == []
 
 
-def test_a_teacher_from_the_hub_labels_and_trains(net, online):
-    (code, out, err), requests = online[0]["good"], online[1]
+def test_a_teacher_from_the_hub_labels_and_trains(net, results):
+    code, out, err = results["online"]["good"]
     assert code == 0, err
-    assert "Teacher loaded" in out and list((net.root / "run").glob("best_model_epoch_1.pt"))
-    asked = [request for request in requests if request[1] == GOOD and request[2] == "main"]
-    assert [request[3] for request in asked if request[0] == "GET"] == ["config.json", "model.safetensors"]
+    assert "Teacher loaded" in out
+    assert (net.root / "run" / "best_model_epoch_1.pt").is_file()
+    downloaded = []
+    for method, name, revision, filename in net.requests("online"):
+        if (method, name, revision) == ("GET", GOOD, "main"):
+            downloaded.append(filename)
+    assert downloaded == ["config.json", "model.safetensors"]
+
     manifest, labels = labels_in(net.root / "labels")
-    expected = {"teacher": GOOD, "revision": None, "commit": COMMIT}
-    assert {name: manifest[name] for name in expected} == expected
-    assert "CC-BY-NC-4.0" in manifest["licence"] and manifest["key"]["weights"] and labels.std() > 0.1
+    assert manifest["teacher"] == GOOD
+    assert manifest["revision"] is None
+    assert manifest["commit"] == COMMIT
+    assert "CC-BY-NC-4.0" in manifest["licence"]
+    assert manifest["key"]["weights"]
+    assert labels.std() > 0.1
 
 
-def test_labels_of_a_downloaded_teacher_are_those_of_the_local_folder(net, online, teacher_folder):
+def test_labels_of_a_downloaded_teacher_are_those_of_the_local_folder(net, results, teacher_folder):
     assert md.main(net.words("label", str(teacher_folder), "local")) == 0
-    (manifest, labels), (other, expected) = labels_in(net.root / "labels"), labels_in(net.root / "local")
-    assert manifest["key"] == other["key"] and np.array_equal(labels, expected)
+    downloaded, labels = labels_in(net.root / "labels")
+    local, expected = labels_in(net.root / "local")
+    assert downloaded["key"] == local["key"]
+    assert np.array_equal(labels, expected)
 
 
 @pytest.mark.parametrize("case", FAILURES)
-def test_a_failed_download_is_one_clear_line(online, case):
-    assert_one_line(online[0][case], FAILURES[case][1])
+def test_a_failed_download_is_one_clear_line(results, case):
+    _, parts = FAILURES[case]
+    assert_one_line(results["online"][case], parts)
 
 
-def test_a_failed_download_leaves_no_labels(net, online):
-    assert not (net.root / "none").exists() and not Path("none").exists()
+def test_a_failed_download_leaves_no_labels(net, results):
+    assert not (net.root / "none").exists()
+    assert not Path("none").exists()
 
 
-def test_offline_the_local_copy_and_the_label_cache_need_no_request(net, offline):
-    results, requests = offline
-    assert requests == []
+def test_offline_the_local_copy_and_the_label_cache_need_no_request(net, results):
+    assert net.requests("offline") == []
     for case in ("hit", "copy", "commit"):
-        assert results[case][0] == 0, results[case][2]
-    assert "cache hit" in results["hit"][1] and "cache hit" not in results["copy"][1]
+        code, out, err = results["offline"][case]
+        assert code == 0, err
+        assert ("cache hit" in out) == (case == "hit")
     manifest, labels = labels_in(net.root / "labels2")
-    assert manifest["commit"] == COMMIT and np.array_equal(labels, labels_in(net.root / "labels")[1])
+    assert manifest["commit"] == COMMIT
+    assert np.array_equal(labels, labels_in(net.root / "labels")[1])
     assert labels_in(net.root / "labels3")[0]["revision"] == COMMIT
 
 
-def test_offline_without_a_local_copy_is_one_clear_line(offline):
-    assert_one_line(offline[0]["no copy"], ["someone/other", "not in the local cache", "HF_HUB_OFFLINE"])
+def test_offline_without_a_local_copy_is_one_clear_line(results):
+    parts = ["someone/other", "not in the local cache", "HF_HUB_OFFLINE"]
+    assert_one_line(results["offline"]["no copy"], parts)
 
 
-def test_without_a_server_the_local_copy_is_used(net, dead):
-    assert dead["copy"][0] == 0, dead["copy"][2]
+def test_without_a_server_the_local_copy_is_used(net, results):
+    code, _, err = results["dead"]["copy"]
+    assert code == 0, err
     assert np.array_equal(labels_in(net.root / "labels4")[1], labels_in(net.root / "labels")[1])
 
 
-def test_without_a_server_and_a_local_copy_is_one_clear_line(dead):
-    assert_one_line(dead["no copy"], ["someone/other", "out of reach", "HF_ENDPOINT", "mirror", "local folder"])
+def test_without_a_server_and_a_local_copy_is_one_clear_line(results):
+    parts = ["someone/other", "out of reach", "HF_ENDPOINT", "mirror", "local folder"]
+    assert_one_line(results["dead"]["no copy"], parts)
 
 
-def test_every_command_takes_a_student_from_the_hub(net):
-    output, data = net.root / "forecast.csv", ["--data_dir", str(net.data), "--lang", "en", "--device", "cpu"]
-    commands = [["predict", "--checkpoint", STUDENT, "--input", str(net.data / "s00.csv"), "--output", str(output)]]
-    commands += [["export", "--checkpoint", STUDENT, "--format", "hub", "--output", str(net.root / "again")]]
-    commands += [["evaluate", "--checkpoint", STUDENT, *data, "--output_dir", str(net.root / "scores")]]
-    results, requests = net.run(commands)
-    assert [code for code, *_ in results] == [0, 0, 0], results
-    assert {(name, filename) for _, name, _, filename in requests} == {
-        (STUDENT, "config.json"),
-        (STUDENT, "model.safetensors"),
-    }
+@pytest.mark.parametrize("command", ["predict", "export", "evaluate"])
+def test_every_command_takes_a_student_from_the_hub(results, command):
+    code, _, err = results["student"][command]
+    assert code == 0, err
+
+
+def test_a_student_from_the_hub_is_the_one_that_was_exported(net, results):
+    asked = {(name, filename) for _, name, _, filename in net.requests("student")}
+    assert asked == {(STUDENT, "config.json"), (STUDENT, "model.safetensors")}
+    context = hourly(300)["value"].to_numpy()[None, -64:]
     with torch.inference_mode():
-        student = md.PatchStudent.from_pretrained(net.root / "exported")
-        expected = student(torch.from_numpy(hourly(300)["value"].to_numpy()[None, -64:]))[0]
-    np.testing.assert_allclose(np.genfromtxt(output, delimiter=",", skip_header=1, usecols=1), expected, rtol=1e-9)
-    weights = [(net.root / folder / "model.safetensors").read_bytes() for folder in ("again", "exported")]
-    assert weights[0] == weights[1]
-    assert STUDENT in json.loads((net.root / "scores" / "evaluation.json").read_text())["rows"]
+        (expected,) = md.PatchStudent.from_pretrained(net.root / "exported")(
+            torch.from_numpy(context)
+        )
+    forecast = np.genfromtxt(net.root / "forecast.csv", delimiter=",", skip_header=1, usecols=1)
+    np.testing.assert_allclose(forecast, expected, rtol=1e-9)
+
+    again = (net.root / "again" / "model.safetensors").read_bytes()
+    assert again == (net.root / "exported" / "model.safetensors").read_bytes()
+    scores = json.loads((net.root / "scores" / "evaluation.json").read_text())
+    assert STUDENT in scores["rows"]

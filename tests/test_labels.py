@@ -1,65 +1,88 @@
-"""The label cache: when it hits and misses, what survives interruption and damage, and where it can be carried."""
+"""The label cache: its hits and misses, interruption and damage, and where it can be carried."""
 
+import contextlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SCRIPT, SMALL, hourly, save_module
-from lightning.fabric import Fabric
+from conftest import (
+    SCRIPT,
+    SMALL,
+    data_config,
+    hourly,
+    label_task,
+    make_job,
+    quiet_voice,
+    save_module,
+    split_folder,
+    teacher_request,
+)
 
 import moirai_distill as md
 
-LENGTHS = "--context_length 64 --prediction_length 16 --device cpu"
-TEACHER = "--teacher_patch_size 16 --num_samples 5 --max_windows 4 --teacher_batch_size 8"
-LABEL = f"label {LENGTHS} --lang en {TEACHER}".split()
-TRAIN = f"train {SMALL} --lang en {TEACHER} --num_epochs 1".split()
+# Flags by which nothing depends on the script's defaults.
+DATA = "--columns first --max_files 0 --split_by files --split_ratio 8:1:1 --split_seed 0"
+DATA += " --max_gap 16 --season auto --stride 1 --max_windows 4"
+TEACHER = "--teacher_patch_size 16 --teacher_point median --num_samples 5"
+TEACHER += " --teacher_batch_size 8 --teacher_precision 32"
+LENGTHS = "--context_length 64 --prediction_length 16 --device cpu --devices 1"
+LABEL = f"label {LENGTHS} --lang en {DATA} {TEACHER}".split()
+TRAIN = f"train {SMALL} --devices 1 --lang en {DATA} {TEACHER} --num_epochs 1 --alpha 0.5".split()
 WINDOWS, BLOCKS = 40, 5  # csv_folder's ten training files, 4 windows each; a block is 8 windows
 
 
 class Lab:
-    """A folder with data, teacher and cache, the program run in it, and a count of the windows the teacher forecast."""
+    """A folder with data, teacher and cache, and the program run in it.
+
+    It counts the windows that the teacher forecasts, and how often the teacher is loaded.
+    """
 
     def __init__(self, root, data, teacher, monkeypatch):
-        self.root, self.data, self.teacher, self.cache = root, data, teacher, root / "cache"
-        self.forecasts, self.loads, original, load = [], 0, md.Teacher.forecast, md.load_teacher
+        self.root = root
+        self.data = data
+        self.teacher = teacher
+        self.cache = root / "cache"
+        self.forecasts = []
+        self.loads = 0
+        forecast = md.Teacher.forecast
+        load = md.load_teacher
 
-        def forecast(teacher, context, *more):
+        def counted_forecast(teacher, context, *more):
             self.forecasts.append(len(context))
-            return original(teacher, context, *more)
+            return forecast(teacher, context, *more)
 
-        def counted(*more):
+        def counted_load(*arguments):
             self.loads += 1
-            return load(*more)
+            return load(*arguments)
 
-        monkeypatch.setattr(md.Teacher, "forecast", forecast)
-        monkeypatch.setattr(md, "load_teacher", counted)
+        monkeypatch.setattr(md.Teacher, "forecast", counted_forecast)
+        monkeypatch.setattr(md, "load_teacher", counted_load)
+        monkeypatch.setattr(md, "draw", lambda *_: None)  # pictures take time
 
     def words(self, command, *more):
-        """The command line `command` with the flags of this lab; `more` may repeat a flag, and wins."""
-        places = ["--data_dir", self.data, "--teacher_model", self.teacher, "--label_cache", self.cache]
-        places += ["--save_dir", self.root / "run"] if command[0] == "train" else []
-        return [*command, *map(str, places), *map(str, more)]
+        """The command line `command` with the flags of this lab; of two equal flags the last."""
+        places = ["--data_dir", self.data, "--teacher_model", self.teacher]
+        places += ["--label_cache", self.cache]
+        if command[0] == "train":
+            places += ["--save_dir", self.root / "run"]
+        return [str(word) for word in (*command, *places, *more)]
 
     def run(self, command, *more):
         """(exit code, windows that the teacher forecast) of `command`."""
         self.forecasts.clear()
         return md.main(self.words(command, *more)), sum(self.forecasts)
-
-    def child(self, words, code):
-        """Started child process of `code`, or of the program, with the outer environment."""
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPT.parent), *sys.path])}
-        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
-        start = ["-c", code] if code else [str(SCRIPT)]
-        return subprocess.Popen([sys.executable, *start, *words], **settings)
 
     def folders(self):
         return sorted(self.cache.iterdir()) if self.cache.is_dir() else []
@@ -78,6 +101,36 @@ def lab(tmp_path, csv_folder, teacher_folder, monkeypatch):
     return Lab(tmp_path, csv_folder, teacher_folder, monkeypatch)
 
 
+class Fork:
+    """The program in a process of its own, which finds all modules of this one imported."""
+
+    def __init__(self, words, folder, **environment):
+        folder.mkdir()
+        self.out = folder / "out"
+        self.err = folder / "err"
+        context = multiprocessing.get_context("fork")
+        self.process = context.Process(target=self.run, args=(words, environment))
+        self.process.start()
+
+    def run(self, words, environment):
+        os.environ.update(environment)
+        with (
+            open(self.out, "w") as out,
+            open(self.err, "w") as err,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = md.main(words)
+        sys.exit(code)
+
+    def end(self):
+        """(exit code, stdout, stderr) at its end."""
+        self.process.join(timeout=100)
+        if self.process.exitcode is None:
+            self.process.kill()
+        return self.process.exitcode, self.out.read_text(), self.err.read_text()
+
+
 def edit(csv, row, value):
     """Set one value of a CSV."""
     frame = pd.read_csv(csv)
@@ -86,31 +139,32 @@ def edit(csv, row, value):
 
 
 def files_of(data, part):
-    """Paths of the CSVs that the default split puts into a part."""
+    """Paths of the CSVs that the split of the lab puts into a part."""
     names = [path.name for path in data.iterdir()]
-    return [data / name for name, its_part in md.split_files(names, (8, 1, 1), 0).items() if its_part == part]
+    part_of = md.split_files(names, data_config(), {})
+    return [data / name for name in names if part_of[name] == part]
 
 
-def windows_of(data, **changes):
-    """Training Windows of a folder of CSVs as the flags of LABEL make them."""
-    _, series, remarks = md.read_files(data, 0, ["first"], False)
-    limits = {"length": 80, "horizon": 16, "max_gap": 16}
-    split = {"split_by": "auto", "split_ratio": (8, 1, 1), "split_seed": 0, "stride": 1, "max_windows": 4} | changes
-    return md.split_data(series, remarks, *split.values(), "auto", limits)[0]["train"]
+def windows_of(data):
+    """Training Windows of a folder of CSVs as the flags of the lab make them."""
+    return split_folder(data, split_by="files", max_windows=4).windows["train"]
 
 
-def labels_in(folder):
-    """Opened LabelFile of a folder."""
-    return md.LabelFile(folder, md.read_manifest(folder)).open()
+def all_labels(folder):
+    """(labels (W, H), finite (W, 1)) in a folder."""
+    file = md.LabelFile(folder, md.read_manifest(folder)).open()
+    return file.batch(np.arange(file.windows))
 
 
 # --- hits and misses ---
 
 
 def test_second_runs_with_other_alpha_seed_and_student_make_no_teacher_call(lab, capsys):
-    assert lab.run(TRAIN)[0] == 0 and lab.loads == 1 and sum(lab.forecasts) >= WINDOWS
+    assert lab.run(TRAIN)[0] == 0
+    assert lab.loads == 1 and sum(lab.forecasts) >= WINDOWS
     assert "cache hit" not in capsys.readouterr().out
-    for change in (["--alpha", 0.9], ["--seed", 7], ["--d_model", 8, "--num_layers", 2, "--batch_size", 16]):
+    other_student = ["--d_model", 8, "--num_layers", 2, "--batch_size", 16]
+    for change in (["--alpha", 0.9, "--seed", 7], other_student):
         assert lab.run(TRAIN, *change) == (0, 0)
         assert "Label cache hit, no teacher call" in capsys.readouterr().out
     assert lab.loads == 1
@@ -122,15 +176,21 @@ def test_labels_of_the_label_command_are_those_that_train_uses(lab, capsys):
     assert lab.run(TRAIN) == (0, 0) and lab.loads == 1
 
 
-def test_how_labels_are_made_does_not_change_the_key(lab, capsys):
+def test_how_labels_are_made_does_not_change_the_key(lab):
     assert lab.run(LABEL)[0] == 0
-    before, other = lab.bytes(), lab.root / "elsewhere"
-    shutil.copytree(lab.data, other)
-    shutil.copytree(lab.teacher, lab.root / "renamed")
-    changes = ["--teacher_batch_size 3", "--device auto", "--devices 1", "--max_files 0"]
-    changes += [f"--data_dir {other}", f"--teacher_model {lab.root / 'renamed'}", "--lang zh"]
+    before = lab.bytes()
+    elsewhere = shutil.copytree(lab.data, lab.root / "elsewhere")
+    renamed = shutil.copytree(lab.teacher, lab.root / "renamed")
+    changes = [
+        ["--teacher_batch_size", 3],
+        ["--device", "auto"],
+        ["--max_files", 99],
+        ["--data_dir", elsewhere],
+        ["--teacher_model", renamed],
+        ["--lang", "zh"],
+    ]
     for change in changes:
-        assert lab.run(LABEL, *change.split()) == (0, 0), change
+        assert lab.run(LABEL, *change) == (0, 0), change
     assert lab.bytes() == before and lab.loads == 1
 
 
@@ -166,11 +226,11 @@ def test_samples_do_not_matter_to_the_mean(lab):
     assert lab.run(LABEL, "--teacher_point", "mean", "--num_samples", 7) == (0, 0)
 
 
-@pytest.mark.parametrize("change", [1e-6, None])
+@pytest.mark.parametrize("change", [1e-6, np.nan])
 def test_one_changed_value_in_a_training_file_misses_the_cache(lab, change):
     assert lab.run(LABEL)[0] == 0
     path = files_of(lab.data, "train")[3]
-    edit(path, 100, pd.read_csv(path).value[100] + change if change else np.nan)
+    edit(path, 100, pd.read_csv(path).value[100] + change)
     code, calls = lab.run(LABEL)
     assert code == 0 and calls >= WINDOWS and len(lab.folders()) == 2
 
@@ -196,39 +256,54 @@ def test_error_and_estimate_are_said_before_the_first_block(lab, monkeypatch, ca
     monkeypatch.setattr(md.LabelFile, "write", full)
     assert lab.run(LABEL, "--teacher_patch_size", "auto")[0] == 2
     out, err = capsys.readouterr()
-    assert "MSE on 40 windows of step h: seasonal-naive " in out and ", last value " in out and ", patch 8 " in out
-    assert out.index("MSE on") < out.index("Patch size: h: ") < out.index("Labelling 40 windows, 0.0 MB, about 0.0 min")
+    judged = min(WINDOWS, md.JUDGED_WINDOWS)
+    assert f"MSE on {judged} windows of step h: seasonal-naive " in out
+    assert ", last value " in out and ", patch 8 " in out
+    order = ["MSE on", "Patch size: h: ", "Labelling 40 windows, 0.0 MB, about 0.0 min"]
+    places = [out.index(text) for text in order]
+    assert places == sorted(places)
     assert err.splitlines()[-1] == "error: input or output: No space left on device"
 
 
 @pytest.mark.parametrize(("processes", "minutes"), [(1, 40), (2, 20), (5, 8), (9, 8)])
-def test_the_estimate_is_shared_by_the_processes_that_get_a_block(lab, monkeypatch, capsys, processes, minutes):
+def test_the_estimate_is_shared_by_the_processes_that_get_a_block(
+    lab, monkeypatch, capsys, processes, minutes
+):
     """40 windows of a minute each in 5 blocks."""
-    monkeypatch.setattr(md, "judge", lambda *_: ({"h": 16}, 60.0))
-    request, windows = md.Request(str(lab.teacher), None, 16, "median", 5), windows_of(lab.data)
-    teacher = md.load_teacher(str(lab.teacher), None, torch.device("cpu"), "32", print)
-    md.begin_labels(lab.cache, {}, teacher, windows, windows, request, 8, {}, md.Say("en"), processes)
+    monkeypatch.setattr(md, "choose_patch_sizes", lambda *_: ({"h": 16}, 60.0))
+    task = label_task(windows_of(lab.data), teacher_request(lab.teacher, lab.cache))
+    job = md.Job(SimpleNamespace(world_size=processes), md.Voice("en"), md.Stop())
+    md.begin_labels(lab.cache / "new", task, task.load(), "the weights", job)
     assert f"Labelling 40 windows, 0.0 MB, about {minutes:.1f} min" in capsys.readouterr().out
 
 
 def test_manifest_says_what_the_labels_are_and_how_they_were_made(lab):
     assert lab.run(LABEL)[0] == 0
     manifest = json.loads((lab.folder() / "manifest.json").read_text())
-    expected = {"block": 8, "teacher": str(lab.teacher), "torch": str(torch.__version__)}
-    expected |= {"patch_sizes": {"h": 16}, "device": "cpu", "precision": "32", "commit": None, "revision": None}
+    expected = {
+        "block": 8,
+        "teacher": str(lab.teacher),
+        "torch": str(torch.__version__),
+        "patch_sizes": {"h": 16},
+        "device": "cpu",
+        "precision": "32",
+        "commit": None,
+        "revision": md.build_parser(demo=False).parse_args(["label"]).teacher_revision,
+    }
     assert {name: manifest[name] for name in expected} == expected
     assert manifest["licence"].startswith("see ") and manifest["made"].startswith("20")
-    key = {
+    assert manifest["key"] == {
         "format": md.FORMAT,
+        "data": windows_of(lab.data).digest,
         "windows": WINDOWS,
         "context": 64,
         "horizon": 16,
         "patch": 16,
         "point": "median",
         "samples": 5,
+        "weights": md.fingerprint(str(lab.teacher), None),
     }
-    assert {name: manifest["key"][name] for name in key} == key
-    assert manifest["key"]["weights"] == md.fingerprint(str(lab.teacher), None)
+    assert tuple(manifest["key"]) == md.LABEL_KEY
 
 
 def test_list_shows_what_the_cache_holds(lab, capsys):
@@ -237,49 +312,80 @@ def test_list_shows_what_the_cache_holds(lab, capsys):
     (lab.cache / "broken" / "manifest.json").write_text("{")
     capsys.readouterr()
     assert md.main(["label", "--list", "--lang", "en", "--label_cache", str(lab.cache)]) == 0
-    good, broken = sorted(capsys.readouterr().out.splitlines(), key=lambda line: "broken" in line)
-    assert good.partition(": ")[0] in os.listdir(lab.cache) and broken.startswith("broken: ") and "damaged" in broken
-    parts = (str(lab.teacher), "40 windows", "64 -> 16", "median", "{'h': 16}", "0.0 MB", "100 % made")
-    assert [part for part in parts if part not in good] == []
+    lines = capsys.readouterr().out.splitlines()
+    good, broken = sorted(lines, key=lambda line: "broken" in line)
+    assert good.partition(": ")[0] in os.listdir(lab.cache)
+    assert broken.startswith("broken: ") and "damaged" in broken
+    facts = [str(lab.teacher), "40 windows", "64 -> 16", "median"]
+    facts += ["{'h': 16}", "0.0 MB", "100 % made"]
+    assert [fact for fact in facts if fact not in good] == []
 
 
 def repeat(context, period, horizon):
     """The last `period` points of contexts (B, L), repeated."""
-    return context[:, -period:].repeat(1, -(-horizon // period))[:, :horizon].float()
+    times = -(-horizon // period)
+    return context[:, -period:].repeat(1, times)[:, :horizon].float()
 
 
 @pytest.mark.parametrize("good", [True, False])
 def test_a_teacher_worse_than_naive_is_a_loud_warning(lab, monkeypatch, capsys, good):
+    def daily(_teacher, context, horizon, *_):
+        return repeat(context, 24, horizon)
+
     if good:
-        monkeypatch.setattr(md.Teacher, "forecast", lambda _, context, horizon, *more: repeat(context, 24, horizon))
+        monkeypatch.setattr(md.Teacher, "forecast", daily)
     assert lab.run(LABEL)[0] == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
-    assert len(warnings) == (0 if good else 1)
-    assert good or "the teacher is worse than a naive forecast" in warnings[0] and "step h" in warnings[0]
+    if good:
+        assert warnings == []
+    else:
+        (warning,) = warnings
+        assert "the teacher is worse than a naive forecast" in warning and "step h" in warning
+
+
+def add_daily_files(data):
+    """Write four CSVs of a daily step and a weekly cycle."""
+    for number in range(4):
+        dates = pd.date_range("2020-01-01", periods=300, freq="D")
+        week = np.random.default_rng(number).standard_normal(7)
+        frame = pd.DataFrame({"date": dates, "value": np.tile(week, 43)[:300]})
+        frame.to_csv(data / f"daily{number}.csv", index=False)
+
+
+def knows_the_week_with_8_and_the_day_with_32(_teacher, context, horizon, patch, *_):
+    """A forecast that only one patch size makes well at each frequency."""
+    return repeat(context, {8: 7, 32: 24}.get(patch, 5), horizon)
 
 
 def test_auto_takes_the_best_patch_size_of_each_frequency(lab, monkeypatch):
-    for number in range(4):
-        time = pd.date_range("2020-01-01", periods=300, freq="D")
-        values = np.tile(np.random.default_rng(number).standard_normal(7), 43)[:300]
-        pd.DataFrame({"date": time, "value": values}).to_csv(lab.data / f"daily{number}.csv", index=False)
-
-    def forecast(_teacher, context, horizon, patch, *_more):
-        return repeat(context, {8: 7, 32: 24}.get(patch, 5), horizon)
-
-    monkeypatch.setattr(md.Teacher, "forecast", forecast)
+    add_daily_files(lab.data)
+    monkeypatch.setattr(md.Teacher, "forecast", knows_the_week_with_8_and_the_day_with_32)
     assert lab.run(LABEL, "--teacher_patch_size", "auto")[0] == 0
     assert md.read_manifest(lab.folder())["patch_sizes"] == {"D": 8, "h": 32}
+
     windows = windows_of(lab.data)
-    context, label = (
-        windows.batch(np.arange(len(windows)))[0],
-        labels_in(lab.folder()).batch(np.arange(len(windows)))[0],
-    )
-    hour = torch.tensor([windows.freqs[i] == "h" for i in windows.series])
-    assert torch.equal(label[hour], repeat(context[hour], 24, 16)) and torch.equal(
-        label[~hour], repeat(context[~hour], 7, 16)
-    )
-    assert 0 < hour.sum() < len(hour)
+    index = np.arange(len(windows))
+    context, _, _ = windows.batch(index)
+    labels, _ = all_labels(lab.folder())
+    is_hourly = torch.from_numpy(windows.freq_of(index) == "h")
+    assert torch.equal(labels[is_hourly], repeat(context[is_hourly], 24, 16))
+    assert torch.equal(labels[~is_hourly], repeat(context[~is_hourly], 7, 16))
+    assert 0 < is_hourly.sum() < len(index)
+
+
+def test_patch_sizes_that_are_known_are_taken_and_others_chosen(lab, monkeypatch):
+    """Those of a student's own labels, where evaluate finds one more frequency."""
+    add_daily_files(lab.data)
+    monkeypatch.setattr(md.Teacher, "forecast", knows_the_week_with_8_and_the_day_with_32)
+    known = teacher_request(lab.teacher, lab.cache, teacher_patch_size={"h": 16, "MS": 64})
+    task = label_task(windows_of(lab.data), known)
+    sizes, _seconds = md.choose_patch_sizes(task.load(), task, quiet_voice())
+    assert sizes == {"D": 8, "h": 16}
+
+
+def test_a_patch_size_whose_error_is_not_finite_is_not_chosen():
+    assert md.best_size({8: np.nan, 16: 0.5, 32: 0.4, 64: -np.inf}) == 32
+    assert md.best_size({8: np.nan, 16: np.inf}) == 8  # there is none better
 
 
 # --- values ---
@@ -291,13 +397,12 @@ def test_label_of_a_constant_window_is_its_constant(lab):
         frame.loc[:80, "value"] = 7.0 + number
         frame.to_csv(lab.data / f"s{number:02d}.csv", index=False)
     assert lab.run(LABEL)[0] == 0
-    windows = windows_of(lab.data)
-    context, truth, _ = windows.batch(np.arange(WINDOWS))
-    constant = (context == context[:, :1]).all(1)
-    label = labels_in(lab.folder()).batch(np.arange(WINDOWS))[0]
-    assert constant.sum() >= 1
-    assert torch.equal(label[constant], truth[constant])
-    assert not torch.isclose(label[~constant], truth[~constant]).all(1).any()
+    context, truth, _ = windows_of(lab.data).batch(np.arange(WINDOWS))
+    is_constant = (context == context[:, :1]).all(1)
+    labels, _ = all_labels(lab.folder())
+    assert is_constant.sum() >= 1
+    assert torch.equal(labels[is_constant], truth[is_constant])
+    assert not torch.isclose(labels[~is_constant], truth[~is_constant]).all(1).any()
 
 
 def break_labels(monkeypatch, rows, value):
@@ -323,21 +428,27 @@ def test_windows_without_a_finite_label_train_on_truth_alone(lab, monkeypatch, c
     truth_alone = best_weights(lab)
     assert lab.run(TRAIN, "--alpha", 1)[0] == 0
     assert not torch.equal(best_weights(lab)["head.weight"], truth_alone["head.weight"])
+
     break_labels(monkeypatch, slice(None), np.inf)
     assert lab.run(TRAIN, "--alpha", 1, "--teacher_patch_size", 32)[0] == 0
-    assert "40 windows have a non-finite label; where they train, they train on truth alone" in capsys.readouterr().err
+    expected = "40 windows have a non-finite label; where they train, they train on truth alone"
+    assert expected in capsys.readouterr().err
     weights = best_weights(lab)
-    assert all(torch.equal(weights[name], truth_alone[name]) for name in truth_alone) and len(weights) > 5
+    assert len(weights) > 5 and weights.keys() == truth_alone.keys()
+    for name, weight in weights.items():
+        assert torch.equal(weight, truth_alone[name]), name
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_only_the_windows_that_are_not_finite_are_counted_and_lose_their_label(lab, monkeypatch, capsys, value):
+def test_only_the_windows_that_are_not_finite_are_counted_and_lose_their_label(
+    lab, monkeypatch, capsys, value
+):
     break_labels(monkeypatch, 5, value)
     assert lab.run(LABEL)[0] == 0
     assert "note: 5 windows have a non-finite label" in capsys.readouterr().err
-    label, finite = labels_in(lab.folder()).batch(np.arange(WINDOWS))
+    labels, finite = all_labels(lab.folder())
     assert torch.equal(finite[:, 0], (torch.arange(WINDOWS) % 8 != 5).float())
-    assert label.isfinite().all() and label[finite[:, 0] == 1].std() > 0.1
+    assert labels.isfinite().all() and labels[finite[:, 0] == 1].std() > 0.1
 
 
 # --- the same bytes ---
@@ -374,65 +485,82 @@ def interrupt_after(lab, blocks, monkeypatch, signum):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_an_interrupted_labelling_goes_on_to_the_same_bytes(lab, whole, monkeypatch, capsys, signum, code):
+def test_an_interrupted_labelling_goes_on_to_the_same_bytes(
+    lab, whole, monkeypatch, capsys, signum, code
+):
     assert interrupt_after(lab, 2, monkeypatch, signum) == code
     assert "the labels made so far are kept in" in capsys.readouterr().err
-    assert sorted(path.name for path in (lab.folder() / "blocks").iterdir()) == ["00000000.bin", "00000001.bin"]
+    blocks = sorted(path.name for path in (lab.folder() / "blocks").iterdir())
+    assert blocks == ["00000000.bin", "00000001.bin"]
     assert not (lab.folder() / "labels.bin").exists()
-    assert lab.run(LABEL, "--teacher_batch_size", 5) == (0, WINDOWS - 16)  # its own block size stays
+    # The block size that it was begun with stays.
+    assert lab.run(LABEL, "--teacher_batch_size", 5) == (0, WINDOWS - 16)
     err = capsys.readouterr().err
     assert "going on with" in err and "unfinished" in err
     assert lab.bytes() == whole
     assert lab.run(LABEL) == (0, 0)
 
 
-SLOW = """
-import sys, time, moirai_distill
-forecast = moirai_distill.Teacher.forecast
-def slow(teacher, context, *more):
-    time.sleep(0.3 if len(context) == 8 else 0)
-    return forecast(teacher, context, *more)
-moirai_distill.Teacher.forecast = slow
-sys.exit(moirai_distill.main(sys.argv[1:]))
-"""
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 
 
-def test_sigterm_to_a_process_that_labels_keeps_its_blocks(lab, whole):
-    child = lab.child(lab.words(LABEL), SLOW)
+@needs_fork
+def test_sigterm_to_a_process_that_labels_keeps_its_blocks(lab, whole, monkeypatch):
+    forecast = md.Teacher.forecast
+
+    def slow(teacher, context, *more):
+        time.sleep(0.3 if len(context) == 8 else 0)
+        return forecast(teacher, context, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(md.Teacher, "forecast", slow)
+        fork = Fork(lab.words(LABEL), lab.root / "fork")
     limit = time.monotonic() + 60
-    while not list(lab.cache.glob("*/blocks/00000001.bin")) and child.poll() is None and time.monotonic() < limit:
+    while not list(lab.cache.glob("*/blocks/00000001.bin")):
+        assert fork.process.is_alive() and time.monotonic() < limit
         time.sleep(0.02)
-    child.send_signal(signal.SIGTERM)
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == 143 and "stopped by SIGTERM" in err and "Traceback" not in err
+    fork.process.terminate()  # by SIGTERM
+    code, _out, err = fork.end()
+    assert code == 143 and "stopped by SIGTERM" in err and "Traceback" not in err
     made = len(list(lab.folder().glob("blocks/*.bin")))
     assert 2 <= made < BLOCKS
-    assert lab.run(LABEL) == (0, WINDOWS - 8 * made) and lab.bytes() == whole
+    assert lab.run(LABEL) == (0, WINDOWS - 8 * made)
+    assert lab.bytes() == whole
 
 
+@needs_fork
 def test_two_processes_make_the_bytes_of_one(lab, whole):
-    child = lab.child(lab.words(LABEL, "--devices", 2), code=None)
-    out, err = child.communicate(timeout=300)
-    assert child.returncode == 0, err
+    """They are told of each other as torchrun tells them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])  # which is free
+    words = lab.words(LABEL, "--devices", 2)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first = Fork(words, lab.root / "first", LOCAL_RANK="0", **place)
+    second = Fork(words, lab.root / "second", LOCAL_RANK="1", **place)
+    code, out, err = first.end()
+    assert code == 0, err
     assert out.count("Labelling 40 windows") == 1 and out.count("Labels of 40 windows") == 1
+    assert "Label cache hit" not in out
+    code, out, err = second.end()
+    assert code == 0 and out == "", err
     assert lab.bytes() == whole and not (lab.folder() / "blocks").exists()
 
 
 def test_another_run_that_finishes_the_same_labels_meanwhile_does_no_harm(lab, whole, monkeypatch):
-    write, inner = md.LabelFile.write, []
+    write = md.LabelFile.write
+    inner = []
 
     def watched(file, number, labels):
         if number == 2 and not inner:
-            inner.append(None)
-            inner[0] = md.main(lab.words(LABEL, "--teacher_batch_size", 3))
+            inner.append("begun")
+            inner.append(md.main(lab.words(LABEL, "--teacher_batch_size", 3)))
         write(file, number, labels)
 
     monkeypatch.setattr(md.LabelFile, "write", watched)
-    assert lab.run(LABEL)[0] == 0 and inner == [0]
-    assert lab.bytes() == whole and sorted(path.name for path in lab.folder().iterdir()) == [
-        "labels.bin",
-        "manifest.json",
-    ]
+    assert lab.run(LABEL)[0] == 0 and inner == ["begun", 0]
+    assert lab.bytes() == whole
+    names = sorted(path.name for path in lab.folder().iterdir())
+    assert names == ["labels.bin", "manifest.json"]
 
 
 # --- damage ---
@@ -449,10 +577,18 @@ def cut(path, size):
 
 
 SIZE = 4 * 16 * 8  # bytes of a block
+
+
+def flip_two(path):
+    flip(path, SIZE)
+    flip(path, 5 * SIZE - 1)
+
+
+# case -> (damage to labels.bin, windows that have to be labelled again).
 JOINED = {
     "flipped first byte": (lambda path: flip(path, 0), 8),
     "flipped in block 3": (lambda path: flip(path, 3 * SIZE + 17), 8),
-    "flipped in two blocks": (lambda path: (flip(path, SIZE), flip(path, 5 * SIZE - 1)), 16),
+    "flipped in two blocks": (flip_two, 16),
     "flipped checksum": (lambda path: flip(path, BLOCKS * SIZE + 32), 8),
     "last byte lost": (lambda path: cut(path, BLOCKS * SIZE + 32 * BLOCKS - 1), 8),
     "half lost": (lambda path: cut(path, BLOCKS * SIZE // 2), WINDOWS),
@@ -519,25 +655,41 @@ MANIFESTS = {
 def test_a_wrong_manifest_never_gives_wrong_labels(lab, case):
     mean = ["--teacher_point", "mean"]  # no matter how windows are grouped into blocks
     assert lab.run(LABEL, *mean)[0] == 0
-    expected = labels_in(lab.folder()).batch(np.arange(WINDOWS))[0]
+    expected, _ = all_labels(lab.folder())
     MANIFESTS[case](lab.folder() / "manifest.json")
     assert lab.run(LABEL, *mean)[0] == 0
-    assert torch.allclose(labels_in(lab.folder()).batch(np.arange(WINDOWS))[0], expected, rtol=1e-4, atol=1e-5)
+    labels, _ = all_labels(lab.folder())
+    assert torch.allclose(labels, expected, rtol=1e-4, atol=1e-5)
     assert lab.run(LABEL, *mean) == (0, 0)
 
 
 # --- carried to another machine ---
 
+# A process in which neither uni2ts nor what it takes can be imported runs some command lines.
 BARE = """
-import sys
+import json, sys
 class Absent:
     def find_spec(self, name, *_):
         if name.partition(".")[0] in ("uni2ts", "gluonts", "jax", "jaxlib", "jaxtyping", "hydra"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
-import json, moirai_distill
+import moirai_distill
+moirai_distill.draw = lambda *_: None
 print([moirai_distill.main(words) for words in json.loads(sys.argv[1])])
 """
+
+
+def run_bare(*commands):
+    """(stdout, stderr) of a child process of BARE."""
+    places = os.pathsep.join([str(SCRIPT.parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, json.dumps(commands)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": places},
+    )
+    return done.stdout, done.stderr
 
 
 def carried(lab, seed=0):
@@ -552,12 +704,12 @@ def test_a_carried_cache_trains_without_uni2ts_and_weights(lab):
     carried(lab)
     lab.cache = lab.cache.rename(lab.root / "carried")
     train = lab.words(TRAIN, "--teacher_model", "owner/mine", "--alpha", 1)
-    child = lab.child([json.dumps([train, lab.words(LABEL, "--num_samples", 9)])], BARE)
-    out, err = child.communicate(timeout=300)
+    out, err = run_bare(train, lab.words(LABEL, "--num_samples", 9))
     assert out.splitlines()[-1] == "[0, 2]" and "Traceback" not in err, err
     assert "Label cache hit, no teacher call" in out and len(best_weights(lab)) > 5
     last = err.splitlines()[-1]  # of the second command, which would have to label
-    assert last.startswith("error: uni2ts cannot be imported") and "pip install -r requirements.txt" in last
+    assert last.startswith("error: uni2ts cannot be imported")
+    assert "pip install -r requirements.txt" in last
 
 
 def test_the_same_command_goes_on_working_when_the_weights_folder_is_gone(lab, capsys):
@@ -567,11 +719,20 @@ def test_the_same_command_goes_on_working_when_the_weights_folder_is_gone(lab, c
 
 
 def test_labels_of_two_teachers_of_one_name_are_refused(lab, capsys):
-    carried(lab, seed=1), carried(lab, seed=2)
+    carried(lab, seed=1)
+    carried(lab, seed=2)
     assert len(lab.folders()) == 2
     assert lab.run(LABEL, "--teacher_model", "owner/mine") == (2, 0)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: ") and "holds labels of several teachers named owner/mine" in last
+    assert last.startswith("error: ")
+    assert "holds labels of several teachers named owner/mine" in last
+
+
+def test_carried_labels_are_not_those_of_another_name_or_revision(lab, capsys):
+    teacher = carried(lab)
+    for change in (["--teacher_model", teacher.with_name("other")], ["--teacher_revision", "v2"]):
+        assert lab.run(LABEL, "--teacher_model", teacher, *change) == (2, 0)
+        assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
 
 
 def test_unfinished_labels_are_no_hit_where_the_weights_are_gone(lab, monkeypatch, capsys):
@@ -580,31 +741,28 @@ def test_unfinished_labels_are_no_hit_where_the_weights_are_gone(lab, monkeypatc
     assert interrupt_after(lab, 2, monkeypatch, signal.SIGTERM) == 143
     shutil.rmtree(teacher)
     assert lab.run(LABEL) == (2, 0)
-    assert "error: " in (err := capsys.readouterr().err) and str(teacher) in err.splitlines()[-1]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and str(teacher) in last
 
 
 # --- get_labels itself ---
 
 
-def test_get_labels_stops_between_blocks_where_the_stop_object_says_so(lab, tmp_path, teacher_folder):
-    windows, stop, calls = windows_of(lab.data), md.Stop(), []
-    request = md.Request(str(teacher_folder), None, 16, "median", 5)
-    fabric, baselines = Fabric(accelerator="cpu", devices=1), {"last value": md.last_value}
-
-    def load():
-        calls.append("load")
-        return md.load_teacher(str(teacher_folder), None, "cpu", "32", print)
+def test_get_labels_stops_between_blocks_where_the_stop_object_says_so(lab):
+    windows = windows_of(lab.data)
+    job = make_job()
 
     def ask(cache):
-        return md.get_labels(windows, request, load, tmp_path / cache, 8, baselines, fabric, md.Say("en"), stop)
+        request = teacher_request(lab.teacher, lab.root / cache)
+        return md.get_labels(label_task(windows, request), job)
 
-    stop.signum = signal.SIGTERM
+    job.stop.signum = signal.SIGTERM
     for _ in range(BLOCKS):  # one block for each attempt
         with pytest.raises(md.Interrupted):
             ask("slow")
-    stop.signum = 0
+    job.stop.signum = 0
     labels = ask("slow")
-    assert len(calls) == BLOCKS and labels.array.shape == (WINDOWS, 16)
+    assert lab.loads == BLOCKS and labels.array.shape == (WINDOWS, 16)
     assert np.array_equal(ask("other").array, labels.array)
 
 

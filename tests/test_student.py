@@ -1,6 +1,9 @@
 """The student: its size, its independence of units, its files."""
 
+import dataclasses
 import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import moirai_distill as md
 from moirai_distill import FORMAT, PatchStudent, UserError
 
-CONFIG = {"context_length": 64, "prediction_length": 16, "d_model": 16, "num_layers": 2, "num_heads": 2}
-CONFIG |= {"patch_size": 8, "dropout": 0.1, "season": 24}
+CONFIG = {
+    "context_length": 64,
+    "prediction_length": 16,
+    "d_model": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "patch_size": 8,
+    "dropout": 0.1,
+    "season": 24,
+}
 
 
 def student_of(seed=0, **changes):
@@ -36,41 +48,66 @@ def forecast(student, context):
 
 def write_pt(path, student, config=None, weights=None):
     """Save a student as a checkpoint of this program."""
-    content = {"format": FORMAT, "student_config": CONFIG if config is None else config}
-    torch.save(content | {"model_state_dict": student.state_dict() if weights is None else weights}, path)
+    content = {
+        "format": FORMAT,
+        "student_config": CONFIG if config is None else config,
+        "model_state_dict": student.state_dict() if weights is None else weights,
+    }
+    torch.save(content, path)
     return path
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize(("context_length", "patch_size"), [(64, 8), (50, 16), (17, 16), (16, 16), (2, 2)])
+@pytest.mark.parametrize(
+    ("context_length", "patch_size"), [(64, 8), (50, 16), (17, 16), (16, 16), (2, 2)]
+)
 def test_a_context_gives_a_forecast_of_the_horizon(batch, context_length, patch_size):
     student = student_of(context_length=context_length, patch_size=patch_size)
     result = forecast(student, contexts(batch, context_length))
-    assert result.shape == (batch, 16) and result.dtype == torch.float32
+    assert result.shape == (batch, 16)
+    assert result.dtype == torch.float32
     assert result.isfinite().all()
 
 
-def test_the_default_student_has_1_to_2_million_parameters():
-    from moirai_distill import parse_arguments
+def test_a_student_of_720_points_has_1_354_456_parameters():
+    """The sizes of the table in docs/guide.md, and its number of weights."""
+    sizes = {"d_model": 128, "num_layers": 4, "num_heads": 8, "patch_size": 16, "dropout": 0.1}
+    student = PatchStudent(context_length=720, prediction_length=96, season=24, **sizes)
+    assert student.periods.shape == (4, 30)
+    assert not student.periods.any()
+    assert sum(parameter.numel() for parameter in student.parameters()) == 1_354_456
 
-    args = vars(parse_arguments(["--data_dir", "."]))
-    student = PatchStudent(**{name: args[name] for name in CONFIG if name != "season"}, season=24)
-    assert [args[name] for name in CONFIG] == [720, 96, 128, 4, 8, 16, 0.1, "auto"]
-    assert student.periods.shape == (4, 30) and not student.periods.any()
-    assert 1e6 <= sum(parameter.numel() for parameter in student.parameters()) <= 2e6
+
+def test_the_default_flags_make_a_student_that_forecasts():
+    args = md.build_parser(demo=False).parse_args(["train"])
+    config = md.pick(md.StudentConfig, args)
+    length, horizon = args.context_length, args.prediction_length
+    student = PatchStudent(**dataclasses.asdict(config), season=24).eval()
+    if student.season:
+        assert student.periods.shape == (math.ceil(horizon / 24), math.ceil(length / 24))
+        assert not student.periods.any()
+    result = forecast(student, contexts(2, length))
+    assert result.shape == (2, horizon)
+    assert result.isfinite().all()
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 40), st.integers(1, 30), st.integers(1, 45), st.integers(0, 99))
-def test_the_seasonal_part_weighs_the_same_step_of_each_earlier_period(length, horizon, season, seed):
+def test_the_seasonal_part_weighs_the_same_step_of_each_earlier_period(
+    length, horizon, season, seed
+):
     """In deviations from the last value; what lies before the context is its first value."""
-    student = student_of(seed, context_length=length, prediction_length=horizon, patch_size=1, season=season)
+    student = student_of(
+        seed, context_length=length, prediction_length=horizon, patch_size=1, season=season
+    )
     torch.nn.init.zeros_(student.head.weight)
     torch.nn.init.zeros_(student.head.bias)
     context = contexts(3, length, seed).double()
     result = forecast(student, context) - context[:, -1:]
     if season > length:
-        assert student.season == 0 and not hasattr(student, "periods") and not result.any()
+        assert student.season == 0
+        assert not hasattr(student, "periods")
+        assert not result.any()
         return
     periods = student.periods.detach().double()
     for step in range(horizon):
@@ -83,10 +120,12 @@ def test_the_seasonal_part_weighs_the_same_step_of_each_earlier_period(length, h
 
 def test_a_student_of_before_there_was_a_season_loads_and_forecasts_as_it_did(tmp_path):
     old = {name: value for name, value in CONFIG.items() if name != "season"}
-    student, context = student_of(season=0), contexts()
+    student = student_of(season=0)
     assert "periods" not in student.state_dict()
     write_pt(tmp_path / "a.pt", student, config=old)
-    assert torch.equal(forecast(PatchStudent.from_pretrained(tmp_path / "a.pt"), context), forecast(student, context))
+    loaded = PatchStudent.from_pretrained(tmp_path / "a.pt")
+    context = contexts()
+    assert torch.equal(forecast(loaded, context), forecast(student, context))
 
 
 @pytest.mark.parametrize("shape", [(3, 63), (3, 65), (64,), (3, 1, 64), (64, 3)])
@@ -96,13 +135,15 @@ def test_a_context_of_another_shape_is_refused(shape):
 
 
 def test_every_point_of_the_context_counts_where_the_patch_does_not_divide_it():
-    student, context = student_of(context_length=50, patch_size=16), contexts(1, 50).requires_grad_()
+    student = student_of(context_length=50, patch_size=16)
+    context = contexts(1, 50).requires_grad_()
     student(context).sum().backward()
     assert (context.grad != 0).all()
 
 
 def test_windows_do_not_see_each_other():
-    student, context = student_of(), contexts()
+    student = student_of()
+    context = contexts()
     alone = torch.cat([forecast(student, row[None]) for row in context])
     torch.testing.assert_close(forecast(student, context), alone)
 
@@ -110,8 +151,10 @@ def test_windows_do_not_see_each_other():
 @settings(max_examples=60, deadline=None)
 @given(st.floats(-30, 30), st.floats(-4.9, 4.9), st.booleans(), st.integers(0, 99))
 def test_the_forecast_follows_the_unit_of_the_series(exponent, offset, positive, seed):
-    student, context = student_of(seed), contexts(seed=seed)
-    scale, ratio = 10.0**exponent, 10.0**offset * (1 if positive else -1)  # offset in deviations, up to 1e5
+    student = student_of(seed)
+    context = contexts(seed=seed)
+    scale = 10.0**exponent
+    ratio = 10.0**offset * (1 if positive else -1)  # of the offset to the deviation, up to 1e5
     moved = forecast(student, ((context.double() + ratio) * scale).float())
     error = (moved.double() / scale - ratio - forecast(student, context)).abs().max()
     assert error < 1e-4 + 1e-6 * abs(ratio)  # the input's own rounding
@@ -128,7 +171,8 @@ def test_a_constant_context_gives_a_forecast_that_moves_with_it(constant):
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_a_constant_context_with_a_step_at_its_end_gives_a_forecast_of_the_steps_size(scale):
-    student, context = student_of(), torch.full((1, 64), 2.0)
+    student = student_of()
+    context = torch.full((1, 64), 2.0)
     context[0, -1] = 3.0
     result = forecast(student, context * scale)
     assert ((result / scale).abs() < 100).all()
@@ -148,11 +192,16 @@ def test_gradients_are_finite_and_reach_every_weight(kind):
     gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
     assert all(gradient.isfinite().all() for gradient in gradients.values())
     idle = [name for name, gradient in gradients.items() if not gradient.any()]
-    assert idle == ([*gradients] if kind == "constant" else [])  # a constant's forecast is that constant
+    if kind == "constant":  # a constant's forecast is that constant
+        assert idle == [*gradients]
+    else:
+        assert idle == []
 
 
 def test_dropout_acts_in_training_and_not_in_eval():
-    plain, student, context = student_of(dropout=0.0), student_of(dropout=0.5), contexts()
+    plain = student_of(dropout=0.0)
+    student = student_of(dropout=0.5)
+    context = contexts()
     plain.load_state_dict(student.state_dict())
     assert torch.equal(forecast(student, context), forecast(plain, context))
     assert torch.equal(forecast(student, context), forecast(student, context))
@@ -160,19 +209,25 @@ def test_dropout_acts_in_training_and_not_in_eval():
     assert not torch.equal(forecast(student, context), forecast(student, context))
 
 
-def test_a_student_comes_back_from_each_kind_of_file_with_equal_forecasts(tmp_path):
-    student, context = student_of(), contexts()
-    student.save_pretrained(tmp_path / "hub")
-    write_pt(tmp_path / "a.pt", student)
-    run = tmp_path / "run"
-    run.mkdir()
-    write_pt(run / "best_model_epoch_2.pt", student)
-    write_pt(run / "best_model_epoch_3.pt", student_of(seed=1))
-    torch.save(torch.load(tmp_path / "a.pt") | {"loop": {"best_file": "best_model_epoch_2.pt"}}, run / "last.pt")
-    for source in (tmp_path / "hub", str(tmp_path / "hub"), tmp_path / "a.pt", str(tmp_path / "a.pt"), run, str(run)):
-        loaded = PatchStudent.from_pretrained(source)
-        assert not loaded.training
-        assert torch.equal(forecast(loaded, context), forecast(student, context)), source
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("source", ["hub", "a.pt", "run"])
+def test_a_student_comes_back_from_each_kind_of_file_with_equal_forecasts(tmp_path, source, kind):
+    student = student_of()
+    if source == "hub":
+        student.save_pretrained(tmp_path / "hub")
+    elif source == "a.pt":
+        write_pt(tmp_path / "a.pt", student)
+    else:
+        run = tmp_path / "run"
+        run.mkdir()
+        write_pt(run / "best_model_epoch_2.pt", student)
+        write_pt(run / "best_model_epoch_3.pt", student_of(seed=1))
+        last = torch.load(write_pt(run / "last.pt", student_of(seed=2)))
+        torch.save(last | {"loop": {"best_file": "best_model_epoch_2.pt"}}, run / "last.pt")
+    loaded = PatchStudent.from_pretrained(kind(tmp_path / source))
+    assert not loaded.training
+    context = contexts()
+    assert torch.equal(forecast(loaded, context), forecast(student, context))
 
 
 @pytest.mark.parametrize("kind", ["pt", "hub"])
@@ -180,12 +235,15 @@ def test_a_student_comes_back_from_each_kind_of_file_with_equal_forecasts(tmp_pa
 def test_weights_that_do_not_fit_are_refused(tmp_path, kind, change):
     from safetensors.torch import save_file
 
-    student, path = student_of(), tmp_path / "a.pt"
+    student = student_of()
+    path = tmp_path / "a.pt"
     weights = dict(student.state_dict())
     if change == "missing":
         del weights["head.bias"]
+    elif change == "extra":
+        weights["more"] = torch.zeros(2)
     else:
-        weights |= {"more": torch.zeros(2)} if change == "extra" else {"head.bias": torch.zeros(17)}
+        weights["head.bias"] = torch.zeros(17)
     if kind == "hub":
         path = tmp_path / "hub"
         student.save_pretrained(path)
@@ -194,10 +252,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, kind, change):
         write_pt(path, student, weights=weights)
     with pytest.raises(UserError, match="not a student of this program") as caught:
         PatchStudent.from_pretrained(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("config", [{}, CONFIG | {"colour": 3}, {**CONFIG, "d_model": "wide"}])
+@pytest.mark.parametrize("config", [{}, CONFIG | {"colour": 3}, CONFIG | {"d_model": "wide"}])
 def test_a_config_that_is_no_students_is_refused(tmp_path, config):
     write_pt(tmp_path / "a.pt", student_of(), config=config)
     with pytest.raises(UserError, match="not a student of this program"):
@@ -209,17 +268,22 @@ def test_a_config_that_is_no_students_is_refused(tmp_path, config):
 def test_a_damaged_folder_is_one_line(tmp_path, filename, damage):
     student_of().save_pretrained(tmp_path / "hub")
     path = tmp_path / "hub" / filename
-    path.write_bytes(path.read_bytes()[:20]) if damage == "cut" else path.unlink()
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:20])
+    else:
+        path.unlink()
     with pytest.raises(UserError) as caught:
         PatchStudent.from_pretrained(tmp_path / "hub")
-    assert str(tmp_path / "hub") in str(caught.value) and "\n" not in str(caught.value)
+    assert str(tmp_path / "hub") in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_path_with_nothing_there_is_one_line(tmp_path):
     for path in (tmp_path / "none.pt", tmp_path):
         with pytest.raises(UserError) as caught:
             PatchStudent.from_pretrained(path)
-        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_saved_config_is_all_that_rebuilds_the_student(tmp_path):

@@ -1,0 +1,153 @@
+"""The voice: every sentence has its Chinese, with the same places for values; silence is silent."""
+
+import ast
+import re
+import string
+
+import pytest
+from conftest import SCRIPT, quiet_voice
+
+import moirai_distill as md
+
+TREE = ast.parse(SCRIPT.read_text(encoding="utf-8"))
+HAN = re.compile(r"[\u4e00-\u9fff]")
+
+
+def says():
+    """All calls of `say` in the script."""
+    calls = [node for node in ast.walk(TREE) if isinstance(node, ast.Call)]
+    return [call for call in calls if getattr(call.func, "attr", "") == "say"]
+
+
+def spoken():
+    """All sentences that the script says, as they are written."""
+    return {call.args[0].value for call in says()}
+
+
+def places(sentence):
+    """(name, format, conversion) of each place for a value in a sentence."""
+    found = [place[1:] for place in string.Formatter().parse(sentence)]
+    return [place for place in found if place != (None, None, None)]
+
+
+def has_letters(sentence):
+    """Whether a sentence says something in a language, outside its places for values."""
+    text = "".join(place[0] for place in string.Formatter().parse(sentence))
+    return any(character.isalpha() for character in text)
+
+
+def values_for(sentence):
+    """Something to stand in each place of a sentence."""
+    formats = [form for _, form, _ in places(sentence)]
+    return [7 if form[-1:] in ("f", "e", "g", ",") else "x" for form in formats]
+
+
+# -- The table -------------------------------------------------------------------------------------
+
+
+def test_what_is_said_is_a_literal_sentence():
+    """An f-string, or a sentence in a variable, would find no entry in the table."""
+    assert len(says()) > 50
+    for call in says():
+        sentence = call.args[0]
+        assert isinstance(sentence, ast.Constant), f"line {call.lineno}"
+        assert isinstance(sentence.value, str), f"line {call.lineno}"
+        assert call.keywords == [], f"line {call.lineno}"
+
+
+def test_what_is_said_has_a_value_for_each_place():
+    for call in says():
+        count = 0
+        for value in call.args[1:]:
+            count += len(value.value.elts) if isinstance(value, ast.Starred) else 1
+        assert count == len(places(call.args[0].value)), f"line {call.lineno}"
+
+
+def test_every_sentence_with_letters_has_its_chinese():
+    with_letters = {sentence for sentence in spoken() if has_letters(sentence)}
+    assert len(with_letters) > 40
+    assert sorted(with_letters - md.CHINESE.keys()) == []
+
+
+def test_every_entry_of_the_table_is_said_somewhere():
+    assert sorted(md.CHINESE.keys() - spoken()) == []
+
+
+@pytest.mark.parametrize("english", md.CHINESE)
+def test_both_languages_have_the_same_places_for_values(english):
+    """In the same order, as values are told apart by their order alone."""
+    assert places(english) == places(md.CHINESE[english])
+    assert {name for name, _, _ in places(english)} <= {""}
+
+
+def test_the_languages_are_not_swapped():
+    for english, chinese in md.CHINESE.items():
+        assert not HAN.search(english)
+        assert HAN.search(chinese) or chinese == english  # such as "Epoch 1/10"
+    translated = [english for english, chinese in md.CHINESE.items() if chinese != english]
+    assert len(translated) > 0.9 * len(md.CHINESE)
+
+
+# -- What is heard ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("english", md.CHINESE)
+def test_a_sentence_is_heard_in_the_language_of_the_voice(english, capsys):
+    values = values_for(english)
+    md.Voice("en").say(english, *values)
+    assert capsys.readouterr() == (english.format(*values) + "\n", "")
+    md.Voice("zh").say(english, *values)
+    assert capsys.readouterr() == (md.CHINESE[english].format(*values) + "\n", "")
+
+
+def test_values_are_never_taken_for_places(capsys):
+    for language in ("en", "zh"):
+        md.Voice(language).say("{}", "a folder {0} {name}")
+        assert capsys.readouterr().out == "a folder {0} {name}\n"
+
+
+def test_a_chinese_run_prints_chinese_and_an_english_one_none(tmp_path, capsys):
+    for language in ("zh", "en"):
+        argv = ["label", "--list", "--label_cache", str(tmp_path / "none"), "--lang", language]
+        assert md.main(argv) == 0
+        assert bool(HAN.search(capsys.readouterr().out)) == (language == "zh")
+
+
+def test_notes_and_warnings_go_to_stderr_in_english(capsys):
+    voice = md.Voice("zh")
+    voice.note("3 things")
+    voice.warn("it is late")
+    assert capsys.readouterr() == ("", "note: 3 things\nnote: WARNING: it is late\n")
+
+
+def test_a_voice_that_is_off_prints_nothing(capsys):
+    voice = quiet_voice()
+    voice.say("Teacher loaded")
+    voice.note("something")
+    voice.warn("something")
+    with voice.bar("working", total=2) as bar:
+        bar.update()
+        bar.refresh()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_muted_voice_prints_notes_but_no_results(capsys):
+    """So it is while --alpha auto tries: five trials would print five trainings."""
+    voice = md.Voice("en")
+    voice.is_muted = True
+    voice.say("Teacher loaded")
+    voice.note("something")
+    assert capsys.readouterr() == ("", "note: something\n")
+    voice.is_muted = False
+    voice.say("Teacher loaded")
+    assert capsys.readouterr() == ("Teacher loaded\n", "")
+
+
+def test_a_bar_is_on_stderr_and_vanishes(capsys):
+    with md.Voice("en").bar("working", total=2) as bar:
+        bar.update()
+        bar.refresh()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "working" in err
+    assert "\n" not in err
