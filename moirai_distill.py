@@ -1103,7 +1103,7 @@ def month_grid(times, step):
     if months < 1 or abs(step / DAY - 30.4375 * months) > 3:
         return None
     gaps = np.diff(times.asi8)
-    if len(gaps) > 3 and (gaps == gaps[0]).all():  # months are not equally long
+    if len(gaps) > 3 and (gaps % gaps.min() == 0).all():  # months are not equally long
         return None
 
     # Without the frequency that pandas may see in it: a month's end would be that of business days.
@@ -1213,14 +1213,21 @@ def offsets_after(series, offset, count, back):
 def months_after(series, months, count, back):
     """As `steps_after`, for every n months on the day of the month that is seen; 31 = the last."""
     stamps = series.stamps.tz_localize(None)
-    is_at_end = "E" in series.freq.partition("-")[0]
-    usual_day = 31 if is_at_end else int(stamps.day.max())
+    usual_day = day_of_month(stamps)
     last = month_numbers(stamps[-1:].normalize(), usual_day)[0]
     numbers = last + months * (np.arange(1, count + 1) - back)
     first_days = pd.DatetimeIndex((numbers - 12 * 1970).astype("datetime64[M]")).as_unit("ns")
     days = np.minimum(usual_day, first_days.days_in_month)
     clock = stamps[-1] - stamps[-1].normalize()
     return (first_days + pd.to_timedelta(days - 1, "D") + clock).tz_localize(series.stamps.tz)
+
+
+def day_of_month(stamps):
+    """The day of the month, 1 to 31, that most stamps have; in a short month it is the last one."""
+    days = np.arange(31, 0, -1)
+    clipped = np.minimum(days[:, None], stamps.days_in_month.to_numpy())  # (31, stamps)
+    hits = (clipped == stamps.day.to_numpy()).sum(axis=1)
+    return int(days[hits.argmax()])  # of equally good ones the latest
 
 
 def on_grid(times, values, has_ids):

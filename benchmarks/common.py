@@ -1,5 +1,6 @@
 """What the benchmarks share: the script as `md`, and settings that its defaults do not change."""
 
+import resource
 import sys
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def make_job(device):
     """Job of one process on a device, named as by --device. Its voice speaks English."""
     flags = train_flags(device=str(device), devices=1, num_nodes=1)
     return md.start_job(flags, "32-true", md.Voice("en"), md.Stop())
+
+
+def peak_memory():
+    """Bytes of memory that this process took at its peak.
+
+    What getrusage says is no less than the peak of the process that started this one, so it is
+    asked only where the system has nothing better.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def data_config(**changes):

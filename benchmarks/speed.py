@@ -20,7 +20,6 @@ import math
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from common import (
     fit,
     make_job,
     md,
+    peak_memory,
     quiet_voice,
     teacher_request,
     train_flags,
@@ -688,7 +688,7 @@ def loading(device):
 
 
 def peak_of(folder, stride, queue):
-    """Label and train on a folder in this process; puts (windows, peak RSS in bytes)."""
+    """Label and train on a folder in this process; puts (windows, bytes at the peak)."""
     torch.set_num_threads(1)
     flags = {
         "data_dir": folder / "data",
@@ -720,7 +720,7 @@ def peak_of(folder, stride, queue):
     assert code == 0, code
     _, _, after = out.getvalue().partition("Datasets loaded: ")
     windows = int(after.split()[0].replace(",", ""))
-    queue.put((windows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    queue.put((windows, peak_memory()))
 
 
 def memory(device):

@@ -188,10 +188,14 @@ def test_a_disk_that_is_full_while_labelling_loses_no_block(data, teacher_folder
 def test_two_runs_share_a_cache_at_the_same_time(
     forks, data, teacher_folder, tmp_path, monkeypatch
 ):
-    """The other one begins as this one is about to write its manifest; then both make blocks."""
+    """The other one begins as this one is about to write its manifest; then both make blocks.
 
-    def argv_of(name, root=tmp_path):
-        argv = words(data, root, teacher_folder, "--max_windows", 40, "--teacher_batch_size", 2)
+    The first manifest decides how many windows a block has.
+    """
+
+    def argv_of(name, block, root=tmp_path):
+        sizes = ["--max_windows", 60, "--teacher_batch_size", block, "--num_epochs", 1]
+        argv = words(data, root, teacher_folder, *sizes)
         return [*argv, "--save_dir", str(tmp_path / name)]
 
     choose = md.choose_patch_sizes
@@ -201,7 +205,7 @@ def test_two_runs_share_a_cache_at_the_same_time(
 
     def choose_meanwhile(*arguments):
         """No manifest was found, and none is written yet."""
-        others.append(Forked(argv_of("b"), tmp_path / "output"))
+        others.append(Forked(argv_of("b", block=3), tmp_path / "output"))
         deadline = time.monotonic() + 60
         while not list((tmp_path / "labels").glob("*/blocks/*.bin")):
             assert time.monotonic() < deadline
@@ -218,7 +222,7 @@ def test_two_runs_share_a_cache_at_the_same_time(
     monkeypatch.setattr(md, "choose_patch_sizes", choose_meanwhile)
     monkeypatch.setattr(md.LabelFile, "write", write_then_wake)
     try:
-        assert md.main(argv_of("a")) == 0
+        assert md.main(argv_of("a", block=2)) == 0
         _, errors = others[0].communicate()
     finally:
         others[0].send_signal(signal.SIGKILL)
@@ -228,7 +232,7 @@ def test_two_runs_share_a_cache_at_the_same_time(
     count = md.LabelFile(shared, md.read_manifest(shared)).count
     assert 2 <= len(written) < count  # both have made some
 
-    assert md.main(argv_of("alone", tmp_path / "alone")) == 0
+    assert md.main(argv_of("alone", 3, tmp_path / "alone")) == 0
     (alone,) = (tmp_path / "alone" / "labels").iterdir()
     assert shared.name == alone.name
     assert (shared / "labels.bin").read_bytes() == (alone / "labels.bin").read_bytes()
