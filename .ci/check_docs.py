@@ -114,9 +114,11 @@ def differences_of_tables(text, flags):
                 )
     for (command, name), (number, _) in documented.items():
         having = [own for own, defaults in flags.items() if name in defaults]
-        if not having or command not in (ANY, *having):
+        if not having:
+            problems.append(f"{GUIDE}:{number}: no command has {name}")
+        elif command not in (ANY, *having):
             problems.append(f"{GUIDE}:{number}: {command} has no {name}")
-    return list(dict.fromkeys(problems))  # two commands that have a flag make it one problem
+    return problems
 
 
 # -- What the pages mention and show ---------------------------------------------------------------
@@ -181,7 +183,7 @@ def main():
             problem = parse_problem(words)
             if problem:
                 problems.append(f"{page}:{number}: {shlex.join(words)}: {problem}")
-    for problem in problems:
+    for problem in dict.fromkeys(problems):  # once, also where two commands have the flag
         print(problem)
     if not problems:
         names = set().union(*flags.values())
