@@ -281,12 +281,18 @@ class Parser(argparse.ArgumentParser):
 
 def int_or_auto(text):
     """Type of a flag that is a whole number or `auto`."""
-    return text if text == "auto" else int(text)
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number or auto") from error
 
 
 def float_or_auto(text):
     """Type of a flag that is a number or `auto`."""
-    return text if text == "auto" else float(text)
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number or auto") from error
 
 
 def ratio(text):
@@ -622,8 +628,9 @@ def atomic(path, replace=True):
         if replace or not path.exists():
             os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path}: cannot be written ({error.args[-1]}); what was there before is as it was"
+            f"{path}: cannot be written ({reason}); what was there before is as it was"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -2834,7 +2841,8 @@ def begin_labels(folder, task, teacher, weights, job):
     if old and set(windows.freqs) <= old["patch_sizes"].keys():
         job.voice.note(f"going on with the unfinished labels in {folder}")
         return
-    shutil.rmtree(folder, ignore_errors=True)  # what a damaged manifest left
+    if (folder / "manifest.json").exists():  # a damaged one
+        shutil.rmtree(folder, ignore_errors=True)
     patch_sizes, seconds = choose_patch_sizes(teacher, task, job.voice)
 
     request = task.request
@@ -4328,6 +4336,7 @@ def is_local(name):
 
 
 def is_there(path):
+    """Whether a path, which may begin with ~, is there."""
     return Path(path).expanduser().exists()
 
 

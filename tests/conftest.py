@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "moirai_distill.py"
 DEMO_TEACHER = SCRIPT.parent / "checkpoints" / "demo_teacher"
 # A run of seconds: context 64, horizon 16, a student of a few thousand weights.
 SMALL = "--context_length 64 --prediction_length 16 --d_model 16 --num_layers 1 --num_heads 2"
-SMALL += " --patch_size 8 --device cpu"
+SMALL += " --patch_size 8 --device cpu --devices 1 --teacher_precision 32"
 # What else decides such a run, whatever the script's defaults are.
 SMALL_RUN = "--num_epochs 2 --max_windows 10 --learning_rate 1e-3 --lang en --columns first"
 SMALL_RUN += " --max_files 0 --split_by auto --split_ratio 8:1:1 --split_seed 0 --season auto"
