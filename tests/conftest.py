@@ -28,6 +28,21 @@ SMALL_RUN += " --max_files 0 --split_by auto --split_ratio 8:1:1 --split_seed 0 
 SMALL_RUN += " --max_gap 16 --stride 1 --teacher_patch_size auto --num_samples 5"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Let two processes share the whole suite, file by file, where pytest-xdist is installed.
+
+    `pytest -n 0`, and the names of files or tests, run in this process alone.
+    """
+    is_whole = config.args_source == config.ArgsSource.TESTPATHS
+    is_worker = hasattr(config, "workerinput")
+    if not config.pluginmanager.hasplugin("xdist") or is_worker or not is_whole:
+        return
+    if config.option.numprocesses is None and not config.option.usepdb:
+        config.option.numprocesses = 2
+        config.option.dist = "loadfile"
+
+
 def hourly(rows, seed=0, start="2024-01-01"):
     """A frame (date, value) of a noisy daily cycle."""
     rng = np.random.default_rng(seed)
