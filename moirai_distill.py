@@ -59,7 +59,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
+import uuid
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -410,6 +412,7 @@ ONNX_TOLERANCE = 1e-4  # deviations of a context by which an ONNX file may diffe
 
 # -- What you must not touch -----------------------------------------------------------------------
 
+OLDEST_PYTHON = (3, 11)
 COMMANDS = ("train", "evaluate", "predict", "export", "label")
 PARTS = ("train", "validation", "test")  # in the order of --split_ratio; named in checkpoints
 FEWEST_FILES = len(PARTS)  # a file for each part
@@ -609,23 +612,30 @@ HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
 def atomic(path, replace=True):
     """A file to write bytes to, which gets the name `path` once it is whole and on disk.
 
-    Without `replace`, a file that is there already stays. Raises UserError where the disk is full
-    or the place cannot be written to; what was there before is then as it was.
+    Without `replace`, a file that is there already stays. A file that is replaced keeps its mode
+    and owner; a link stays, and its target is written; what is no regular file (/dev/stdout) is
+    written to as it is. Raises UserError where the disk is full or the place cannot be written to;
+    what was there before is then as it was.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    is_special = path.exists() and not path.is_file()
     try:
-        with open(temporary, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path if is_special else temporary, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if not is_special:
+                os.fsync(file.fileno())
+        if is_special:
+            return
         if not replace:
             # A link fails where there is a file already, which stays; or where the file system
             # knows no links, and then the file takes its name as always.
             with contextlib.suppress(OSError):
                 os.link(temporary, path)
         if replace or not path.exists():
+            keep_mode(path, temporary)
             os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
         reason = getattr(error, "strerror", None) or error
@@ -634,6 +644,15 @@ def atomic(path, replace=True):
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def keep_mode(old, new):
+    """Give a file the mode and, if that is allowed, the owner of the one that it will replace."""
+    if not old.exists():
+        return
+    shutil.copymode(old, new)
+    with contextlib.suppress(PermissionError, AttributeError):  # for root alone; not on Windows
+        os.chown(new, old.stat().st_uid, old.stat().st_gid)
 
 
 def unwritable(folder):
@@ -668,10 +687,9 @@ def read_checkpoint(path):
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        damaged = zipfile.ZipFile(path).testzip()
-        if damaged is not None:
-            raise ValueError(f"the checksum of {damaged} does not fit")
+        check_archive(path)
         content = torch.load(path, "cpu", weights_only=True)
+        check_tensors(content)
     except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
         raise UserError(
             f"{path}: refused: damaged, or not plain data ({repr(error)[:99]})"
@@ -686,6 +704,29 @@ def read_checkpoint(path):
             f"{path}: of a newer format ({content['format']}); update moirai_distill.py"
         )
     return content
+
+
+def check_archive(path):
+    """Raise ValueError where a file of torch.save is damaged, or would unpack to more than it is.
+
+    torch.save packs nothing, so the parts together are no larger than the file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if sum(part.file_size for part in parts) > Path(path).stat().st_size:
+            raise ValueError("it would unpack to more than it is")
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} does not fit")
+
+
+def check_tensors(content):
+    """Raise ValueError where a tensor is larger than the memory that it is a view of."""
+    for leaf in tree_leaves(content):
+        if isinstance(leaf, torch.Tensor):
+            held = leaf.untyped_storage().nbytes()
+            if leaf.numel() * leaf.element_size() > held:
+                raise ValueError("a tensor is larger than what it holds")
 
 
 def best_in(folder):
@@ -703,18 +744,15 @@ def best_in(folder):
 
 
 def read_student(source, revision=None):
-    """Dict of the checkpoint that a user calls `source`.
+    """(content, path or None) of the checkpoint that a user calls `source`. Raises UserError.
 
-    A `.pt`, a run's folder (its best), an exported folder or a hub id. The dict has its `path`
-    where it is of a `.pt`. Raises UserError.
+    A `.pt`, a run's folder (its best), an exported folder or a hub id; the path is that of a `.pt`.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         path = best_in(path) or path
     if path.is_file() or path.suffix == ".pt":
-        content = read_checkpoint(path)
-        content["path"] = str(path)
-        return content
+        return read_checkpoint(path), path
 
     from safetensors.torch import load_file  # not at the top: a .pt does not need it
 
@@ -724,7 +762,7 @@ def read_student(source, revision=None):
     content = config.pop("info", None) or {}
     content["student_config"] = config
     content["model_state_dict"] = load_file(weights_file)
-    return content
+    return content, None
 
 
 def shareable(content):
@@ -804,7 +842,7 @@ def model_file(name, revision, filename):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM arrived; its number is the argument."""
+    """SIGINT, SIGTERM or SIGHUP arrived; its number is the argument."""
 
 
 class Stop:
@@ -948,7 +986,9 @@ def read_csv(path):
 
 
 def read_bytes(path):
-    """What a file holds, unpacked where its name ends with .gz."""
+    """What a file holds, unpacked where its name ends with .gz. Raises Unusable."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
+        raise Unusable("is no regular file")
     is_packed = path.name.lower().endswith(".gz")
     with (gzip.open if is_packed else open)(path, "rb") as file:
         return file.read()
@@ -1590,6 +1630,10 @@ def fit_scaler(rows):
     deviation = float(scaler.scale_[0])
     if not math.isfinite(deviation) or not scaler.var_[0] > 0:
         raise Unusable("values too large or too close for float64")
+    if deviation != math.sqrt(
+        scaler.var_[0]
+    ):  # scikit-learn takes 1 where rounding is all there is
+        raise Unusable(f"nearly constant: its values differ from {mean:g} by rounding errors")
     return mean, deviation, scaler
 
 
@@ -1979,6 +2023,8 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
             raise ValueError(
                 f"context has shape {tuple(context.shape)}, expected (B, {self.context_length})"
             )
+        if not context.is_floating_point():  # small integers would overflow
+            context = context.double()
         centre, deviation = instance_scale(context)
         scaled = ((context - centre) / deviation).float()
 
@@ -2017,12 +2063,13 @@ class OpenedStudent:
     student: PatchStudent  # in eval mode, on the CPU
     content: dict  # of its checkpoint
     weights_id: str  # short sha256 of its weights
+    path: Path | None  # of its `.pt`, None where it is no such file
 
 
 def open_student(source, revision=None):
     """OpenedStudent of what a user calls a checkpoint. Raises UserError."""
     try:
-        content = read_student(source, revision)
+        content, path = read_student(source, revision)
         config = content["student_config"]
         weights = content["model_state_dict"]
         if config["d_model"] % config["num_heads"] or config["num_layers"] > len(weights):
@@ -2035,7 +2082,7 @@ def open_student(source, revision=None):
         digest = hashlib.sha256()
         for weight in student.state_dict().values():
             digest.update(weight.numpy().tobytes())
-        return OpenedStudent(student.float().eval(), content, digest.hexdigest()[:16])
+        return OpenedStudent(student.float().eval(), content, digest.hexdigest()[:16], path)
     except (UserError, ModuleNotFoundError):
         raise
     except Exception as error:  # damaged files, or another model's
@@ -2286,6 +2333,36 @@ GENERATIONS = (
 )
 
 
+# What stands in a config.json beside `distr_output`: (type, smallest, largest). No published MOIRAI
+# comes near the largest; they bound what a file that lies can cost before it is refused.
+SETTINGS = {
+    "d_model": (int, 1, 8192),
+    "d_ff": (int, 1, 65_536),
+    "num_layers": (int, 1, 128),
+    "patch_size": (int, 1, 1024),
+    "max_seq_len": (int, 1, 100_000),
+    "num_predict_token": (int, 1, 128),
+    "attn_dropout_p": (float, 0, 1),
+    "dropout_p": (float, 0, 1),
+    "scaling": (bool, False, True),
+}
+LISTS = {"patch_sizes": (int, 1, 1024), "quantile_levels": (float, 0, 1)}  # of at most MOST_ITEMS
+MOST_ITEMS = 99
+
+# uni2ts's output distributions, and the one number that some of them take.
+DISTRIBUTIONS = {
+    "StudentTOutput": None,
+    "NormalOutput": None,
+    "NormalFixedScaleOutput": "scale",
+    "NegativeBinomialOutput": None,
+    "LogNormalOutput": None,
+    "LaplaceOutput": None,
+    "LaplaceFixedScaleOutput": "scale",
+    "ParetoOutput": None,
+    "ParetoFixedAlphaOutput": "alpha",
+}
+
+
 class Teacher:
     """A frozen MOIRAI (uni2ts's module) that forecasts one variate from exactly its last L points.
 
@@ -2501,26 +2578,25 @@ def load_teacher(request, device, note):
     weights_file = model_file(name, request.teacher_revision, "model.safetensors")
     try:
         settings = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
     generation = find_generation(name, settings)
+    check_settings(name, settings, weights_file)
     precision = request.teacher_precision if device.type == "cuda" else "32"
     if generation.package == "moirai_moe" and precision != "32":
         raise UserError("--teacher_precision bf16: not for a MOIRAI-MoE; use 32")
-    refuse_foreign_classes(name, settings)
 
     try:
         from safetensors.torch import load_file
-        from uni2ts.model.moirai.module import decode_distr_output
 
         package = importlib.import_module(f"uni2ts.model.{generation.package}")
     except ImportError as error:
         raise UserError(
             f"uni2ts cannot be imported ({error}); pip install -r requirements.txt"
         ) from error
+    if "distr_output" in settings:
+        settings["distr_output"] = build_distribution(name, settings["distr_output"])
     try:
-        if "distr_output" in settings:
-            settings["distr_output"] = decode_distr_output(settings["distr_output"])
         module = getattr(package, f"{generation.prefix}Module")(**settings)
         module.load_state_dict(load_file(weights_file), strict=True)
         if 0.5 not in settings.get("quantile_levels", [0.5]):
@@ -2549,11 +2625,74 @@ def find_generation(name, settings):
     return max(fitting, key=lambda generation: len(generation.config_keys))
 
 
-def refuse_foreign_classes(name, settings):
-    """Raise UserError where a config.json asks for a class outside uni2ts's distributions."""
-    allowed = r'"_target_": "uni2ts\.distribution\.(\w+\.)?\w+Output"'
-    if "_target_" in re.sub(allowed, "", json.dumps(settings)):
-        raise UserError(f"{name}: config.json names a class outside uni2ts.distribution; refused")
+def check_settings(name, settings, weights_file):
+    """Raise UserError unless a config.json holds plain numbers that fit the weights file."""
+    for key, value in settings.items():
+        if key == "distr_output":  # `build_distribution` looks at it
+            continue
+        if key in LISTS:
+            kind, low, high = LISTS[key]
+            items = value if isinstance(value, list) and len(value) <= MOST_ITEMS else [None]
+        elif key in SETTINGS:
+            kind, low, high = SETTINGS[key]
+            items = [value]
+        else:
+            raise UserError(f"{name}: config.json has {key!r}, which is no setting of a MOIRAI")
+        if not all(is_between(item, kind, low, high) for item in items):
+            raise UserError(
+                f"{name}: {key} in config.json is {str(value)[:60]!r};"
+                f" it must be {kind.__name__} from {low} to {high}"
+            )
+    # Attention alone has four matrices in each layer; two bytes are the smallest of a weight.
+    needed = 2 * 4 * settings.get("num_layers", 0) * settings.get("d_model", 0) ** 2
+    if needed > weights_file.stat().st_size:
+        raise UserError(f"{name}: model.safetensors is damaged, or smaller than config.json says")
+
+
+def is_between(value, kind, low, high):
+    """Whether a value of a JSON file is of a kind, and in a range."""
+    if kind is float and type(value) is int:
+        value = float(value)
+    return type(value) is kind and low <= value <= high
+
+
+def build_distribution(name, config):
+    """uni2ts's output distribution that a config.json asks for, by the exact name of its class.
+
+    Nothing of the file reaches uni2ts's own decoder, which can be made to call any function.
+    Raises UserError.
+    """
+    import uni2ts.distribution as package
+
+    if isinstance(config, dict) and is_class(config.get("_target_"), package.MixtureOutput):
+        components = config.get("components")
+        is_list = isinstance(components, list) and 0 < len(components) <= MOST_ITEMS
+        if is_list and set(config) == {"_target_", "components"}:
+            return package.MixtureOutput([build_component(name, part) for part in components])
+    return build_component(name, config)
+
+
+def build_component(name, config):
+    """A single output distribution, as for `build_distribution`."""
+    import uni2ts.distribution as package
+
+    if isinstance(config, dict):
+        for kind, setting in DISTRIBUTIONS.items():
+            if not is_class(config.get("_target_"), getattr(package, kind)):
+                continue
+            numbers = {key: value for key, value in config.items() if key != "_target_"}
+            is_known = set(numbers) <= {setting}
+            if is_known and all(is_between(value, float, 0, 1e6) for value in numbers.values()):
+                return getattr(package, kind)(**numbers)
+    raise UserError(
+        f"{name}: distr_output in config.json is no output distribution of uni2ts; refused"
+        f" ({json.dumps(config)[:99]})"
+    )
+
+
+def is_class(target, kind):
+    """Whether a name in a config.json is that of a class."""
+    return target in (f"{kind.__module__}.{kind.__name__}", f"uni2ts.distribution.{kind.__name__}")
 
 
 # == Labels ========================================================================================
@@ -2613,6 +2752,8 @@ class LabelFile:
             (self.path, row * self.block * number, row * self.windows + 32 * number),
         )
         for path, block_at, sha256_at in places:
+            if not path.is_file():
+                continue
             with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
                 file.seek(block_at)
                 content = file.read(size)
@@ -2691,8 +2832,11 @@ def key_folder(cache, key):
 
 def read_manifest(folder):
     """The manifest (dict) of a label folder, or None where there is none that can be used."""
+    path = Path(folder, "manifest.json")
+    if not path.is_file():
+        return None
     try:
-        manifest = json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         is_its_own = key_folder(folder.parent, manifest["key"]) == folder
         can_be_used = manifest["block"] > 0 and isinstance(manifest["patch_sizes"], dict)
         return manifest if is_its_own and can_be_used else None
@@ -3319,7 +3463,7 @@ def save_metrics(folder, history):
 
     with atomic(folder / "metrics.jsonl") as file:
         for line in history:
-            file.write((json.dumps(line) + "\n").encode())
+            file.write((json_text(line) + "\n").encode())
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     with SummaryWriter(folder / "tensorboard") as writer:
         for line in history:
@@ -3657,8 +3801,10 @@ def draw(path, panels):
         axis.plot(panel.steps, panel.known, color="0.6", label="known" if len(panel.known) else "")
         for name, curve in panel.curves.items():
             axis.plot(panel.ahead, curve, label=name[-40:], linewidth=1.2)
-        axis.set_title(panel.title, fontsize="small")
-    axes[0].legend(ncols=3, loc="upper left", fontsize="small")
+        axis.set_title(panel.title, fontsize="small", parse_math=False)  # $ in a name is a dollar
+    legend = axes[0].legend(ncols=3, loc="upper left", fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
@@ -3683,9 +3829,14 @@ def evaluate(args, voice, stop):
         students[shown] = open_student(name)
     refuse_other_lengths(students, args)
     first_name, first = next(iter(students.items()))
-    contents = [opened.content for opened in students.values()]
-    distilled = [content for content in contents if content.get("teacher")]
-    pupil = distilled[0] if distilled else contents[0]  # the teacher is that of this one's run
+    distilled = [opened for opened in students.values() if opened.content.get("teacher")]
+    pupil = distilled[0] if distilled else first  # the teacher is that of this one's run
+    if args.with_teacher and pupil.path is None and not args.teacher_model:
+        teacher = (pupil.content.get("teacher") or {}).get("teacher", "none")
+        raise UserError(
+            f"--with_teacher: an exported student names its teacher itself ({teacher});"
+            " name the one to load with --teacher_model"
+        )
 
     inherited = inherit_arguments(args, first, pupil)
     data_dir = inherited.data_dir
@@ -3705,8 +3856,8 @@ def evaluate(args, voice, stop):
     request = None
     if args.with_teacher:
         request = pick(TeacherRequest, inherited)
-        if pupil.get("teacher") and not args.teacher_patch_size:
-            request.teacher_patch_size = pupil["teacher"]["patch_sizes"]
+        if pupil.content.get("teacher") and not args.teacher_patch_size:
+            request.teacher_patch_size = pupil.content["teacher"]["patch_sizes"]
     compare(students, data, request, folder, job)
 
 
@@ -3730,14 +3881,15 @@ def refuse_other_lengths(students, args):
 def inherit_arguments(args, first, pupil):
     """Arguments of evaluate: as given, else as in the first student's run, else the defaults.
 
-    Those of the teacher are as in the run of `pupil`, a checkpoint's content.
+    Those of the teacher are as in the run of `pupil`, another student.
     """
     values = vars(build_parser(demo=False).parse_args(["train"]))
     values["data_dir"] = ""
     values.update(first.content.get("run_config", {}))
     for field in dataclasses.fields(TeacherRequest):
-        if field.name != "label_cache" and field.name in pupil.get("run_config", {}):
-            values[field.name] = pupil["run_config"][field.name]
+        of_pupil = pupil.content.get("run_config", {})
+        if field.name != "label_cache" and field.name in of_pupil:
+            values[field.name] = of_pupil[field.name]
     for name, value in vars(args).items():
         if value is not None:
             values[name] = value
@@ -3762,8 +3914,8 @@ def evaluation_folder(args, first):
     folder = Path("evaluation")
     if args.output_dir:
         folder = Path(args.output_dir)
-    elif is_own_data and "path" in first.content:
-        folder = Path(first.content["path"]).parent
+    elif is_own_data and first.path:
+        folder = first.path.parent
     folder = folder.expanduser()
     if problem := unwritable(folder):
         raise UserError(f"{problem}; give --output_dir")
@@ -4120,9 +4272,7 @@ def draw_forecasts(picture, forecasts, held_out):
 def export(args, voice, _stop):
     """Write a student as an ONNX file, or as a folder for the hub."""
     opened = open_student(args.checkpoint)
-    base = Path(".")
-    if "path" in opened.content:
-        base = Path(opened.content["path"]).parent
+    base = opened.path.parent if opened.path else Path(".")
     default = "student.onnx" if args.format == "onnx" else "hub"
     output = Path(args.output or base / default).expanduser()
     if args.format == "onnx":
@@ -4468,9 +4618,15 @@ def main(argv=None):
     }
     stop = Stop()
     handlers = {}
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        handlers[signum] = signal.signal(signum, stop)
+    if threading.current_thread() is threading.main_thread():  # Python allows no other one
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            if hasattr(signal, name):
+                signum = getattr(signal, name)
+                handlers[signum] = signal.signal(signum, stop)
     try:
+        if sys.version_info < OLDEST_PYTHON:
+            oldest = ".".join(map(str, OLDEST_PYTHON))
+            raise UserError(f"this is Python {sys.version.split()[0]}; it takes {oldest} or newer")
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
         commands[args.command](args, Voice(args.lang), stop)
         return 0

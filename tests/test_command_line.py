@@ -7,8 +7,10 @@ parser says. That the defaults are those of the guide is checked by .ci/check_do
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -539,3 +541,33 @@ def test_a_successful_command_returns_0(capsys):
 
 def test_parsing_returns_a_plain_namespace():
     assert type(md.parse_arguments(words())) is argparse.Namespace
+
+
+def test_main_runs_in_a_thread_where_no_signal_can_be_caught(tmp_path, capsys):
+    codes = []
+    words = ["label", "--list", "--label_cache", str(tmp_path / "none"), "--lang", "en"]
+    thread = threading.Thread(target=lambda: codes.append(md.main(words)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    assert "No label files" in capsys.readouterr().out
+
+
+def test_an_old_python_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(md, "OLDEST_PYTHON", (99, 0))
+    assert md.main(["label", "--list"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: this is Python ") and "99.0 or newer" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_terminal_that_is_closed_stops_as_a_signal_does(monkeypatch, capsys):
+    def list_labels(*_):
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.getsignal(signal.SIGHUP)
+    monkeypatch.setattr(md, "list_labels", list_labels)
+    assert md.main(["label", "--list"]) == 128 + signal.SIGHUP
+    assert "stopped by SIGHUP" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGHUP) == before

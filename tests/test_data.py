@@ -684,7 +684,7 @@ def test_files_that_cannot_be_used_are_skipped_with_the_reason_and_the_others_ar
         "header.csv": "no rows",
         "empty.csv": "unreadable",
         "noise.csv": "NUL bytes",
-        "folder.csv": "unreadable",
+        "folder.csv": "no regular file",
     }
     files = read_folder(tmp_path)
     data = md.split_data(files, data_config(**SHORT))

@@ -39,7 +39,7 @@ def printed_errors(out):
 
 def flags_of(run):
     """The flags of a run, whatever the script's defaults are."""
-    return argparse.Namespace(**md.read_student(run)["run_config"])
+    return argparse.Namespace(**md.read_student(run)[0]["run_config"])
 
 
 def windows_of(run):
@@ -159,7 +159,7 @@ def test_every_forecaster_is_scored_over_every_window_of_the_runs_own_split(trai
 def test_the_teachers_row_is_the_error_of_its_labels(trained, evaluated, teacher_folder):
     test = windows_of(trained / "distilled")["test"]
     request = md.pick(md.TeacherRequest, flags_of(trained / "distilled"))
-    sizes = md.read_student(trained / "distilled")["teacher"]["patch_sizes"]
+    sizes = md.read_student(trained / "distilled")[0]["teacher"]["patch_sizes"]
     request.teacher_patch_size = sizes
     teacher = load_teacher(teacher_folder)
     block = request.teacher_batch_size

@@ -241,7 +241,7 @@ def test_the_model_card_holds_scores_data_teacher_and_licence(trained, hub_folde
     for name in ("student", "seasonal-naive", "last value"):
         numbers = [f"{rows[name][metric]:.4f}" for metric in ("mse", "mae", "mase")]
         assert f"| {name} | {' | '.join(numbers)} |" in card
-    for part, (series, windows) in md.read_student(trained / "distilled")["counts"].items():
+    for part, (series, windows) in md.read_student(trained / "distilled")[0]["counts"].items():
         assert f"{series:,} {part} series ({windows:,} windows)" in card
     assert "sampling frequency h" in card
     assert f"`{teacher_folder.name}`" in card

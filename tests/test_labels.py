@@ -124,11 +124,26 @@ class Fork:
         sys.exit(code)
 
     def end(self):
-        """(exit code, stdout, stderr) at its end."""
+        """(exit code, stdout, stderr) at its end; the code is None where it does not end."""
         self.process.join(timeout=100)
-        if self.process.exitcode is None:
-            self.process.kill()
         return self.process.exitcode, self.out.read_text(), self.err.read_text()
+
+
+@pytest.fixture
+def start_fork(tmp_path):
+    """Starts Forks, in folders that are named, of which none outlives the test."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork on this system")
+    forks = []
+
+    def start(words, name, **environment):
+        forks.append(Fork(words, tmp_path / name, **environment))
+        return forks[-1]
+
+    yield start
+    for fork in forks:
+        fork.process.kill()
+        fork.process.join()
 
 
 def edit(csv, row, value):
@@ -501,11 +516,7 @@ def test_an_interrupted_labelling_goes_on_to_the_same_bytes(
     assert lab.run(LABEL) == (0, 0)
 
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-
-
-@needs_fork
-def test_sigterm_to_a_process_that_labels_keeps_its_blocks(lab, whole, monkeypatch):
+def test_sigterm_to_a_process_that_labels_keeps_its_blocks(lab, whole, start_fork, monkeypatch):
     forecast = md.Teacher.forecast
 
     def slow(teacher, context, *more):
@@ -514,7 +525,7 @@ def test_sigterm_to_a_process_that_labels_keeps_its_blocks(lab, whole, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(md.Teacher, "forecast", slow)
-        fork = Fork(lab.words(LABEL), lab.root / "fork")
+        fork = start_fork(lab.words(LABEL), "fork")
     limit = time.monotonic() + 60
     while not list(lab.cache.glob("*/blocks/00000001.bin")):
         assert fork.process.is_alive() and time.monotonic() < limit
@@ -528,15 +539,14 @@ def test_sigterm_to_a_process_that_labels_keeps_its_blocks(lab, whole, monkeypat
     assert lab.bytes() == whole
 
 
-@needs_fork
-def test_two_processes_make_the_bytes_of_one(lab, whole):
+def test_two_processes_make_the_bytes_of_one(lab, whole, start_fork):
     """They are told of each other as torchrun tells them."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])  # which is free
     words = lab.words(LABEL, "--devices", 2)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    first = Fork(words, lab.root / "first", LOCAL_RANK="0", **place)
-    second = Fork(words, lab.root / "second", LOCAL_RANK="1", **place)
+    first = start_fork(words, "first", LOCAL_RANK="0", **place)
+    second = start_fork(words, "second", LOCAL_RANK="1", **place)
     code, out, err = first.end()
     assert code == 0, err
     assert out.count("Labelling 40 windows") == 1 and out.count("Labels of 40 windows") == 1

@@ -289,3 +289,12 @@ def test_a_path_with_nothing_there_is_one_line(tmp_path):
 def test_the_saved_config_is_all_that_rebuilds_the_student(tmp_path):
     student_of().save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == CONFIG | {"info": []}
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int64])
+def test_integers_forecast_as_the_same_numbers_in_floating_point(kind):
+    student = student_of()
+    context = (torch.arange(64) % 24 * 10 - (0 if kind == torch.uint8 else 120))[None]
+    expected = forecast(student, context.double())
+    assert torch.equal(forecast(student, context.to(kind)), expected)
+    assert expected.isfinite().all()

@@ -439,7 +439,7 @@ WRONG = {
     "tiny width": (change_config(d_model=32), "damaged or of another model"),
     "no such class": (
         change_config(distr_output={"_target_": "uni2ts.distribution.normal.NoOutput"}),
-        "another model",
+        "distr_output in config.json is no output distribution",
     ),
 }
 
@@ -481,7 +481,9 @@ def test_nothing_that_a_config_names_outside_the_distributions_is_executed(
     (folder / "config.json").write_text(json.dumps(config))
     assert label(folder, csv_folder, tmp_path) == 2
     assert not marker.exists()
-    expected = "config.json names a class outside uni2ts.distribution; refused"
+    expected = (
+        "num_layers in config.json" if place == "elsewhere" else "distr_output in config.json"
+    )
     assert expected in capsys.readouterr().err
 
 

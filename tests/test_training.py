@@ -604,6 +604,12 @@ def test_a_validation_loss_that_is_no_number_is_never_the_best(data, tmp_path, m
     script_validation(monkeypatch, [float("nan"), 2.0, float("nan")])
     assert run(data, tmp_path) == 0
     assert best(tmp_path)["epoch"] == 2
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and [line["validation_mse"] for line in history(tmp_path)] == [
+        None,
+        2,
+        None,
+    ]
 
 
 def test_patience_stops_after_that_many_epochs_without_a_new_best(data, tmp_path, monkeypatch):

@@ -1,0 +1,306 @@
+"""Files that come from strangers: nothing in them runs, decides where files go, or takes memory."""
+
+import json
+import os
+import shutil
+import stat
+import threading
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import hourly, load_teacher, quiet_voice, save_generation, save_module
+
+import moirai_distill as md
+
+# -- A teacher's config.json -----------------------------------------------------------------------
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def write_config(folder, config):
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture
+def teacher(teacher_folder, tmp_path):
+    """A copy of the random teacher, to be changed."""
+    return shutil.copytree(teacher_folder, tmp_path / "teacher")
+
+
+def refusal(folder):
+    """The one line with which a teacher is refused."""
+    with pytest.raises(md.UserError) as caught:
+        load_teacher(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_built_distribution_is_the_one_that_uni2ts_itself_decodes(teacher_folder, tmp_path):
+    from uni2ts.distribution import NormalFixedScaleOutput
+    from uni2ts.model.moirai.module import decode_distr_output
+
+    own = save_module(tmp_path / "own", distr_output=NormalFixedScaleOutput(scale=0.25))
+    for folder in (teacher_folder, own, save_generation(tmp_path / "moe", "moe")):
+        config = config_of(folder)["distr_output"]
+        built = md.build_distribution("name", config)
+        theirs = decode_distr_output(config)
+        assert type(built) is type(theirs)
+        parts = getattr(built, "components", [built])
+        their_parts = getattr(theirs, "components", [theirs])
+        assert [type(part) for part in parts] == [type(part) for part in their_parts]
+        assert [vars(part) for part in parts] == [vars(part) for part in their_parts]
+
+
+# The second builds the word `_target_` after every check of the text, and unpickles what follows.
+STRINGS = (
+    "${oc.env:HOME}",
+    '${oc.create:${oc.decode:\'{"_targ" "et_": "os.system", "_args_": ["MARK"]}\'}}',
+    "x",
+)
+NORMAL = "uni2ts.distribution.normal.NormalFixedScaleOutput"
+
+
+@pytest.mark.parametrize("text", STRINGS)
+@pytest.mark.parametrize("place", ["value", "key", "component", "target", "number", "setting"])
+def test_no_string_of_a_config_reaches_a_decoder(teacher, tmp_path, monkeypatch, text, place):
+    import hydra.utils
+
+    def fail(*_args, **_settings):
+        raise AssertionError("a stranger's text was instantiated")
+
+    monkeypatch.setattr(hydra.utils, "instantiate", fail)
+    monkeypatch.setattr("uni2ts.model.moirai.module.instantiate", fail)
+    text = text.replace("MARK", f"touch {tmp_path / 'executed'}")
+    config = config_of(teacher)
+    if place == "value":
+        config["distr_output"]["components"] = text
+    elif place == "key":
+        config["distr_output"][text] = 1
+    elif place == "component":
+        config["distr_output"]["components"].append(text)
+    elif place == "target":
+        config["distr_output"]["components"].append({"_target_": text})
+    elif place == "number":
+        config["distr_output"]["components"].append({"_target_": NORMAL, "scale": text})
+    else:
+        config["d_model"] = text
+    write_config(teacher, config)
+    refusal(teacher)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("key", ["_convert_", "_partial_", "_args_", "_recursive_", "spare"])
+def test_other_keys_of_a_distribution_are_refused(teacher, key):
+    config = config_of(teacher)
+    config["distr_output"]["components"][0][key] = True
+    write_config(teacher, config)
+    assert "distr_output" in refusal(teacher)
+
+
+def test_a_mixture_in_a_mixture_is_refused(teacher):
+    config = config_of(teacher)
+    inner = json.loads(json.dumps(config["distr_output"]))
+    config["distr_output"]["components"].append(inner)
+    write_config(teacher, config)
+    assert "distr_output" in refusal(teacher)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("d_model", 40_000),
+        ("d_model", 64.0),
+        ("d_model", True),
+        ("d_model", {"a": 1}),
+        ("num_layers", 10**9),
+        ("num_layers", -1),
+        ("num_layers", "2"),
+        ("max_seq_len", 10**12),
+        ("patch_sizes", 16),
+        ("patch_sizes", [16] * 1000),
+        ("patch_sizes", [[16]]),
+        ("attn_dropout_p", float("nan")),
+        ("dropout_p", 2),
+        ("scaling", "yes"),
+        ("d_other", 3),
+    ],
+)
+def test_a_setting_that_lies_is_one_line_before_anything_is_built(teacher, monkeypatch, key, value):
+    from uni2ts.model.moirai import MoiraiModule
+
+    def fail(*_args, **_settings):
+        raise AssertionError("a module was built")
+
+    monkeypatch.setattr(MoiraiModule, "__init__", fail)
+    write_config(teacher, config_of(teacher) | {key: value})
+    assert key in refusal(teacher)
+
+
+def test_more_weights_than_the_file_holds_are_not_built(teacher, monkeypatch):
+    from uni2ts.model.moirai import MoiraiModule
+
+    def fail(*_args, **_settings):
+        raise AssertionError("a module was built")
+
+    monkeypatch.setattr(MoiraiModule, "__init__", fail)
+    write_config(teacher, config_of(teacher) | {"d_model": 8192, "num_layers": 128})
+    assert "smaller than config.json says" in refusal(teacher)
+
+
+# -- Checkpoints -----------------------------------------------------------------------------------
+
+
+def best_of(run):
+    """Path of the best checkpoint of a run."""
+    (path,) = run.glob("best_model_epoch_*.pt")
+    return path
+
+
+def checkpoint_refusal(path):
+    with pytest.raises(md.UserError) as caught:
+        md.open_student(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(trained, tmp_path, monkeypatch):
+    path = tmp_path / "packed.pt"
+    with (
+        zipfile.ZipFile(best_of(trained / "distilled")) as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for part in source.infolist():
+            target.writestr(part.filename, source.read(part))
+        target.writestr("archive/data/bomb", bytes(10_000_000))
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", None)
+    assert "it would unpack to more than it is" in checkpoint_refusal(path)
+
+
+def test_a_tensor_that_is_larger_than_its_memory_is_refused(trained, tmp_path):
+    path = tmp_path / "huge.pt"
+    content = torch.load(best_of(trained / "distilled"), weights_only=True)
+    content["model_state_dict"]["head.bias"] = torch.zeros(1).expand(10**12)
+    torch.save(content, path)
+    assert path.stat().st_size < 10_000_000
+    assert "larger than what it holds" in checkpoint_refusal(path)
+
+
+def test_a_folder_that_names_a_path_does_not_decide_where_files_go(trained, tmp_path, monkeypatch):
+    hub = tmp_path / "hub"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    words = ["--checkpoint", str(trained / "distilled"), "--format", "hub"]
+    assert md.main(["export", *words, "--output", str(hub)]) == 0
+    config = json.loads((hub / "config.json").read_text())
+    config["info"]["path"] = str(elsewhere / "student.pt")
+    (hub / "config.json").write_text(json.dumps(config))
+    assert md.main(["export", "--checkpoint", str(hub), "--format", "hub"]) == 0
+    assert [path.name for path in here.iterdir()] == ["hub"]
+    assert not list(elsewhere.iterdir())
+
+
+def test_the_teacher_that_a_folder_names_is_not_loaded_unasked(
+    trained, tmp_path, capsys, monkeypatch
+):
+    hub = tmp_path / "hub"
+    words = ["--checkpoint", str(trained / "distilled"), "--format", "hub"]
+    assert md.main(["export", *words, "--output", str(hub)]) == 0
+    monkeypatch.setattr(md, "load_teacher", None)
+    words = ["--checkpoint", str(hub), "--with_teacher", "--data_dir", str(trained / "data")]
+    capsys.readouterr()
+    assert md.main(["evaluate", *words, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: --with_teacher") and "--teacher_model" in error
+
+
+# -- Outputs ---------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    with md.atomic(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path):
+    target = tmp_path / "folder" / "target"
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    with md.atomic(link) as file:
+        file.write(b"new")
+    assert link.is_symlink() and target.read_bytes() == b"new"
+    assert os.listdir(target.parent) == ["target"]
+
+
+def test_what_is_no_regular_file_is_written_to_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    with md.atomic(pipe) as file:
+        file.write(b"new")
+    reader.join(10)
+    assert read == [b"new"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and os.listdir(tmp_path) == ["pipe"]
+
+
+def test_two_writers_with_one_process_number_do_not_share_a_temporary_file(tmp_path):
+    with md.atomic(tmp_path / "file") as first, md.atomic(tmp_path / "file") as second:
+        first.write(b"first")
+        second.write(b"second")
+    assert (tmp_path / "file").read_bytes() == b"first"  # it ended last
+
+
+# -- Files that are read ---------------------------------------------------------------------------
+
+
+def test_a_pipe_and_a_link_to_a_device_are_skipped_with_the_reason(csv_folder):
+    os.mkfifo(csv_folder / "pipe.csv")
+    (csv_folder / "endless.csv").symlink_to("/dev/zero")
+    files = md.read_files(csv_folder, 0, ["first"], quiet_voice())
+    assert len(files.series) == 12
+    for name in ("pipe.csv", "endless.csv"):
+        assert files.notes[name] == ["skipped: is no regular file"]
+
+
+def test_pipes_in_a_label_cache_are_no_labels(tmp_path):
+    folder = tmp_path / "0" / "blocks"
+    folder.mkdir(parents=True)
+    os.mkfifo(tmp_path / "0" / "manifest.json")
+    os.mkfifo(tmp_path / "0" / "labels.bin")
+    os.mkfifo(folder / "00000000.bin")
+    assert md.read_manifest(tmp_path / "0") is None
+    manifest = {"key": {"windows": 4, "horizon": 2}, "block": 4}
+    assert md.LabelFile(tmp_path / "0", manifest).missing() == [0]
+
+
+def test_dollars_in_a_name_are_no_mathematics_in_a_picture(tmp_path):
+    panel = md.Panel("$x_$ and $\\frac{$", [0, 1], [1.0, 2.0], [2, 3], {"$y_$": [1.0, 2.0]})
+    md.draw(tmp_path / "a.png", [panel])
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_series_that_varies_by_rounding_alone_is_skipped(tmp_path):
+    frame = hourly(300)
+    frame["value"] = 1e12 + 1e-4 * np.arange(300)
+    frame.to_csv(tmp_path / "flat.csv", index=False, float_format="%.4f")
+    values = pd.read_csv(tmp_path / "flat.csv")["value"].to_numpy()
+    assert values.std() > 0
+    with pytest.raises(md.Unusable, match="nearly constant"):
+        md.fit_scaler(values)
