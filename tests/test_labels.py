@@ -573,6 +573,22 @@ def test_another_run_that_finishes_the_same_labels_meanwhile_does_no_harm(lab, w
     assert names == ["labels.bin", "manifest.json"]
 
 
+def test_of_two_runs_that_begin_at_once_the_first_decides(lab, monkeypatch):
+    choose = md.choose_patch_sizes
+    inner = []
+
+    def overtaken(*arguments):
+        if not inner:
+            inner.append("begun")
+            inner.append(md.main(lab.words(LABEL, "--teacher_batch_size", 5)))
+        return choose(*arguments)
+
+    monkeypatch.setattr(md, "choose_patch_sizes", overtaken)
+    assert lab.run(LABEL)[0] == 0 and inner == ["begun", 0]
+    assert md.read_manifest(lab.folder())["block"] == 5
+    assert lab.run(LABEL) == (0, 0)
+
+
 # --- damage ---
 
 
