@@ -451,6 +451,10 @@ LABEL_KEY = (
 # says it is.
 MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}
 
+# Values and tensors in a checkpoint, beyond which it is refused: a real one has some hundreds, and
+# a few for each epoch.
+MOST_PARTS = 1_000_000
+
 # What a run leaves in its folder. Before a new run begins, an earlier one's files are moved away by
 # these names: what is not listed here would be overwritten.
 RUN_FILES = (
@@ -612,29 +616,24 @@ HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
 def atomic(path, replace=True):
     """A file to write bytes to, which gets the name `path` once it is whole and on disk.
 
-    Without `replace`, a file that is there already stays. A file that is replaced keeps its mode
-    and owner; a link stays, and its target is written; what is no regular file (/dev/stdout) is
-    written to as it is. Raises UserError where the disk is full or the place cannot be written to;
-    what was there before is then as it was.
+    Without `replace`, a file that is there already stays. One that is replaced hands on its mode
+    and owner. Raises UserError where the disk is full or the place cannot be written to; what was
+    there before is then as it was.
     """
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    is_special = path.exists() and not path.is_file()
+    path = Path(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path if is_special else temporary, "wb") as file:
+        with open(temporary, "wb") as file:
             yield file
             file.flush()
-            if not is_special:
-                os.fsync(file.fileno())
-        if is_special:
-            return
+            os.fsync(file.fileno())
         if not replace:
             # A link fails where there is a file already, which stays; or where the file system
             # knows no links, and then the file takes its name as always.
             with contextlib.suppress(OSError):
                 os.link(temporary, path)
-        if replace or not path.exists():
+        if replace or not path.is_file():
             keep_mode(path, temporary)
             os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
@@ -643,16 +642,34 @@ def atomic(path, replace=True):
             f"{path}: cannot be written ({reason}); what was there before is as it was"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # most often it has its name already
+            temporary.unlink()
 
 
 def keep_mode(old, new):
-    """Give a file the mode and, if that is allowed, the owner of the one that it will replace."""
-    if not old.exists():
+    """Give a file the mode and owner of the one that it will replace, as far as that is allowed."""
+    if not old.is_file():
         return
-    shutil.copymode(old, new)
-    with contextlib.suppress(PermissionError, AttributeError):  # for root alone; not on Windows
+    with contextlib.suppress(OSError):
+        shutil.copymode(old, new)
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no owners
         os.chown(new, old.stat().st_uid, old.stat().st_gid)
+
+
+@contextlib.contextmanager
+def output_file(path):
+    """As `atomic`, for a path that the user typed: its links are followed.
+
+    What is no regular file, such as /dev/stdout or a pipe, is written to as it is.
+    """
+    path = Path(path)
+    is_device = str(path).startswith(("/dev/", "/proc/"))  # these may lead to a file, by > or >>
+    if is_device or (path.exists() and not path.is_file()):
+        with open(path, "ab") as file:
+            yield file
+        return
+    with atomic(os.path.realpath(path)) as file:
+        yield file
 
 
 def unwritable(folder):
@@ -713,6 +730,8 @@ def check_archive(path):
     """
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
+        if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise ValueError("it is packed, which torch.save does not do")
         if sum(part.file_size for part in parts) > Path(path).stat().st_size:
             raise ValueError("it would unpack to more than it is")
         damaged = archive.testzip()
@@ -721,12 +740,24 @@ def check_archive(path):
 
 
 def check_tensors(content):
-    """Raise ValueError where a tensor is larger than the memory that it is a view of."""
-    for leaf in tree_leaves(content):
-        if isinstance(leaf, torch.Tensor):
-            held = leaf.untyped_storage().nbytes()
-            if leaf.numel() * leaf.element_size() > held:
+    """Raise ValueError where a tensor is larger than the memory that it is a view of.
+
+    Lists that hold one list again and again are not followed for ever.
+    """
+    waiting = [content]
+    for _ in range(MOST_PARTS):
+        if not waiting:
+            return
+        part = waiting.pop()
+        if isinstance(part, dict):
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
+        elif isinstance(part, torch.Tensor):
+            held = part.untyped_storage().nbytes()
+            if part.numel() * part.element_size() > held:
                 raise ValueError("a tensor is larger than what it holds")
+    raise ValueError(f"it holds more than {MOST_PARTS:,} parts")
 
 
 def best_in(folder):
@@ -2072,6 +2103,7 @@ def open_student(source, revision=None):
         content, path = read_student(source, revision)
         config = content["student_config"]
         weights = content["model_state_dict"]
+        check_facts(content)
         if config["d_model"] % config["num_heads"] or config["num_layers"] > len(weights):
             raise ValueError("its sizes do not fit each other")
         if not all(weight.isfinite().all() for weight in weights.values()):
@@ -2089,6 +2121,30 @@ def open_student(source, revision=None):
         raise UserError(
             f"{source}: not a student of this program, or damaged ({repr(error)[:199]})"
         ) from error
+
+
+def check_facts(content):
+    """Raise ValueError where what a checkpoint says of its student is of the wrong type."""
+    for name, size in content["student_config"].items():
+        if name != "dropout" and not is_size(size):
+            raise ValueError(f"{name} is {str(size)[:60]!r}, which is no size")
+    if content["student_config"]["num_heads"] < 1:
+        raise ValueError("it has no attention heads")
+    if not all(weight.is_floating_point() for weight in content["model_state_dict"].values()):
+        raise ValueError("its weights are no real numbers")
+    kinds = {"run_config": dict, "counts": dict, "data": dict, "freqs": list}
+    for name, kind in kinds.items():
+        if not isinstance(content.get(name, kind()), kind):
+            raise ValueError(f"{name} is no {kind.__name__}")
+    if not all(isinstance(freq, str) for freq in content.get("freqs", [])):
+        raise ValueError("freqs are no names")
+    if not isinstance(content.get("teacher") or {}, dict):
+        raise ValueError("teacher is no dict")
+
+
+def is_size(value):
+    """Whether a value is a whole number that can be a size of a network."""
+    return type(value) is int and 0 <= value < 2**31
 
 
 MODEL_CARD = """\
@@ -2515,7 +2571,7 @@ class Teacher:
             logits = parameters["weights_logits"]
             components = list(zip(output.components, parameters["components"], strict=True))
         else:
-            logits = torch.zeros_like(parameters["loc"])[..., None]
+            logits = torch.zeros(shape, device=loc.device)[..., None]
             components = [(output, parameters)]
         drawn = torch.multinomial(logits.softmax(-1).flatten(0, 2), samples, True)
         values = torch.empty(drawn.shape, device=drawn.device)
@@ -2581,7 +2637,7 @@ def load_teacher(request, device, note):
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
     generation = find_generation(name, settings)
-    check_settings(name, settings, weights_file)
+    check_settings(name, settings)
     precision = request.teacher_precision if device.type == "cuda" else "32"
     if generation.package == "moirai_moe" and precision != "32":
         raise UserError("--teacher_precision bf16: not for a MOIRAI-MoE; use 32")
@@ -2597,10 +2653,16 @@ def load_teacher(request, device, note):
     if "distr_output" in settings:
         settings["distr_output"] = build_distribution(name, settings["distr_output"])
     try:
-        module = getattr(package, f"{generation.prefix}Module")(**settings)
-        module.load_state_dict(load_file(weights_file), strict=True)
         if 0.5 not in settings.get("quantile_levels", [0.5]):
             raise ValueError("quantile_levels without 0.5")
+        if generation.package == "moirai_moe" and 16 not in settings["patch_sizes"]:
+            raise ValueError("patch_sizes without 16")
+        if generation.package == "moirai2" and not settings.get("scaling", True):
+            raise ValueError("scaling is off")
+        kind = getattr(package, f"{generation.prefix}Module")
+        check_shapes(kind, settings, weights_file)
+        module = kind(**settings)
+        module.load_state_dict(load_file(weights_file), strict=True)
     except Exception as error:  # damaged weights, or a config that uni2ts, hydra or torch refuses
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -2625,8 +2687,8 @@ def find_generation(name, settings):
     return max(fitting, key=lambda generation: len(generation.config_keys))
 
 
-def check_settings(name, settings, weights_file):
-    """Raise UserError unless a config.json holds plain numbers that fit the weights file."""
+def check_settings(name, settings):
+    """Raise UserError unless a config.json holds plain numbers in their ranges."""
     for key, value in settings.items():
         if key == "distr_output":  # `build_distribution` looks at it
             continue
@@ -2637,23 +2699,34 @@ def check_settings(name, settings, weights_file):
             kind, low, high = SETTINGS[key]
             items = [value]
         else:
-            raise UserError(f"{name}: config.json has {key!r}, which is no setting of a MOIRAI")
+            raise UserError(f"{name}: config.json has {key[:60]!r}, which no MOIRAI has")
         if not all(is_between(item, kind, low, high) for item in items):
             raise UserError(
                 f"{name}: {key} in config.json is {str(value)[:60]!r};"
                 f" it must be {kind.__name__} from {low} to {high}"
             )
-    # Attention alone has four matrices in each layer; two bytes are the smallest of a weight.
-    needed = 2 * 4 * settings.get("num_layers", 0) * settings.get("d_model", 0) ** 2
-    if needed > weights_file.stat().st_size:
-        raise UserError(f"{name}: model.safetensors is damaged, or smaller than config.json says")
+
+
+def check_shapes(kind, settings, weights_file):
+    """Raise ValueError unless a weights file holds the tensors of a module of these settings.
+
+    On the "meta" device a module takes no memory, whatever its sizes are.
+    """
+    from safetensors import safe_open
+
+    with torch.device("meta"):
+        wanted = {key: list(part.shape) for key, part in kind(**settings).state_dict().items()}
+    with safe_open(weights_file, "pt") as file:
+        found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    wrong = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
+    if wrong:
+        raise ValueError(f"other names or shapes of weights: {', '.join(wrong[:3])}")
 
 
 def is_between(value, kind, low, high):
     """Whether a value of a JSON file is of a kind, and in a range."""
-    if kind is float and type(value) is int:
-        value = float(value)
-    return type(value) is kind and low <= value <= high
+    is_right = type(value) is kind or (kind is float and type(value) is int)
+    return is_right and low <= value <= high
 
 
 def build_distribution(name, config):
@@ -2682,7 +2755,7 @@ def build_component(name, config):
                 continue
             numbers = {key: value for key, value in config.items() if key != "_target_"}
             is_known = set(numbers) <= {setting}
-            if is_known and all(is_between(value, float, 0, 1e6) for value in numbers.values()):
+            if is_known and all(is_between(value, float, 1e-6, 1e6) for value in numbers.values()):
                 return getattr(package, kind)(**numbers)
     raise UserError(
         f"{name}: distr_output in config.json is no output distribution of uni2ts; refused"
@@ -3885,7 +3958,10 @@ def inherit_arguments(args, first, pupil):
     """
     values = vars(build_parser(demo=False).parse_args(["train"]))
     values["data_dir"] = ""
-    values.update(first.content.get("run_config", {}))
+    for name, value in first.content.get("run_config", {}).items():
+        is_place = name.endswith(("_dir", "_cache"))
+        if first.path or not is_place:  # an exported student names no place of this machine
+            values[name] = value
     for field in dataclasses.fields(TeacherRequest):
         of_pupil = pupil.content.get("run_config", {})
         if field.name != "label_cache" and field.name in of_pupil:
@@ -4249,7 +4325,7 @@ def save_forecasts(output, forecasts):
     for forecast in forecasts:
         columns[forecast.series.column] = pd.Series(forecast.values, forecast.index)
     table = pd.concat(columns, axis=1, sort=True).rename_axis(forecasts[0].index.name)
-    with atomic(output) as file:
+    with output_file(output) as file:
         file.write(table.to_csv().encode())
 
 

@@ -2,8 +2,11 @@
 
 import json
 import os
+import resource
 import shutil
 import stat
+import subprocess
+import sys
 import threading
 import zipfile
 
@@ -11,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import hourly, load_teacher, quiet_voice, save_generation, save_module
+from conftest import SCRIPT, hourly, load_teacher, quiet_voice, save_generation, save_module
 
 import moirai_distill as md
 
@@ -71,7 +74,7 @@ def test_no_string_of_a_config_reaches_a_decoder(teacher, tmp_path, monkeypatch,
     import hydra.utils
 
     def fail(*_args, **_settings):
-        raise AssertionError("a stranger's text was instantiated")
+        pytest.fail("a stranger's text was instantiated")  # no Exception: nothing catches it
 
     monkeypatch.setattr(hydra.utils, "instantiate", fail)
     monkeypatch.setattr("uni2ts.model.moirai.module.instantiate", fail)
@@ -134,22 +137,49 @@ def test_a_setting_that_lies_is_one_line_before_anything_is_built(teacher, monke
     from uni2ts.model.moirai import MoiraiModule
 
     def fail(*_args, **_settings):
-        raise AssertionError("a module was built")
+        pytest.fail("a module was built")
 
     monkeypatch.setattr(MoiraiModule, "__init__", fail)
     write_config(teacher, config_of(teacher) | {key: value})
     assert key in refusal(teacher)
 
 
-def test_more_weights_than_the_file_holds_are_not_built(teacher, monkeypatch):
-    from uni2ts.model.moirai import MoiraiModule
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"d_model": 8192, "num_layers": 2},
+        {"patch_sizes": [1024] * 99},
+        {"num_layers": 128},
+    ],
+)
+def test_sizes_that_the_file_does_not_hold_take_no_memory(teacher, changes):
+    write_config(teacher, config_of(teacher) | changes)
+    before = resident()
+    assert "other names or shapes of weights" in refusal(teacher)
+    assert resident() - before < 300e6
 
-    def fail(*_args, **_settings):
-        raise AssertionError("a module was built")
 
-    monkeypatch.setattr(MoiraiModule, "__init__", fail)
-    write_config(teacher, config_of(teacher) | {"d_model": 8192, "num_layers": 128})
-    assert "smaller than config.json says" in refusal(teacher)
+def resident():
+    """Bytes of memory that this process holds at its peak."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.mark.parametrize("scale", [0, 1e-300, -1, 10**400])
+def test_a_scale_that_no_distribution_can_have_is_refused(teacher, scale):
+    config = config_of(teacher)
+    config["distr_output"]["components"].append({"_target_": NORMAL, "scale": scale})
+    write_config(teacher, config)
+    assert "distr_output" in refusal(teacher)
+
+
+@pytest.mark.parametrize("kind", ["NegativeBinomialOutput", "ParetoOutput", "NormalOutput"])
+def test_a_single_distribution_of_any_kind_can_be_sampled(tmp_path, kind):
+    import uni2ts.distribution
+
+    output = getattr(uni2ts.distribution, kind)()
+    teacher = load_teacher(save_module(tmp_path / "one", distr_output=output))
+    context = torch.randn(2, 64).cumsum(1)
+    assert teacher.forecast(context, 16, 16, "median", 5).isfinite().all()
 
 
 # -- Checkpoints -----------------------------------------------------------------------------------
@@ -179,7 +209,51 @@ def test_a_packed_checkpoint_is_refused_before_it_is_unpacked(trained, tmp_path,
         target.writestr("archive/data/bomb", bytes(10_000_000))
     monkeypatch.setattr(torch, "load", None)
     monkeypatch.setattr(zipfile.ZipFile, "testzip", None)
+    assert "it is packed" in checkpoint_refusal(path)
+
+
+def test_parts_that_lie_on_top_of_each_other_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "overlap.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000))
+        archive.filelist *= 50  # the directory lists one part again and again
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", None)
     assert "it would unpack to more than it is" in checkpoint_refusal(path)
+
+
+def test_lists_of_lists_of_one_list_end(trained, tmp_path):
+    path = tmp_path / "lists.pt"
+    content = torch.load(best_of(trained / "distilled"), weights_only=True)
+    nested = [0]
+    for _ in range(60):
+        nested = [nested, nested]
+    torch.save(content | {"spare": nested}, path)
+    assert "parts" in checkpoint_refusal(path)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"student_config": {"num_heads": -2}},
+        {"student_config": {"num_heads": 2.0}},
+        {"student_config": {"context_length": 64.0}},
+        {"student_config": {"season": "x"}},
+        {"freqs": 5},
+        {"freqs": [1]},
+        {"run_config": []},
+        {"counts": 5},
+        {"data": 5},
+        {"teacher": 5},
+    ],
+)
+def test_facts_of_a_wrong_type_are_one_line(trained, tmp_path, lie):
+    path = tmp_path / "lie.pt"
+    content = torch.load(best_of(trained / "distilled"), weights_only=True)
+    for name, value in lie.items():
+        content[name] = content[name] | value if isinstance(value, dict) else value
+    torch.save(content, path)
+    checkpoint_refusal(path)
 
 
 def test_a_tensor_that_is_larger_than_its_memory_is_refused(trained, tmp_path):
@@ -206,6 +280,20 @@ def test_a_folder_that_names_a_path_does_not_decide_where_files_go(trained, tmp_
     assert md.main(["export", "--checkpoint", str(hub), "--format", "hub"]) == 0
     assert [path.name for path in here.iterdir()] == ["hub"]
     assert not list(elsewhere.iterdir())
+
+
+def test_places_that_a_folder_names_are_not_looked_at(trained, tmp_path):
+    hub = tmp_path / "hub"
+    words = ["--checkpoint", str(trained / "distilled"), "--format", "hub"]
+    assert md.main(["export", *words, "--output", str(hub)]) == 0
+    config = json.loads((hub / "config.json").read_text())
+    config["info"]["run_config"]["label_cache"] = str(tmp_path / "cache")
+    config["info"]["run_config"]["data_dir"] = str(trained / "data")
+    (hub / "config.json").write_text(json.dumps(config))
+    first = md.open_student(hub)
+    args = md.parse_arguments(["evaluate", "--checkpoint", str(hub)])
+    inherited = md.inherit_arguments(args, first, first)
+    assert inherited.data_dir == "" and inherited.label_cache != str(tmp_path / "cache")
 
 
 def test_the_teacher_that_a_folder_names_is_not_loaded_unasked(
@@ -235,29 +323,75 @@ def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_link_stays_and_its_target_is_written(tmp_path):
+def test_a_mode_that_cannot_be_kept_fails_no_write(tmp_path, monkeypatch):
+    def refuse(*_args, **_settings):
+        raise OSError(22, "Invalid argument")
+
+    (tmp_path / "file").write_bytes(b"old")
+    monkeypatch.setattr(os, "chmod", refuse)
+    monkeypatch.setattr(os, "chown", refuse)
+    with md.atomic(tmp_path / "file") as file:
+        file.write(b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_link_that_the_user_names_stays_and_its_target_is_written(tmp_path):
     target = tmp_path / "folder" / "target"
     target.parent.mkdir()
     target.write_bytes(b"old")
     link = tmp_path / "link"
     link.symlink_to(target)
-    with md.atomic(link) as file:
+    with md.output_file(link) as file:
         file.write(b"new")
     assert link.is_symlink() and target.read_bytes() == b"new"
     assert os.listdir(target.parent) == ["target"]
+
+
+def test_a_link_in_a_strangers_run_does_not_reach_its_target(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / "evaluation.json").symlink_to(victim)
+    with md.atomic(tmp_path / "evaluation.json") as file:
+        file.write(b"new")
+    assert victim.read_bytes() == b"mine"
+    assert (tmp_path / "evaluation.json").read_bytes() == b"new"
 
 
 def test_what_is_no_regular_file_is_written_to_and_stays(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     read = []
-    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
     reader.start()
-    with md.atomic(pipe) as file:
+    with md.output_file(pipe) as file:
         file.write(b"new")
     reader.join(10)
     assert read == [b"new"]
     assert stat.S_ISFIFO(pipe.stat().st_mode) and os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_forecast_goes_down_a_pipe(trained, tmp_path):
+    words = ["--checkpoint", str(trained / "distilled"), "--input", str(trained / "data/s00.csv")]
+    command = [sys.executable, str(SCRIPT), "predict", *words, "--output", "/dev/stdout"]
+    child = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.startswith("date,value\n") and child.stdout.count("\n") >= 17
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    below = tmp_path / "file" / "below"
+    with pytest.raises(md.UserError, match="cannot be written"), md.atomic(below) as file:
+        file.write(b"new")
+
+
+def test_a_pipe_in_a_label_cache_is_replaced(tmp_path):
+    for replace in (True, False):
+        os.mkfifo(tmp_path / "pipe")
+        with md.atomic(tmp_path / "pipe", replace) as file:
+            file.write(b"new")
+        assert (tmp_path / "pipe").read_bytes() == b"new"
+        (tmp_path / "pipe").unlink()
 
 
 def test_two_writers_with_one_process_number_do_not_share_a_temporary_file(tmp_path):
