@@ -1661,9 +1661,8 @@ def fit_scaler(rows):
     deviation = float(scaler.scale_[0])
     if not math.isfinite(deviation) or not scaler.var_[0] > 0:
         raise Unusable("values too large or too close for float64")
-    if deviation != math.sqrt(
-        scaler.var_[0]
-    ):  # scikit-learn takes 1 where rounding is all there is
+    own_deviation = math.sqrt(scaler.var_[0])
+    if deviation != own_deviation:  # scikit-learn takes 1 where all of it may be rounding
         raise Unusable(f"nearly constant: its values differ from {mean:g} by rounding errors")
     return mean, deviation, scaler
 
