@@ -432,8 +432,8 @@ USUAL_STEPS = np.array(  # what the steps of stamps that jitter are rounded to
 FORMAT = 1
 
 # What must agree for labels to be used again. The folder of a label file is named by a hash of
-# these facts: another list makes every label in every cache be made anew. Precision, device and
-# batch size of the teacher change labels by less than its own sampling does: the manifest tells.
+# these facts: another list makes every label in every cache be made anew. How labels were made
+# (device, precision, batch size, versions) is not among them: the manifest tells.
 LABEL_KEY = (
     "data",  # digest of the windows' values, starts and frequencies (`label_digest`)
     "windows",  # how many
