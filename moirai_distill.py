@@ -662,14 +662,19 @@ def output_file(path):
 
     What is no regular file, such as /dev/stdout or a pipe, is written to as it is.
     """
-    path = Path(path)
-    is_device = str(path).startswith(("/dev/", "/proc/"))  # these may lead to a file, by > or >>
-    if is_device or (path.exists() and not path.is_file()):
+    if is_special(path):
         with open(path, "ab") as file:
             yield file
-        return
-    with atomic(os.path.realpath(path)) as file:
-        yield file
+    else:
+        with atomic(os.path.realpath(path)) as file:
+            yield file
+
+
+def is_special(path):
+    """Whether a path is that of a device, a pipe or the like, and no name for a file."""
+    is_device = str(path).startswith(("/dev/", "/proc/"))  # these may lead to a file, by > or >>
+    path = Path(path)
+    return is_device or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def unwritable(folder):
@@ -2662,7 +2667,7 @@ def load_teacher(request, device, note):
         check_shapes(kind, settings, weights_file)
         module = kind(**settings)
         module.load_state_dict(load_file(weights_file), strict=True)
-    except Exception as error:  # damaged weights, or a config that uni2ts, hydra or torch refuses
+    except Exception as error:  # damaged weights, or a config that uni2ts or torch refuses
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{name}: config.json or model.safetensors is damaged or of another model"
@@ -4600,7 +4605,7 @@ def check_outputs(args):
     folders = {name: getattr(args, name, None) for name in ("save_dir", "output_dir")}
     if "label_cache" in args and needs_teacher(args):
         folders["label_cache"] = args.label_cache
-    if getattr(args, "output", None):
+    if getattr(args, "output", None) and not is_special(args.output):  # /dev may be locked
         folders["output"] = Path(args.output).parent
     problems = []
     for name, folder in folders.items():
@@ -4694,10 +4699,8 @@ def main(argv=None):
     stop = Stop()
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # Python allows no other one
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-            if hasattr(signal, name):
-                signum = getattr(signal, name)
-                handlers[signum] = signal.signal(signum, stop)
+        for signum in stopping_signals():
+            handlers[signum] = signal.signal(signum, stop)
     try:
         if sys.version_info < OLDEST_PYTHON:
             oldest = ".".join(map(str, OLDEST_PYTHON))
@@ -4725,6 +4728,15 @@ def main(argv=None):
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
     return 2
+
+
+def stopping_signals():
+    """The signals at which the work in hand is saved. SIGHUP is left to nohup, which ignores it."""
+    found = [signal.SIGINT, signal.SIGTERM]
+    has_hangup = hasattr(signal, "SIGHUP")  # Windows has none
+    if has_hangup and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found
 
 
 def tell_end(message):

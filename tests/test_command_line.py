@@ -561,13 +561,37 @@ def test_an_old_python_is_one_line(monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
-def test_a_terminal_that_is_closed_stops_as_a_signal_does(monkeypatch, capsys):
-    def list_labels(*_):
-        os.kill(os.getpid(), signal.SIGHUP)
-
+@pytest.fixture
+def hangup():
+    """Set what SIGHUP does; the tests themselves may run under nohup."""
+    if not hasattr(signal, "SIGHUP"):
+        pytest.skip("this system has no SIGHUP")
     before = signal.getsignal(signal.SIGHUP)
-    monkeypatch.setattr(md, "list_labels", list_labels)
+    yield lambda handler: signal.signal(signal.SIGHUP, handler)
+    signal.signal(signal.SIGHUP, before)
+
+
+def close_terminal(*_):
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_terminal_that_is_closed_stops_as_a_signal_does(hangup, monkeypatch, capsys):
+    hangup(signal.SIG_DFL)
+    monkeypatch.setattr(md, "list_labels", close_terminal)
     assert md.main(["label", "--list"]) == 128 + signal.SIGHUP
     assert "stopped by SIGHUP" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGHUP) == before
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_under_nohup_a_terminal_that_is_closed_stops_nothing(hangup, monkeypatch):
+    hangup(signal.SIG_IGN)
+    monkeypatch.setattr(md, "list_labels", close_terminal)
+    assert md.main(["label", "--list"]) == 0
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_a_device_can_be_an_output_where_its_folder_is_locked(monkeypatch, tmp_path):
+    monkeypatch.setattr(md, "unwritable", lambda _folder: "is locked")
+    for output, count in (("/dev/stdout", 0), (str(tmp_path / "a.csv"), 1)):
+        args = argparse.Namespace(command="predict", output=output, input="b.csv", plot=False)
+        assert len(md.check_outputs(args)) == count
