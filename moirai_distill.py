@@ -267,7 +267,34 @@ def build_parser(demo):
     return program
 
 
-class UserError(Exception):
+@dataclasses.dataclass
+class Message:
+    """An English sentence with places for values, and the values that stand in them.
+
+    It is kept in parts, so that `Voice` can say it in the user's language. A value may be a Message
+    itself. A sentence without values is taken as it is.
+    """
+
+    sentence: str
+    values: tuple = ()
+
+    def __str__(self):
+        return self.sentence.format(*self.values) if self.values else self.sentence
+
+
+class Told(Exception):
+    """An exception whose arguments are a sentence and its values, as those of a Message."""
+
+    @property
+    def message(self):
+        sentence, *values = self.args
+        return Message(sentence, tuple(values))
+
+    def __str__(self):
+        return str(self.message)
+
+
+class UserError(Told):
     """A problem that the user can mend: what, where, what to do.
 
     Shown without a traceback, exit code 2.
@@ -471,9 +498,9 @@ RUN_FILES = (
 
 # == Voice =========================================================================================
 
-# The Chinese of every sentence that is given to `Voice.say`, with the same placeholders in the same
-# order. What has no entry is printed in English: change a sentence here and at its place of use
-# together (tests/test_voice.py finds what does not fit).
+# The Chinese of the sentences that are given to a Voice, or raised as UserError or Unusable, with
+# the same placeholders in the same order. What has no entry is printed in English: change a
+# sentence here and at its place of use together (tests/test_voice.py finds what does not fit).
 CHINESE = {
     "Data directory: {}": "数据目录: {}",
     "Context length: {}": "上下文长度: {}",
@@ -551,11 +578,35 @@ CHINESE = {
         "与 PyTorch 在 {} 个上下文上的最大差异: {:.1e} 个标准差"
     ),
     "Exported: {}": "已导出: {}",
+    # notes, warnings and errors
+    "note: {}": "注意: {}",
+    "WARNING: {}": "警告: {}",
+    "error: {}": "错误: {}",
+    "stopped by {}": "因 {} 而停止",
+    "{} is not installed: pip install -r requirements.txt, or pip install {}": (
+        "未安装 {}: pip install -r requirements.txt，或 pip install {}"
+    ),
+    "out of GPU memory ({}); lower --batch_size or --teacher_batch_size": (
+        "显存不足 ({})；请调小 --batch_size 或 --teacher_batch_size"
+    ),
 }
 
 
+def in_language(message, language):
+    """Text of a Message (or Told, or anything else that has one) in a language, "en" or "zh"."""
+    if isinstance(message, Told):
+        message = message.message
+    if not isinstance(message, Message):
+        return message
+    template = message.sentence
+    if language == "zh":
+        template = CHINESE.get(template, template)
+    values = [in_language(value, language) for value in message.values]
+    return str(Message(template, tuple(values)))
+
+
 class Voice:
-    """Prints results on stdout in the user's language; notes and progress on stderr, in English."""
+    """Prints in the user's language: results on stdout, notes and progress on stderr."""
 
     def __init__(self, language):
         self.language = language
@@ -565,17 +616,21 @@ class Voice:
     def say(self, sentence, *values):
         """Print a result: an English sentence with placeholders, and what stands in them."""
         if self.is_on and not self.is_muted:
-            template = CHINESE.get(sentence, sentence) if self.language == "zh" else sentence
-            print(template.format(*values), flush=True)
+            print(in_language(Message(sentence, values), self.language), flush=True)
 
-    def note(self, text):
-        """Print what is worth knowing."""
+    def note(self, sentence, *values):
+        """Print what is worth knowing: a sentence and its values, or a Message."""
+        self._tell("note: {}", sentence, values)
+
+    def warn(self, sentence, *values):
+        """Print what may make the results wrong: a sentence and its values, or a Message."""
+        self._tell("WARNING: {}", sentence, values)
+
+    def _tell(self, heading, sentence, values):
+        told = sentence if isinstance(sentence, Message | Told) else Message(sentence, values)
         if self.is_on:
-            print(f"note: {text}", file=sys.stderr, flush=True)
-
-    def warn(self, text):
-        """Print what may make the results wrong."""
-        self.note(f"WARNING: {text}")
+            line = in_language(Message(heading, (told,)), self.language)
+            print(line, file=sys.stderr, flush=True)
 
     def bar(self, description, **settings):
         """A progress bar (tqdm) that vanishes at its end."""
@@ -973,7 +1028,7 @@ DATE_FORMATS = ("ISO8601", *(date + clock for date in DATES for clock in CLOCKS)
 MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 
 
-class Unusable(Exception):
+class Unusable(Told):
     """Why a file or a series is skipped."""
 
 
@@ -4696,6 +4751,8 @@ def main(argv=None):
         "export": export,
         "label": label,
     }
+    words = sys.argv[1:] if argv is None else argv
+    language = language_of(words)  # of what ends the program, perhaps before all flags are read
     stop = Stop()
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # Python allows no other one
@@ -4705,28 +4762,32 @@ def main(argv=None):
         if sys.version_info < OLDEST_PYTHON:
             oldest = ".".join(map(str, OLDEST_PYTHON))
             raise UserError(f"this is Python {sys.version.split()[0]}; it takes {oldest} or newer")
-        args = parse_arguments(sys.argv[1:] if argv is None else argv)
+        args = parse_arguments(words)
         commands[args.command](args, Voice(args.lang), stop)
         return 0
     except Interrupted as interruption:
         signum = interruption.args[0]
-        tell_end(f"stopped by {signal.Signals(signum).name}")
+        tell_end(Message("stopped by {}", (signal.Signals(signum).name,)), language)
         return 128 + signum
     except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0][:99]
-        tell_end(f"error: out of GPU memory ({reason}); lower --batch_size or --teacher_batch_size")
+        problem = Message(
+            "out of GPU memory ({}); lower --batch_size or --teacher_batch_size",
+            (str(error).splitlines()[0][:99],),
+        )
     except ModuleNotFoundError as error:  # predicting takes few packages, pictures take more
-        tell_end(
-            f"error: {error.name} is not installed:"
-            f" pip install -r requirements.txt, or pip install {error.name}"
+        problem = Message(
+            "{} is not installed: pip install -r requirements.txt, or pip install {}",
+            (error.name, error.name),
         )
     except UserError as error:
-        tell_end(f"error: {error}")
+        problem = error
     except OSError as error:
-        tell_end(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
+        where = error.filename or "input or output"
+        problem = Message("{}: {}", (where, error.strerror or error))
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+    tell_end(Message("error: {}", (problem,)), language)
     return 2
 
 
@@ -4739,10 +4800,19 @@ def stopping_signals():
     return found
 
 
-def tell_end(message):
+def language_of(words):
+    """The language of the words of a command line, which may be wrong otherwise."""
+    if "--lang" in words[:-1]:
+        named = words[words.index("--lang") + 1]
+    else:
+        named = next((word[7:] for word in words if word.startswith("--lang=")), "")
+    return named if named in ("en", "zh") else language_of_locale()
+
+
+def tell_end(message, language):
     """Print why the program ends; one of several processes speaks for all."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(message, file=sys.stderr)
+        print(in_language(message, language), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from conftest import SCRIPT, quiet_voice
 import moirai_distill as md
 
 TREE = ast.parse(SCRIPT.read_text(encoding="utf-8"))
+TELLING = ("say", "note", "warn", "Message", "UserError", "Unusable")
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -20,8 +21,18 @@ def says():
 
 
 def spoken():
-    """All sentences that the script says, as they are written."""
-    return {call.args[0].value for call in says()}
+    """All sentences that the script tells, as they are written: results, notes and errors."""
+    sentences = set()
+    for node in ast.walk(TREE):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        is_literal = isinstance(node.args[0], ast.Constant)
+        if name in TELLING and is_literal and isinstance(node.args[0].value, str):
+            sentences.add(node.args[0].value)
+        if name == "_tell":  # what stands before a note
+            sentences.add(node.args[0].value)
+    return sentences
 
 
 def places(sentence):
@@ -64,7 +75,8 @@ def test_what_is_said_has_a_value_for_each_place():
 
 
 def test_every_sentence_with_letters_has_its_chinese():
-    with_letters = {sentence for sentence in spoken() if has_letters(sentence)}
+    sentences = {call.args[0].value for call in says()}
+    with_letters = {sentence for sentence in sentences if has_letters(sentence)}
     assert len(with_letters) > 40
     assert sorted(with_letters - md.CHINESE.keys()) == []
 
@@ -113,11 +125,44 @@ def test_a_chinese_run_prints_chinese_and_an_english_one_none(tmp_path, capsys):
         assert bool(HAN.search(capsys.readouterr().out)) == (language == "zh")
 
 
-def test_notes_and_warnings_go_to_stderr_in_english(capsys):
-    voice = md.Voice("zh")
+def test_notes_and_warnings_go_to_stderr(capsys):
+    voice = md.Voice("en")
     voice.note("3 things")
+    voice.note("{} things", 3)
     voice.warn("it is late")
-    assert capsys.readouterr() == ("", "note: 3 things\nnote: WARNING: it is late\n")
+    heard = "note: 3 things\nnote: 3 things\nWARNING: it is late\n"
+    assert capsys.readouterr() == ("", heard)
+
+
+def test_a_message_inside_a_message_is_told_in_the_same_language():
+    inner = md.UserError("{} is not installed: pip install -r requirements.txt, or pip install {}")
+    inner.args = (*inner.args, "x", "x")
+    outer = md.Message("error: {}", (inner,))
+    assert md.in_language(outer, "en").startswith("error: x is not installed")
+    assert md.in_language(outer, "zh").startswith("错误: 未安装 x")
+    assert str(outer) == md.in_language(outer, "en")
+
+
+def test_a_sentence_without_values_may_hold_braces(capsys):
+    md.Voice("en").note("a folder {x}")
+    assert capsys.readouterr().err == "note: a folder {x}\n"
+    assert str(md.UserError("{0}")) == "{0}"
+
+
+def test_a_told_exception_survives_a_process_border():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(md.UserError("{}: no such checkpoint", "a/b")))
+    assert str(error) == "a/b: no such checkpoint"
+    assert isinstance(error, md.UserError)
+
+
+@pytest.mark.parametrize("flags", [["--lang", "zh"], ["--lang=zh"]])
+def test_an_error_is_told_in_the_language_that_is_asked_for(flags, capsys):
+    assert md.main(["--wrong", *flags]) == 2
+    assert capsys.readouterr().err.startswith("错误: ")
+    assert md.main(["--wrong", "--lang", "en"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_a_voice_that_is_off_prints_nothing(capsys):
