@@ -36,9 +36,11 @@ T rows of a series, W windows.
 """
 
 import argparse
+import collections
 import concurrent.futures
 import contextlib
 import copy
+import csv
 import dataclasses
 import difflib
 import functools
@@ -104,7 +106,6 @@ def add_data_flags(parser):
     add = parser.add_argument_group("data").add_argument
     add("--data_dir", default="data/datasets/Pretrain_Data", help="folder of CSVs, or one CSV")
     add("--max_files", type=int, default=100, help="read at most this many, by name; 0 = all")
-    add("--columns", nargs="+", default=["first"], help="`first` numeric column, `all`, or names")
     add("--context_length", type=int, default=720, help="points that the student sees, L")
     add("--prediction_length", type=int, default=96, help="points that it forecasts, H")
     add(
@@ -119,6 +120,21 @@ def add_data_flags(parser):
     add("--season", type=int_or_auto, default="auto", help="steps of a usual cycle; auto = by step")
     add("--stride", type=int, default=1, help="step between training windows")
     add("--max_windows", type=int, default=1000, help="training windows per series; 0 = all")
+
+
+def add_reading_flags(parser):
+    """How a CSV is read. What is `auto` is taken as it looks, or refused where that is not sure."""
+    add = parser.add_argument_group("reading").add_argument
+    add("--columns", nargs="+", default=["first"], help="`first` numeric column, `all`, or names")
+    add("--time_column", nargs="+", default=["auto"], help=TIME_HELP)
+    add("--time_format", default="auto", help="of the stamps, such as %%d.%%m.%%y %%H:%%M")
+    add("--id_columns", nargs="+", default=["auto"], help="columns that tell series apart; or none")
+    add("--encoding", default="auto", help="such as utf-8, gb18030, big5, shift-jis, cp1251")
+    add("--skip_rows", type=int_or_auto, default="auto", help="lines above the header")
+    add("--decimal", choices=["auto", ".", ","], default="auto", help="mark before the decimals")
+    add("--thousands", default="auto", help="mark between groups of three digits; or none")
+    add("--na_values", nargs="+", default=[], help="cells that mean missing, such as -9999")
+    add("--max_file_mb", type=int, default=2000, help="larger files are skipped; 0 = any size")
 
 
 def add_teacher_flags(parser):
@@ -192,8 +208,7 @@ def add_predict_flags(parser):
     add = parser.add_argument
     add("--checkpoint", required=True, help=CHECKPOINT_HELP)
     add("--input", required=True, help="CSV whose series go on after its end")
-    add("--columns", nargs="+", default=None, help="as in train; default: as in its training")
-    add("--output", default="forecast.csv", help="CSV of the forecast")
+    add("--output", default="forecast.csv", help="CSV of the forecast (default: forecast.csv)")
     add("--plot", action="store_true", help="draw the forecast, beside --output")
     add("--backtest", action="store_true", help="hold the last steps out; show the error on them")
 
@@ -206,6 +221,7 @@ def add_export_flags(parser):
     add("--output", default=None, help="default: student.onnx or hub in the checkpoint's folder")
 
 
+TIME_HELP = "its name; two names where date and clock are apart; or none"
 POINT_HELP = "of samples, or the exact mean of the distribution"
 ALPHA_HELP = "1 = teacher's labels only, 0 = truth only (no teacher), auto = tried on validation"
 PRECISION_HELP = "bf16-mixed is faster on new GPUs"
@@ -227,6 +243,7 @@ def build_parser(demo):
     shown = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter}  # defaults in the help
     train = command("train", "label, train, test (the default command)", epilog=epilog, **shown)
     add_data_flags(train)
+    add_reading_flags(train)
     add_teacher_flags(train)
     add_machine_flags(train)
     add_student_flags(train)
@@ -237,6 +254,7 @@ def build_parser(demo):
 
     label = command("label", "only label the training windows, into the cache", **shown)
     add_data_flags(label)
+    add_reading_flags(label)
     add_teacher_flags(label)
     add_machine_flags(label)
     label.add_argument("--list", action="store_true", help="list the label files in the cache")
@@ -244,6 +262,7 @@ def build_parser(demo):
     epilog = "Of the flags of data and teacher, those not given are as in the first one's run."
     evaluate = command("evaluate", "score checkpoints", epilog=epilog)
     add_data_flags(evaluate)
+    add_reading_flags(evaluate)
     add_teacher_flags(evaluate)
     # None: as in the checkpoint's run. Asked before other flags are added: for these alone.
     inherited = vars(evaluate.parse_args([]))
@@ -251,7 +270,11 @@ def build_parser(demo):
     add_machine_flags(evaluate)
     add_evaluate_flags(evaluate)
 
-    predict = command("predict", "forecast the next steps of a CSV", **shown)
+    epilog = "Of the flags of reading, those not given are as in the checkpoint's run."
+    predict = command("predict", "forecast the next steps of a CSV", epilog=epilog)
+    add_reading_flags(predict)
+    inherited = vars(predict.parse_args([]))
+    predict.set_defaults(**dict.fromkeys(inherited))
     add_predict_flags(predict)
 
     export = command("export", "write a model to ship")
@@ -272,14 +295,20 @@ class Message:
     """An English sentence with places for values, and the values that stand in them.
 
     It is kept in parts, so that `Voice` can say it in the user's language. A value may be a Message
-    itself. A sentence without values is taken as it is.
+    itself, or a list of them. A sentence without values is taken as it is.
     """
 
     sentence: str
     values: tuple = ()
 
     def __str__(self):
-        return self.sentence.format(*self.values) if self.values else self.sentence
+        if not self.values:
+            return self.sentence
+        texts = []
+        for value in self.values:
+            is_list = isinstance(value, list)
+            texts.append("; ".join(map(str, value)) if is_list else value)
+        return self.sentence.format(*texts)
 
 
 class Told(Exception):
@@ -364,6 +393,8 @@ def between(low, high):
 # What the value of a flag must be; `auto`, where the flag knows it, is always right.
 RANGES = {
     "max_files": at_least(0),
+    "skip_rows": at_least(0),
+    "max_file_mb": at_least(0),
     "context_length": at_least(2),
     "prediction_length": at_least(1),
     "split_seed": at_least(0),
@@ -411,20 +442,95 @@ MOE_SEQUENCES = 2048  # windows times samples that a MOIRAI-MoE takes in one cal
 TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")  # of time columns, in any case
 ID_NAMES = ("unique_id", "item_id", "id", "series", "series_id")  # of the id of a long format
 INDEX_NAMES = ("id", "index", "time_idx")  # of columns that are no values
-DATES = (  # beside ISO 8601
+PARTS_OF_DATE = {  # names of columns that make a date together, the largest part first
+    "year": ("year", "yr", "年"),
+    "quarter": ("quarter", "qtr", "季度"),
+    "month": ("month", "mon", "mnth", "月"),
+    "day": ("day", "日"),
+    "hour": ("hour", "hr", "时"),
+}
+OTHER_PARTS_OF_TIME = (
+    "minute",
+    "second",
+    "week",
+    "weekday",
+    "dayofweek",
+    "dow",
+    "dayofyear",
+    "doy",
+)
+DATES = (  # with or without a clock behind them, beside ISO 8601
+    "%Y-%m-%d",
+    "%Y/%m/%d",
+    "%Y.%m.%d",
+    "%Y%m%d",
+    "%Y %m %d",
+    "%Y %b %d",
     "%m/%d/%Y",
     "%d/%m/%Y",
     "%d.%m.%Y",
     "%d-%m-%Y",
-    "%Y/%m/%d",
+    "%m-%d-%Y",
+    "%m/%d/%y",
+    "%d/%m/%y",
+    "%d.%m.%y",
     "%Y年%m月%d日",
     "%d-%b-%Y",
     "%d-%b-%y",
-    "%b %Y",
+    "%d %b %Y",
+    "%d %B %Y",
+    "%b %d, %Y",
+    "%B %d, %Y",
+    "%b %d %Y",
 )
-CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p")  # what may follow a date
-FEW_UNREAD = 0.1  # share of the stamps that may be unread in a column found by its content ...
-MANY_UNREAD = 0.5  # ... and in one that is called a time column
+MONTH_DATES = (  # of months, quarters and weeks (%q: see DIRECTIVES)
+    "%b %Y",
+    "%B %Y",
+    "%b-%Y",
+    "%b-%y",
+    "%b %y",
+    "%Y-%b",
+    "%Y %b",
+    "%Y %B",
+    "%Y %m",
+    "%Y/%m",
+    "%m/%Y",
+    "%m.%Y",
+    "%Y年%m月",
+    "%YQ%q",
+    "%Y-Q%q",
+    "%Y Q%q",
+    "Q%q %Y",
+    "Q%q-%Y",
+    "%G-W%V",
+    "%GW%V",
+)
+CLOCKS = (
+    "%H:%M",
+    "%H:%M:%S",
+    "%H:%M:%S.%f",
+    "%I:%M %p",
+    "%I:%M:%S %p",
+    "%H.%M",
+    "%H.%M.%S",
+    "%H",
+    "%H时",
+    "%H时%M分",
+)
+OLDEST_YEAR = 1700  # of dates that are whole numbers
+MOST_STAMPS = 0.9  # share of readable stamps that makes a time column
+FEW_UNREAD = 0.01  # share of its stamps that may be unread ...
+LAST_ROWS = 10  # ... but none of so many at the end of a series
+SEPARATORS = ("\t", ";", ",", "|")  # where two fit as well, the earlier one is taken
+SAMPLE_LENGTH = 50_000  # characters at the beginning of a file that show how it is written ...
+SAMPLE_PIECES = 20  # ... and so many pieces from all over it, as long as that together
+SAMPLE_CELLS = 1000  # different cells of a column that show what marks its numbers have
+LONGEST_LINE = 2_000_000  # bytes
+MOST_COLUMNS = 50_000
+MOST_PACKED = 1032  # by gzip, which cannot pack better: times that a file may grow
+FEWEST_ROWS = 3  # of a series of the long format, in the mean
+FEWEST_SENTINELS = 3  # times that a value far from the rest seems to mean "missing"
+MOST_IN_PHASE = 0.8  # length of the mean phase of stamps that keep to one step; 1 = exactly
 FEW_DUPLICATES = 0.01  # share of exact duplicates among the stamps, without an id column
 MOST_NUMBERS = 0.9  # share of its values that makes a column numeric
 MOST_ON_RULE = 0.95  # share of the stamps that must lie on a calendar rule
@@ -434,7 +540,9 @@ MANY_FILES = 10  # from so many usable files on, --split_by auto holds out whole
 JUDGED_WINDOWS = 64  # training windows per sampling frequency that choose the teacher's patch size
 
 # What is told, and what is kept.
-MOST_NOTES = 20  # notes that are shown, or listed under an error
+MOST_NOTES = 20  # files whose lines are shown, and notes that are listed under an error
+MOST_REASONS = 4  # series of a file that are skipped, and warnings about it
+MOST_NAMES = 8  # columns of a file that are named
 ONNX_TOLERANCE = 1e-4  # deviations of a context by which an ONNX file may differ from PyTorch
 
 # -- What you must not touch -----------------------------------------------------------------------
@@ -578,6 +686,156 @@ CHINESE = {
         "与 PyTorch 在 {} 个上下文上的最大差异: {:.1e} 个标准差"
     ),
     "Exported: {}": "已导出: {}",
+    # reading
+    "is no number": "不是数字",
+    (
+        "its first lines have fewer fields than the others; if they are no part of the table, "
+        "--skip_rows {} leaves them out"
+    ): ("开头几行的字段比其他行少；如果它们不属于表格，用 --skip_rows {} 跳过"),
+    "no column to forecast: {}; --columns {} takes it anyway": (
+        "没有可预测的列: {}；--columns {} 可强制使用"
+    ),
+    "is only {:.0f} % numbers, the rest such as {!r}": "只有 {:.0f} % 是数字，其余例如 {!r}",
+    "is an id column missing (--id_columns)?": "是否缺少标识列 (--id_columns)？",
+    "a zip archive (or an Excel .xlsx): unpack it, or save it as CSV": (
+        "zip 压缩包 (或 Excel .xlsx): 请解压，或另存为 CSV"
+    ),
+    "an old Excel file (.xls): save it as CSV": "旧版 Excel 文件 (.xls): 请另存为 CSV",
+    "a Parquet file: save it as CSV": "Parquet 文件: 请另存为 CSV",
+    "an Arrow file: save it as CSV": "Arrow 文件: 请另存为 CSV",
+    "an HDF5 file: save its table as CSV": "HDF5 文件: 请把其中的表另存为 CSV",
+    "packed by gzip: its name must end with .csv.gz": "gzip 压缩文件: 文件名必须以 .csv.gz 结尾",
+    "packed by bzip2: unpack it": "bzip2 压缩文件: 请解压",
+    "packed by xz: unpack it": "xz 压缩文件: 请解压",
+    "packed by zstd: unpack it": "zstd 压缩文件: 请解压",
+    "a 7z archive: unpack it": "7z 压缩包: 请解压",
+    "a PDF": "PDF 文件",
+    "a picture": "图片",
+    "a web page: was it downloaded from the wrong address?": "网页: 是否下载地址有误？",
+    "a pointer of Git LFS: `git lfs pull` fetches the file itself": (
+        "Git LFS 指针: 用 `git lfs pull` 取得文件本身"
+    ),
+    "no rows": "没有数据行",
+    "is no regular file": "不是普通文件",
+    "larger than {:,} MB when it is unpacked; --max_file_mb raises the limit": (
+        "解压后大于 {:,} MB；用 --max_file_mb 提高上限"
+    ),
+    "{:,} columns, more than {:,}: it takes a table with a row for each time": (
+        "有 {:,} 列，多于 {:,}: 需要每个时刻一行的表"
+    ),
+    "numbers such as {} and {}: which mark is the decimal one? --decimal . or --decimal ,": (
+        "有 {} 和 {} 这样的数字: 哪个是小数点？--decimal . 或 --decimal ,"
+    ),
+    "its rows hold more fields than its header": "数据行的字段比表头多",
+    (
+        "the stamps of {} cannot be read, such as {!r}: --time_format says how they are "
+        "written, --time_column none takes the rows as they stand"
+    ): (
+        "{} 的时间戳无法读取，例如 {!r}: 用 --time_format 说明格式，或用 --time_column "
+        "none 按行的顺序使用"
+    ),
+    "no column {}; it has {}": "没有列 {}；有 {}",
+    "the stamps of {} cannot be read, such as {!r}: --time_format says how they are written": (
+        "{} 的时间戳无法读取，例如 {!r}: 用 --time_format 说明格式"
+    ),
+    (
+        "{} of {} stamps of {} cannot be read, such as {} in row {}; --time_format says how "
+        "they are written"
+    ): ("{} / {} 个 {} 的时间戳无法读取，例如 {} (第 {} 行)；用 --time_format 说明格式"),
+    (
+        "about every {:g} days, but by a calendar that starts anew each month or year: make "
+        "the steps even (pandas: resample); --time_column none takes the rows as they stand"
+    ): (
+        "大约每 {:g} 天一行，但按每月或每年重新开始的日历: 请先变为等间隔 (pandas: "
+        "resample)；--time_column none 按行的顺序使用"
+    ),
+    "{} of {} timestamps are duplicates with other values": "{} / {} 个时间戳重复而数值不同",
+    "too short: {} timestamps": "太短: {} 个时间戳",
+    "irregular timestamps: only {} of {} fit one step ({})": (
+        "时间戳不规则: 只有 {} / {} 个符合同一步长 ({})"
+    ),
+    "sparse timestamps: {} rows over {} steps of {}": "时间戳稀疏: {} 行分布在 {} 个步长 ({}) 上",
+    "no numeric column among {}": "这些列中没有数字列: {}",
+    "no column to forecast: {}": "没有可预测的列: {}",
+    "{} is passed over: it {}": "跳过 {}: 它{}",
+    "is an index by its name": "按名称是索引",
+    "is a part of a date by its name": "按名称是日期的一部分",
+    "is constant": "是常数",
+    "is a part of the date": "是日期的一部分",
+    "only rises, or only falls, as a counter or a clock does": "只升或只降，像计数器或时钟",
+    (
+        "its series lie in rows ({}, ..., {}): reshape it to long format, a row for each time "
+        "(pandas.melt)"
+    ): ("序列按行排列 ({}, ..., {}): 请变为长格式，每个时刻一行 (pandas.melt)"),
+    "{:,} of {:,} rows": "{:,} / {:,} 行",
+    "forecast: {}": "预测: {}",
+    "  ... and {} more files": "  ... 还有 {} 个文件",
+    "skipped: {}": "跳过: {}",
+    "unreadable: {}": "无法读取: {}",
+    "it is no UTF-8; read as {} (--encoding)": "不是 UTF-8；按 {} 读取 (--encoding)",
+    "its first line ({}) is taken for the names of the columns": "第一行 ({}) 被当作列名",
+    "no CSV: it has a line of more than {:,} bytes": "不是 CSV: 有一行超过 {:,} 字节",
+    "no CSV but {}": "不是 CSV，而是 {}",
+    (
+        "numbers such as {}: is the mark of decimals (--decimal {}) or of thousands "
+        "(--thousands {})?"
+    ): ("有 {} 这样的数字: 是小数点 (--decimal {}) 还是千分位 (--thousands {})？"),
+    "--time_format {}: {}": "--time_format {}: {}",
+    "stamps such as {!r} are {} or {}: --time_format decides": (
+        "时间戳例如 {!r} 可能是 {} 或 {}: 用 --time_format 决定"
+    ),
+    (
+        "{} counts down and there are no timestamps: do the newest rows come first? Turn the "
+        "file round; --time_column none takes the rows as they stand"
+    ): (
+        "{} 逐行递减且没有时间戳: 最新的行在前吗？请把文件倒过来；--time_column none 按行的顺序使用"
+    ),
+    "{} of {} stamps of {} cannot be read, such as {}: these rows are left out": (
+        "{} / {} 个 {} 的时间戳无法读取，例如 {}: 这些行不使用"
+    ),
+    "if {} tells the series apart: --id_columns {}": "如果 {} 区分各序列: --id_columns {}",
+    "time {} by step {}, {} to {}": "时间 {}，步长 {}，{} 至 {}",
+    "no timestamps: the rows in their order": "没有时间戳: 按行的顺序",
+    "{} columns behind it (--columns)": "其后还有 {} 列 (--columns)",
+    "{:,} series by {}": "{:,} 个序列，按 {} 区分",
+    "{} lines above the header left out": "表头之上跳过 {} 行",
+    "decimal mark {!r}, of thousands {}": "小数点 {!r}，千分位 {}",
+    "passed over: {}": "跳过的列: {}",
+    (
+        "{:,} cells of {} are no numbers, such as {!r}: they count as missing (--na_values "
+        "says that they are, --thousands and --decimal how numbers are written)"
+    ): (
+        "{:,} 个 {} 的单元格不是数字，例如 {!r}: 视为缺失 (--na_values 可确认，--thousands "
+        "和 --decimal 说明数字的写法)"
+    ),
+    "{} is {:g} in {:,} rows, far from the rest: if that means missing, --na_values {:g}": (
+        "{} 的值 {:g} 出现在 {:,} 行中，远离其他值: 如果表示缺失，用 --na_values {:g}"
+    ),
+    "{:,} rows are there twice: used once": "{:,} 行重复: 只用一次",
+    "{:,} rows have the stamp of another one and other values: the last one is used": (
+        "{:,} 行的时间戳与另一行相同而数值不同: 使用最后一行"
+    ),
+    (
+        "a process that read the CSVs was killed, perhaps for want of memory; use fewer files "
+        "at once (--max_files)"
+    ): ("读取 CSV 的进程被终止，可能是内存不足；请一次使用较少的文件 (--max_files)"),
+    "  {}: skipped: {}": "  {}: 跳过: {}",
+    "  {}: skipped: {} more series": "  {}: 跳过: 另外 {} 个序列",
+    "if {} is the time of the day: --time_column {} {}": (
+        "如果 {} 是一天中的时刻: --time_column {} {}"
+    ),
+    "{} more": "另外 {} 个",
+    "\n  {}: skipped: {}": "\n  {}: 跳过: {}",
+    "skipped: {}: {}": "跳过: {}: {}",
+    "and in {} more files": "另外 {} 个文件中也有",
+    "the data gives no {} window; use more or longer series, or shorter lengths{}": (
+        "数据没有给出 {} 窗口；请用更多或更长的序列，或更短的长度{}"
+    ),
+    "{} usable files, it takes {}; or use --split_by time{}": (
+        "{} 个可用文件，至少需要 {} 个；或用 --split_by time{}"
+    ),
+    "--input {}: no series to forecast{}": "--input {}: 没有可预测的序列{}",
+    "... and {} more such notes": "... 还有 {} 条类似的提示",
     # notes, warnings and errors
     "note: {}": "注意: {}",
     "WARNING: {}": "警告: {}",
@@ -594,6 +852,8 @@ CHINESE = {
 
 def in_language(message, language):
     """Text of a Message (or Told, or anything else that has one) in a language, "en" or "zh"."""
+    if isinstance(message, list):
+        return "; ".join(in_language(part, language) for part in message)
     if isinstance(message, Told):
         message = message.message
     if not isinstance(message, Message):
@@ -1023,13 +1283,35 @@ class Job:
 
 
 # == Reading =======================================================================================
+#
+# Little is guessed, and all that was understood is told: what a file does not decide is refused
+# with the name of the flag that decides it.
 
-DATE_FORMATS = ("ISO8601", *(date + clock for date in DATES for clock in CLOCKS))
 MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 
 
 class Unusable(Told):
     """Why a file or a series is skipped."""
+
+
+@dataclasses.dataclass
+class ReadConfig:
+    """The flags that say how a CSV is read, as they were typed; "auto" = as it looks."""
+
+    columns: list  # ["first"], ["all"], or names
+    time_column: list  # ["auto"], ["none"], or the names of one or more that make the stamp
+    time_format: str
+    id_columns: list  # ["auto"], ["none"], or names
+    encoding: str
+    skip_rows: int | str  # lines above the header
+    decimal: str
+    thousands: str  # "none" = there is none
+    na_values: list  # cells that count as missing, beside pandas' own
+    max_file_mb: int  # of an unpacked file; 0 = any size
+
+    @property
+    def names_columns(self):
+        return self.columns not in (["first"], ["all"])
 
 
 @dataclasses.dataclass
@@ -1046,136 +1328,730 @@ class RawSeries:
 
 # -- A file as a table -----------------------------------------------------------------------------
 
+# How files begin that are no CSVs, and what they are.
+OTHER_KINDS = (
+    (b"PK\x03\x04", Message("a zip archive (or an Excel .xlsx): unpack it, or save it as CSV")),
+    (b"\xd0\xcf\x11\xe0", Message("an old Excel file (.xls): save it as CSV")),
+    (b"PAR1", Message("a Parquet file: save it as CSV")),
+    (b"ARROW1", Message("an Arrow file: save it as CSV")),
+    (b"\x89HDF", Message("an HDF5 file: save its table as CSV")),
+    (b"\x1f\x8b", Message("packed by gzip: its name must end with .csv.gz")),
+    (b"BZh", Message("packed by bzip2: unpack it")),
+    (b"\xfd7zXZ", Message("packed by xz: unpack it")),
+    (b"\x28\xb5\x2f\xfd", Message("packed by zstd: unpack it")),
+    (b"7z\xbc\xaf", Message("a 7z archive: unpack it")),
+    (b"%PDF", Message("a PDF")),
+    (b"\x89PNG", Message("a picture")),
+    (b"<!DOCTYPE", Message("a web page: was it downloaded from the wrong address?")),
+    (b"<html", Message("a web page: was it downloaded from the wrong address?")),
+    (
+        b"version https://git-lfs",
+        Message("a pointer of Git LFS: `git lfs pull` fetches the file itself"),
+    ),
+)
 
-def read_csv(path):
-    """DataFrame of a CSV: UTF-8, UTF-16 with a mark, GB18030 or Latin-1; by comma, ; or tab.
 
-    Its attrs hold the `decimal` sign. Raises Unusable.
-    """
+@dataclasses.dataclass
+class Layout:
+    """How a CSV is written. A forecast of it is written likewise."""
+
+    encoding: str
+    separator: str
+    skip: int  # lines above the header
+    names: list  # of the columns, as the header has them
+    decimal: str = "."
+    thousands: str = ""  # "" = there is none
+
+
+@dataclasses.dataclass
+class Table:
+    """A CSV, read: its cells, how it is written, and what is worth telling of it."""
+
+    frame: pd.DataFrame
+    layout: Layout
+    warnings: list  # of Message
+
+
+def read_table(path, config):
+    """Table of a CSV. Raises Unusable."""
     try:
-        raw = read_bytes(path)
-        encoding, text = decode(raw)
-        if encoding != "utf-16" and b"\0" in raw:  # pandas would cut a number there
-            raise ValueError("it holds NUL bytes: damaged, or UTF-16 without its mark")
-        separator = find_separator(text)
-        decimal = "," if separator == ";" else "."
-        frame = pd.read_csv(
-            io.BytesIO(raw), encoding=encoding, sep=separator, decimal=decimal, low_memory=False
-        )
-    except (OSError, EOFError, ValueError, zlib.error) as error:  # pandas' errors are ValueErrors
-        raise Unusable(f"unreadable: {' '.join(str(error).split())}") from error
+        raw = read_bytes(path, config.max_file_mb)
+        refuse_other_kinds(raw)
+        encoding, text = decode(raw, config.encoding)
+        lines = sample_lines(text)
+        layout = find_layout(lines, encoding, config)
+        cells = marked_cells(cell for fields in split_lines(lines, layout) for cell in fields)
+        layout.decimal, layout.thousands = find_marks(cells, layout.separator, config)
+        frame = read_frame(raw, layout, config)
+        # What the sample of the lines did not show, a column that is no number for pandas may.
+        if odd_cells := marked_cells(text_cells(frame)):
+            decimal = layout.decimal
+            marks = find_marks(cells + odd_cells, layout.separator, config)
+            layout.decimal, layout.thousands = marks
+            if layout.decimal != decimal:
+                frame = read_frame(raw, layout, config)
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
+        # (pandas' errors are ValueErrors)
+        raise Unusable("unreadable: {}", " ".join(str(error).split())) from error
+
+    frame = without_blank_end(frame)
     if frame.empty:
         raise Unusable("no rows")
+    table = Table(frame, layout, warnings=[])
+    if encoding not in ("utf-8-sig", "utf-16") and not text.isascii():
+        table.warnings.append(Message("it is no UTF-8; read as {} (--encoding)", (encoding,)))
+    if all(looks_like_value(name) for name in layout.names):
+        first = layout.separator.join(layout.names)
+        table.warnings.append(
+            Message("its first line ({}) is taken for the names of the columns", (first[:60],))
+        )
+    return table
+
+
+def without_blank_end(frame):
+    """A frame without the rows of nothing at its end, with which spreadsheets like to end."""
+    if frame.empty or len(frame.columns) == 1:
+        return frame
+    is_filled = frame.notna() & (frame != "")
+    filled = np.flatnonzero(is_filled.any(axis=1))
+    return frame.iloc[: filled[-1] + 1] if len(filled) else frame[:0]
+
+
+def read_bytes(path, max_mb):
+    """What a file holds, unpacked where its name ends with .gz. Raises Unusable."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
+        raise Unusable("is no regular file")
+    limit = max_mb * 10**6 if max_mb else math.inf
+    size = path.stat().st_size
+    is_packed = path.name.lower().endswith(".gz")
+    if is_packed and size * MOST_PACKED > limit:
+        size = unpacked_size(path, limit)
+    if size > limit:
+        raise Unusable(
+            "larger than {:,} MB when it is unpacked; --max_file_mb raises the limit", max_mb
+        )
+    with (gzip.open if is_packed else open)(path, "rb") as file:
+        raw = file.read()
+    refuse_long_lines(raw)
+    return raw
+
+
+def unpacked_size(path, limit):
+    """Bytes of a .gz when it is unpacked; counting ends soon after the limit."""
+    size = 0
+    with gzip.open(path, "rb") as file:
+        while size <= limit and (piece := file.read(10**6)):
+            size += len(piece)
+    return size
+
+
+def refuse_long_lines(raw):
+    """Raise Unusable where a line is too long for a CSV: pandas would take all memory for it."""
+    line_end = b"\n" if b"\n" in raw[:LONGEST_LINE] else b"\r"
+    if len(raw) <= LONGEST_LINE or raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return
+    for start in range(0, len(raw) - LONGEST_LINE, LONGEST_LINE // 2):
+        if raw.find(line_end, start, start + LONGEST_LINE) < 0:
+            raise Unusable("no CSV: it has a line of more than {:,} bytes", LONGEST_LINE)
+
+
+def refuse_other_kinds(raw):
+    """Raise Unusable where the first bytes are those of a file of another kind."""
+    for beginning, kind in OTHER_KINDS:
+        if raw[:1000].lstrip().startswith(beginning):
+            raise Unusable("no CSV but {}", kind)
+
+
+def decode(raw, encoding):
+    """(encoding, text) of the bytes of a text file; "auto" tries the usual ones.
+
+    Raises ValueError where the encoding that is asked for does not fit.
+    """
+    has_mark = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if not has_mark and encoding == "auto" and b"\0" in raw:  # pandas would cut a number there
+        raise ValueError("it holds NUL bytes: damaged, or UTF-16 without its mark (--encoding)")
+    candidates = ["utf-16" if has_mark else "utf-8-sig", "gb18030"]
+    if encoding != "auto":
+        candidates = [encoding]
+    for name in candidates:
+        try:
+            return name, raw.decode(name)
+        except UnicodeDecodeError as error:
+            if encoding != "auto":
+                raise ValueError(f"not in --encoding {encoding} ({error.reason})") from error
+        except LookupError as error:
+            raise ValueError(f"--encoding {encoding}: no such encoding") from error
+    return "latin-1", raw.decode("latin-1")  # which knows every byte
+
+
+# -- How it is written -----------------------------------------------------------------------------
+
+
+def sample_lines(text):
+    """The first lines of a file, and some from all over it."""
+    head = text[:SAMPLE_LENGTH]
+    lines = head.splitlines()
+    if len(text) > len(head):
+        lines = lines[:-1]  # it may be cut
+        for start in np.linspace(len(head), len(text), SAMPLE_PIECES, endpoint=False, dtype=int):
+            piece = text[start : start + SAMPLE_LENGTH // SAMPLE_PIECES]
+            lines += piece.splitlines()[1:-1]
+    return lines
+
+
+def find_layout(lines, encoding, config):
+    """Layout of a CSV that begins with these lines, but for its marks. Raises Unusable."""
+    skip = 0 if config.skip_rows == "auto" else config.skip_rows
+    told = re.fullmatch(r'"?sep=(.)"?', lines[0].strip("\ufeff")) if lines else None
+    if told and config.skip_rows == "auto":  # as Excel writes it
+        layout = Layout(encoding, told[1], skip=1, names=[])
+    else:
+        filled = [line for line in lines[skip:] if line.strip()]
+        layout = Layout(encoding, find_separator(filled), skip, names=[])
+
+    rows = split_lines(lines, layout)
+    if not rows:
+        raise Unusable("no rows")
+    layout.names = [name.strip() for name in rows[0]]
+    if len(layout.names) > MOST_COLUMNS:
+        raise Unusable(
+            "{:,} columns, more than {:,}: it takes a table with a row for each time",
+            *(len(layout.names), MOST_COLUMNS),
+        )
+    if config.skip_rows == "auto":
+        refuse_preface(lines, rows)
+    return layout
+
+
+def refuse_preface(lines, rows):
+    """Raise Unusable where the first lines have fewer fields than most: a title, or the like."""
+    counts = [len(row) for row in rows]
+    usual = most_common(counts)
+    above = counts.index(usual)
+    is_short_header = above == 1 and any(looks_like_value(cell) for cell in rows[1])
+    if counts[0] >= usual or is_short_header:  # `read_frame` tells what to think of the latter
+        return
+    filled = [number for number, line in enumerate(lines) if line.strip()]
+    raise Unusable(
+        "its first lines have fewer fields than the others; if they are no part of the table,"
+        " --skip_rows {} leaves them out",
+        filled[above],
+    )
+
+
+def find_separator(lines):
+    """Tab, semicolon, comma or bar: the one that cuts most lines into equally many fields."""
+
+    def agreement(mark):
+        counts = [len(fields) for fields in csv.reader(lines, delimiter=mark)]
+        several = [count for count in counts if count > 1]
+        if not several:
+            return 0
+        return counts.count(most_common(several)) / len(counts)
+
+    best = max(SEPARATORS, key=agreement)
+    return best if agreement(best) else ","
+
+
+def split_lines(lines, layout):
+    """The fields of the lines from the header on, without blank lines."""
+    filled = [line for line in lines[layout.skip :] if line.strip()]
+    return [row for row in csv.reader(filled, delimiter=layout.separator) if row]
+
+
+def most_common(items):
+    """The most common one of some items; of equally common ones the first."""
+    return collections.Counter(items).most_common(1)[0][0]
+
+
+def looks_like_value(cell):
+    """Whether a cell is a number or begins with one, as a stamp does; no name of a column does."""
+    return re.match(r"\s*[+-]?\d", cell) is not None
+
+
+# -- Decimal and thousands marks -------------------------------------------------------------------
+
+
+def marked_cells(cells):
+    """Those of some cells that may be numbers with points or commas, without repetition."""
+    form = re.compile(r"[+-]?[\d.,]*\d[\d.,]*")
+    stripped = {cell.strip() for cell in cells}
+    return sorted(cell for cell in stripped if not cell.isdigit() and form.fullmatch(cell))
+
+
+def text_cells(frame):
+    """Some cells of each column that is no number for pandas but seems to hold numbers."""
+    cells = []
+    for name in frame.columns:
+        if pd.api.types.is_numeric_dtype(frame[name]):
+            continue
+        known = frame[name].dropna().astype(str)
+        sample = known.iloc[:: max(1, len(known) // 100)]
+        if len(sample) and sample.str.fullmatch(r"\s*[+-]?[\d.,]+\s*").mean() > 0.5:
+            is_odd = pd.to_numeric(known, errors="coerce").isna()
+            cells += known[is_odd].drop_duplicates().iloc[:SAMPLE_CELLS].tolist()
+    return cells
+
+
+def marks_of(cell):
+    """(decimal mark, thousands mark, mark that may be both) of a number; "" = none, or untold."""
+    marks = re.findall("[.,]", cell)
+    if not marks:
+        return ("", "", "")
+    groups = re.split("[.,]", cell.lstrip("+-"))
+    is_grouped = 1 <= len(groups[0]) <= 3 and groups[0] != "0" and "" not in groups
+    if len(set(marks)) == 2:
+        first, last = marks[0], marks[-1]
+        is_number = marks.count(last) == 1 and marks[-2] == first
+        is_number = is_number and is_grouped and all(len(group) == 3 for group in groups[1:-1])
+        return (last, first, "") if is_number else ("", "", "")
+    is_grouped = is_grouped and all(len(group) == 3 for group in groups[1:])
+    if len(marks) > 1:
+        return ("", marks[0], "") if is_grouped else ("", "", "")  # else a date, or the like
+    return ("", "", marks[0]) if is_grouped else (marks[0], "", "")
+
+
+def find_marks(cells, separator, config):
+    """(decimal mark, thousands mark or "") of a file by the numbers in it. Raises Unusable."""
+    votes = [marks_of(cell) for cell in cells]
+    decimal = config.decimal
+    if decimal == "auto":
+        decimal = find_decimal(cells, votes, separator, config.thousands)
+    if config.thousands != "auto":
+        return decimal, "" if config.thousands == "none" else config.thousands
+    other = "," if decimal == "." else "."
+    is_seen = any(other in (thousands, either) for _, thousands, either in votes)
+    return decimal, other if is_seen else ""
+
+
+def find_decimal(cells, votes, separator, stated):
+    """The decimal mark of a file by the votes of its cells; `stated` is --thousands.
+
+    Raises Unusable.
+    """
+    examples = {}  # decimal mark -> a number that has it for certain
+    unsure = {}  # mark -> a number in which it may be of decimals or of thousands
+    grouping = {stated} & {".", ","}  # marks of thousands
+    for cell, (decimal, thousands, either) in zip(cells, votes, strict=True):
+        if decimal and decimal != stated:
+            examples.setdefault(decimal, cell)
+        if thousands:
+            grouping.add(thousands)
+        if either and either != stated:
+            unsure.setdefault(either, cell)
+    if len(examples) == 2:
+        raise Unusable(
+            "numbers such as {} and {}: which mark is the decimal one? --decimal . or --decimal ,",
+            *(examples["."], examples[","]),
+        )
+    if examples:
+        return next(iter(examples))
+    if len(grouping) == 1:
+        return "." if grouping == {","} else ","
+    for mark, cell in unsure.items():
+        if mark == "," or separator == ";":  # elsewhere a point is the decimal one
+            raise Unusable(
+                "numbers such as {}: is the mark of decimals (--decimal {}) or of thousands"
+                " (--thousands {})?",
+                *(cell, mark, mark),
+            )
+    return "."
+
+
+def read_frame(raw, layout, config):
+    """DataFrame of a CSV by pandas; cells of id columns stay as they are written."""
+    ids = [name for name in layout.names if name.lower() in ID_NAMES]
+    if config.id_columns != ["auto"]:
+        ids = config.id_columns
+    as_text = [*ids, *(config.time_column if len(config.time_column) > 1 else [])]
+    positions = [place for place, name in enumerate(layout.names) if name in as_text]
+    frame = pd.read_csv(
+        io.BytesIO(raw),
+        encoding=layout.encoding,
+        sep=layout.separator,
+        decimal=layout.decimal,
+        skiprows=layout.skip,
+        na_values=config.na_values or None,
+        converters=dict.fromkeys(positions, str.strip),
+        low_memory=False,
+    )
     if not isinstance(frame.index, pd.RangeIndex):
         raise Unusable("its rows hold more fields than its header")
-
-    frame.attrs["decimal"] = decimal
     names = [str(name).strip() for name in frame.columns]
     if len(set(names)) == len(names):
         frame.columns = names
     return frame
 
 
-def read_bytes(path):
-    """What a file holds, unpacked where its name ends with .gz. Raises Unusable."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
-        raise Unusable("is no regular file")
-    is_packed = path.name.lower().endswith(".gz")
-    with (gzip.open if is_packed else open)(path, "rb") as file:
-        return file.read()
-
-
-def decode(raw):
-    """(encoding, text) of the bytes of a text file."""
-    has_mark = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-    for encoding in ("utf-16" if has_mark else "utf-8-sig", "gb18030"):
-        with contextlib.suppress(UnicodeDecodeError):
-            return encoding, raw.decode(encoding)
-    return "latin-1", raw.decode("latin-1")  # which knows every byte
-
-
-def find_separator(text):
-    """Comma, semicolon or tab: as often in the header as in the first row, or most often there."""
-    header, first_row = [*text.lstrip().split("\n", 2), "", ""][:2]
-
-    def fits(mark):
-        count = header.count(mark)
-        return count > 0 and count == first_row.count(mark), count
-
-    return max(",;\t", key=fits)
-
-
 # -- Timestamps ------------------------------------------------------------------------------------
 
+# What stands for the parts of a stamp in a pattern: pandas' directives, and %q for a quarter.
+DIRECTIVES = {
+    "%Y": r"(?P<Y>\d{4})",
+    "%G": r"\d{4}",
+    "%y": r"\d\d",
+    "%m": r"\d{1,2}",
+    "%d": r"\d{1,2}",
+    "%V": r"\d\d",
+    "%q": r"(?P<q>[1-4])",
+    "%b": r"[A-Za-z]{3}",
+    "%B": r"[A-Za-z]{4,9}",
+    "%H": r"\d{1,2}",
+    "%I": r"\d{1,2}",
+    "%M": r"\d\d",
+    "%S": r"\d\d",
+    "%f": r"\d{1,9}",
+    "%p": r"[AaPp][Mm]",
+    " ": r"\s+",
+}
+DIGITS = {  # how many digits a whole number has -> which date it may be
+    4: "%Y",
+    6: "%Y%m",
+    8: "%Y%m%d",
+    10: "%Y%m%d%H",
+    12: "%Y%m%d%H%M",
+    14: "%Y%m%d%H%M%S",
+}
+EPOCHS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # unit -> how many are a second
+CLOCK = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
+LIKE_A_STAMP = rf"\d{{1,4}}[-/.年 ]\d{{1,2}}[-/.月 ]|\d:\d\d|(?i:\b(?:{'|'.join(MONTHS)}))"
 
-def parse_times(column, most_unread):
-    """Timestamps (T,) of a column, NaT where unread; None where more than `most_unread` are.
 
-    They keep the offset from UTC that all of them have; with several offsets they are in UTC.
+@dataclasses.dataclass
+class StampForm:
+    """How stamps are written, so that others can be written likewise."""
+
+    pattern: str  # of strftime, with %q for a quarter; or "ISO8601", "epoch s", "epoch ms", ...
+    example: str = ""  # one of the file's stamps
+
+
+@dataclasses.dataclass
+class Times:
+    """The timestamps of a table."""
+
+    stamps: pd.DatetimeIndex  # (rows,), NaT where unread, named as the first column
+    names: list  # of the columns that they are read from
+    form: StampForm
+    text: pd.Series  # (rows,) as they are written
+
+    @functools.cached_property
+    def parts(self):
+        """Year, month, ..., (rows,) float64 each, of those that vary."""
+        names = ("year", "quarter", "month", "day", "hour", "minute", "dayofweek", "dayofyear")
+        parts = [getattr(self.stamps, name).to_numpy(dtype=np.float64) for name in names]
+        return [part for part in parts if np.nanmax(part) > np.nanmin(part)]
+
+
+def find_times(frame, ids, config):
+    """Times of a table, or None where its rows are taken as they stand. Raises Unusable.
+
+    Columns that are named in TIME_NAMES come first, numbers last. Numbers are stamps only if they
+    run evenly, or by their name.
     """
-    if pd.api.types.is_numeric_dtype(column):
-        epochs = parse_epochs(column)
-        if epochs is not None:
-            return epochs
-        if not looks_like_dates(column):
-            return None
-        column = column.astype("Int64")  # 20240131.0, beside missing ones, is 20240131
-
-    text = column
-    if pd.api.types.infer_dtype(column) != "string":
-        text = column.astype(str)
-    every = max(1, len(column) // 100)
-    sample = text[column.iloc[::every].dropna().index]
-    if any(stamp != stamp.strip() for stamp in sample):
-        text = text.str.strip()
-        sample = sample.str.strip()
-    with_digits = sum(re.search(r"\d\d", stamp) is not None for stamp in sample)
-    if with_digits <= (1 - most_unread) * len(sample):
+    if config.time_column == ["none"]:
         return None
+    if config.time_column != ["auto"]:
+        return times_by_name(frame, config.time_column, config.time_format)
 
-    readings = [read_as(text, form) for form in best_formats(sample)]
-    times = min(readings, key=unevenness) if len(readings) > 1 else readings[0]
-    if times.isna().mean() > most_unread:
-        return None
-    return pd.DatetimeIndex(times).tz_convert(zone_of(sample)).as_unit("ns")
+    def sort_key(name):
+        return name.lower() not in TIME_NAMES, pd.api.types.is_numeric_dtype(frame[name])
 
+    doubtful = []  # columns that look like stamps, which cannot be read
+    for name in sorted(frame.columns, key=sort_key):
+        if name in ids:
+            continue
+        text = frame[name]
+        is_called_so = name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
+        if pd.api.types.is_numeric_dtype(text):
+            parsed = parse_numbers(text, config.time_format)
+            is_year = parsed and parsed[1].pattern == "%Y"
+            if parsed and not is_called_so and (is_year or not runs_evenly(text, frame, ids)):
+                parsed = None
+        else:
+            parsed = parse_text(text, config.time_format)
+            if parsed is None and looks_like_stamps(text, is_called_so):
+                doubtful.append(name)
+        if parsed:
+            stamps, form = parsed
+            return Times(stamps.rename(name), [name], form, text)
 
-def parse_epochs(column):
-    """Timestamps of numbers that are seconds to nanoseconds since 1970, or None."""
-    smallest = column.min()
-    largest = column.max()
-    for unit, size in (("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)):
-        if 3e8 * size <= smallest and largest < 4.2e9 * size:  # from 1979 to 2103
-            return pd.DatetimeIndex(pd.to_datetime(column, unit=unit)).as_unit("ns")
+    parts = date_in_parts(frame)
+    if parts:
+        return times_by_name(frame, parts, config.time_format)
+    if doubtful:
+        name = doubtful[0]
+        raise Unusable(
+            "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
+            " written, --time_column none takes the rows as they stand",
+            *(name, str(frame[name].dropna().iloc[0])),
+        )
     return None
 
 
-def looks_like_dates(column):
-    """Whether numbers can be dates such as 20240131."""
-    is_whole = (column.dropna() % 1 == 0).all()
-    return is_whole and column.min() >= 19000101 and column.max() <= 21001231
+def times_by_name(frame, names, time_format):
+    """Times of the columns with these names, joined by a space. Raises Unusable."""
+    absent = [name for name in names if name not in frame.columns]
+    if absent:
+        raise Unusable("no column {}; it has {}", *(", ".join(absent), first_names(frame)))
+    parsed = None
+    if len(names) == 1:
+        text = frame[names[0]]
+        if pd.api.types.is_numeric_dtype(text):
+            parsed = parse_numbers(text, time_format)
+    else:
+        text = joined(frame, names)
+    if not parsed and not pd.api.types.is_numeric_dtype(text):
+        parsed = parse_text(text, time_format)
+    if not parsed:
+        known = text.dropna()
+        raise Unusable(
+            "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
+            " written",
+            *(" ".join(names), str(known.iloc[0]) if len(known) else ""),
+        )
+    stamps, form = parsed
+    return Times(stamps.rename(names[0]), names, form, text)
 
 
-def read_as(text, form):
-    """Timestamps (T,) in UTC of strings in a format, NaT where they do not have it."""
-    return pd.to_datetime(text, format=form, errors="coerce", utc=True)
+def joined(frame, names):
+    """Texts (rows,) of several columns, with a space between; whole numbers without a point."""
+    texts = []
+    for name in names:
+        column = frame[name]
+        if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+            column = column.astype("Int64")
+        texts.append(column.astype("string").str.strip())
+    return texts[0].str.cat(texts[1:], sep=" ")
 
 
-def best_formats(sample):
-    """The formats that read most of a sample of stamps; several where these do not tell."""
-    unread = {}
-    for form in DATE_FORMATS:
-        unread[form] = read_as(sample, form).isna().mean()
-        if form == "ISO8601" and unread[form] == 0:
-            return [form]
-    return [form for form in unread if unread[form] == min(unread.values())]
+def date_in_parts(frame):
+    """Names of the columns that make a date together, as year and month do; [] without them."""
+    found = {}
+    for name in frame.columns:
+        for part, names in PARTS_OF_DATE.items():
+            if name.lower() in names:
+                found.setdefault(part, name)
+    if "year" not in found or len(found) == 1:
+        return []
+    order = [part for part in PARTS_OF_DATE if part in found]
+    if order[1] == "quarter":
+        order = order[:2]
+    return [found[part] for part in order]
+
+
+def runs_evenly(column, frame, ids):
+    """Whether numbers go one way, and mostly by the same step, in each series of a table."""
+    groups = column.groupby([frame[name] for name in ids]) if ids else column
+    steps = groups.diff().dropna()
+    steps = steps[steps != 0]
+    if not len(steps):
+        return False
+    goes_up = (steps > 0).mean()
+    return max(goes_up, 1 - goes_up) >= 0.98 and (steps == steps.median()).mean() > 0.5
+
+
+def looks_like_stamps(text, is_called_so):
+    """Whether most of some texts look like stamps, or are called so; a clock alone does not."""
+    known = text.dropna().astype(str)
+    sample = known.iloc[:: max(1, len(known) // 100)].str.strip()
+    if sample.empty or sample.str.fullmatch(CLOCK).mean() > 0.5:
+        return False
+    looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS
+    return is_called_so or (looks_so and sample.str.contains(r"\d").all())
+
+
+def refuse_unread(times, codes):
+    """Raise Unusable where more than a few stamps are unread, or any at the end of a series.
+
+    `codes` (rows,) tell the series of a table apart. Returns how many are unread.
+    """
+    is_unread = times.stamps.isna()
+    count = int(is_unread.sum())
+    if not count:
+        return 0
+    from_end = pd.Series(codes).groupby(codes).cumcount(ascending=False).to_numpy()
+    at_end = is_unread & (from_end < LAST_ROWS)
+    if count > FEW_UNREAD * len(is_unread) or at_end.any():
+        where = np.flatnonzero(at_end if at_end.any() else is_unread)[0]
+        raise Unusable(
+            "{} of {} stamps of {} cannot be read, such as {} in row {}; --time_format says how"
+            " they are written",
+            *(count, len(is_unread), " ".join(times.names), quoted(times.text.iloc[where])),
+            where + 1,
+        )
+    return count
+
+
+def quoted(cell):
+    """A cell as it is shown."""
+    return "(blank)" if pd.isna(cell) or cell == "" else repr(str(cell))
+
+
+# -- Stamps that are numbers -----------------------------------------------------------------------
+
+
+def parse_numbers(column, time_format="auto"):
+    """(timestamps (rows,), StampForm) of numbers that are dates or seconds since 1970; or None."""
+    known = column.dropna()
+    if known.empty or pd.api.types.is_bool_dtype(column):
+        return None
+    is_whole = (known % 1 == 0).all()
+    if is_whole and abs(known).max() < 2**62:
+        text = column.astype("Int64").astype("string")
+        pattern = time_format
+        if time_format == "auto":
+            lengths = text.dropna().str.len().unique()
+            pattern = DIGITS.get(lengths[0]) if len(lengths) == 1 else None
+        if pattern:
+            times = read_as(text, pattern)[known.index]
+            if times.notna().all() and times.dt.year.min() >= OLDEST_YEAR:
+                stamps = pd.DatetimeIndex(read_as(text, pattern)).tz_localize(None)
+                return stamps.as_unit("ns"), StampForm(pattern, text[known.index[-1]])
+    if time_format != "auto":
+        return None
+    for unit, size in EPOCHS.items():
+        if 3e8 * size <= known.min() and known.max() < 4.2e9 * size:  # from 1979 to 2103
+            stamps = pd.DatetimeIndex(pd.to_datetime(column, unit=unit)).as_unit("ns")
+            return stamps, StampForm(f"epoch {unit}", str(known.iloc[-1]))
+    return None
+
+
+# -- Stamps that are text --------------------------------------------------------------------------
+
+
+def parse_text(column, time_format="auto"):
+    """(timestamps (rows,), StampForm) of texts, NaT where unread; None where they are no stamps.
+
+    They keep the offset from UTC that all of them have; with several offsets they are in UTC.
+    Raises Unusable where two patterns fit equally well.
+    """
+    text = column.astype("string")
+    known = text.dropna()
+    sample = known.iloc[:: max(1, len(known) // 100)]
+    if sample.str.contains(r"^\s|\s$").any():
+        text = text.str.strip()
+        sample = sample.str.strip()
+    if sample.empty or sample.str.contains(r"\d").mean() < MOST_STAMPS:
+        return None
+    zone = zone_of(sample)
+    if sample.str.contains(r"(?:UTC|GMT)$").all():
+        text = text.str.replace(r"\s*(?:UTC|GMT)$", "", regex=True)
+        sample = text[sample.index]
+        zone = "UTC"
+
+    patterns = [("", time_format)]
+    if time_format == "auto":
+        patterns = best_patterns(sample)
+    patterns = [
+        (date, clock)
+        for date, clock in patterns
+        if read_stamps(sample, date, clock).notna().mean() >= MOST_STAMPS or time_format != "auto"
+    ]
+    readings = {}
+    for date, clock in patterns:
+        readings[date + clock] = read_stamps(text, date, clock)
+    if not readings:
+        return None
+    pattern = most_even(readings, sample)
+    times = readings[pattern]
+    stamps = pd.DatetimeIndex(times).tz_convert(zone).as_unit("ns")
+    example = max(known.iloc[-12:], key=len)
+    return stamps, StampForm(pattern, example)
+
+
+def read_as(text, pattern):
+    """Timestamps (rows,) in UTC of texts in a pattern, NaT where they do not have it."""
+    if "%q" in pattern:
+        parts = text.str.extract(f"^{regex_of(pattern)}$")
+        months = (3 * parts["q"].astype("Int64") - 2).astype("string")
+        text = parts["Y"].str.cat(months, sep="-")
+        pattern = "%Y-%m"
+    if "%V" in pattern:  # of a week the Monday
+        text = text + " 1"
+        pattern = pattern + " %u"
+    try:
+        return pd.to_datetime(text, format=pattern, errors="coerce", utc=True)
+    except ValueError as error:  # of the user's own pattern
+        raise Unusable("--time_format {}: {}", *(pattern, error)) from error
+
+
+def read_stamps(text, date, clock):
+    """Timestamps (rows,) in UTC of texts, NaT where unread; `date` + `clock` is their pattern.
+
+    Those that have another clock, or none, are read by the same date; 24:00 is the next day's 0:00.
+    """
+    times = read_as(text, date + clock)
+    unread = text[times.isna() & text.notna()]
+    if len(unread) and date:
+        for other in clocks_after(date):
+            regex = re.compile(regex_of(date + other))
+            fitting = unread[[regex.fullmatch(stamp) is not None for stamp in unread]]
+            times[fitting.index] = read_as(fitting, date + other)
+    is_late = unread.str.contains(r"(?:^|\D)24:00(?::00)?$")
+    late = unread[is_late].str.replace("24:00", "00:00")
+    if len(late):
+        times[late.index] = read_as(late, date + clock) + pd.Timedelta(1, "D")
+    return times
+
+
+def best_patterns(sample):
+    """The patterns (date, clock) that read most of a sample of stamps; several where all do."""
+    unread = {("", "ISO8601"): read_as(sample, "ISO8601").isna().mean()}
+    if unread["", "ISO8601"] == 0:
+        return [*unread]
+    looked_at = sample.iloc[:: max(1, len(sample) // 10)]
+    for regex, date, clock in known_patterns():
+        if any(regex.fullmatch(stamp) for stamp in looked_at):
+            unread[date, clock] = read_as(sample, date + clock).isna().mean()
+    fewest = min(unread.values())
+    return [pattern for pattern, share in unread.items() if share == fewest < 1]
+
+
+@functools.cache
+def known_patterns():
+    """(compiled form, date, clock) of all the patterns that stamps are tried with."""
+    patterns = []
+    for date in (*DATES, *MONTH_DATES):
+        for clock in clocks_after(date):
+            patterns.append((re.compile(regex_of(date + clock)), date, clock))
+    return patterns
+
+
+def clocks_after(date):
+    """What may follow a date, with what stands between: nothing, or a time of the day."""
+    if date in MONTH_DATES:
+        return [""]
+    joiners = (" ", ", ", "T", "") if date.endswith("日") else (" ", ", ", "T")
+    return ["", *(joiner + clock for joiner in joiners for clock in CLOCKS)]
+
+
+def regex_of(pattern):
+    """Regular expression of the texts that have a pattern."""
+    parts = re.findall(r"%[A-Za-z]|.", pattern)
+    return "".join(DIRECTIVES.get(part, re.escape(part)) for part in parts)
+
+
+def most_even(readings, sample):
+    """The pattern by which the stamps are most even; `readings` is pattern -> timestamps.
+
+    So 1/2/2024 is in January or in February. Raises Unusable where the stamps do not tell.
+    """
+    if len(readings) == 1:
+        return next(iter(readings))
+    distances = {pattern: unevenness(times) for pattern, times in readings.items()}
+    first, *others = sorted(distances, key=distances.get)
+    for other in others:
+        is_the_same = readings[first].equals(readings[other])
+        if distances[other] == distances[first] and not is_the_same:
+            raise Unusable(
+                "stamps such as {!r} are {} or {}: --time_format decides",
+                *(sample.iloc[-1], first, other),
+            )
+    return first
 
 
 def unevenness(times):
-    """The longest distance of neighbouring stamps over the typical one.
-
-    It tells whether 1/2/2024 is in January or in February: the right reading is the even one.
-    """
+    """The longest distance of neighbouring stamps over the typical one."""
     gaps = np.diff(np.unique(times.dropna().astype("int64")))
     if not len(gaps):
         return math.inf
@@ -1196,6 +2072,76 @@ def zone_of(sample):
     return f"{hours}:{minutes}"
 
 
+# -- Stamps are written ----------------------------------------------------------------------------
+
+
+def write_stamps(index, form):
+    """Texts (or numbers) of timestamps (H,) as a file has them."""
+    kind, _, unit = form.pattern.partition(" ")
+    if kind == "epoch":
+        ticks = index.tz_localize(None).as_unit("ns").asi8
+        size = 10**9 // EPOCHS[unit]  # ns in a unit
+        is_whole = "." not in form.example and (ticks % size == 0).all()
+        return ticks // size if is_whole else ticks / size
+    pattern = form.pattern
+    if pattern == "ISO8601":
+        pattern = iso_pattern(form.example)
+    elif pattern == "mixed":
+        pattern = iso_pattern("")
+    if "%q" in pattern:
+        return index.tz_localize(None).to_period("Q").strftime(pattern)
+    return like_example(index.strftime(pattern), pattern, form.example, index)
+
+
+def iso_pattern(example):
+    """Pattern of strftime for stamps like an ISO one."""
+    form = r"(?P<date>\d{4}-?\d\d(?:-?\d\d)?)(?P<joiner>[T ])?(?P<clock>[\d:]*)(?P<rest>[.,]\d+)?"
+    form += r"(?P<zone> ?(?:Z|[+-]\d\d(?::?\d\d)?))?"
+    found = re.fullmatch(form, example)
+    if not found:
+        return "%Y-%m-%d %H:%M:%S"
+    dash = "-" if "-" in found["date"] else ""
+    digits = len(found["date"].replace("-", ""))
+    pattern = dash.join(["%Y", "%m", "%d"][: (digits - 2) // 2])
+    if found["clock"]:
+        colon = ":" if ":" in found["clock"] else ""
+        digits = len(found["clock"].replace(":", ""))
+        pattern += found["joiner"] + colon.join(["%H", "%M", "%S"][: digits // 2])
+    if found["rest"]:
+        pattern += f"{found['rest'][0]}%f"
+    zone = found["zone"] or ""
+    if zone.strip() == "Z":
+        return pattern + zone
+    if zone:
+        return pattern + zone[: len(zone) - len(zone.lstrip())] + "%z"
+    return pattern
+
+
+def like_example(texts, pattern, example, index):
+    """Texts of stamps, with as many digits and as large letters as in an example.
+
+    strftime always writes 01 for 1, six digits of a second, Jan for JAN and +0800 for +08:00.
+    """
+    if re.search(r"[+-]\d\d:\d\d$", example):
+        texts = texts.str.replace(r"([+-]\d\d)(\d\d)$", r"\1:\2", regex=True)
+    elif re.search(r"[+-]\d\d$", example) and pattern.endswith("%z"):
+        texts = texts.str.replace(r"\d\d$", "", regex=True)
+    if "%f" in pattern:
+        digits = len(re.search(r"[.,](\d+)", example)[1])
+        texts = texts.str.replace(rf"([.,]\d{{{min(digits, 6)}}})\d*", r"\1", regex=True)
+    if re.search("%[bB]", pattern) and example.isupper():
+        texts = texts.str.upper()
+    has_short_number = re.search(r"(?<!\d)\d(?!\d)", re.split(r"[ T,]*\d{1,2}:", example)[0])
+    if has_short_number:
+        head = r"(?<!\d)0(\d)(?=\D|$)"
+        ends = [re.search(r"[ T,]*\d{1,2}:|$", text).start() for text in texts]
+        texts = [
+            re.sub(head, r"\1", text[:end]) + text[end:]
+            for text, end in zip(texts, ends, strict=True)
+        ]
+    return pd.Index(texts)
+
+
 # -- The regular grid ------------------------------------------------------------------------------
 
 
@@ -1210,7 +2156,10 @@ class Grid:
 def regular_grid(times):
     """Grid of sorted timestamps: by the calendar where that fits, else the most common step."""
     step = common_step(times)
-    return month_grid(times, step) or business_grid(times, step) or fixed_step_grid(times, step)
+    for grid_of in (month_grid, half_month_grid, business_grid):
+        if grid := grid_of(times, step):
+            return grid
+    return fixed_step_grid(times, step)
 
 
 def common_step(times):
@@ -1285,6 +2234,19 @@ def months_of(freq):
     return count * {"M": 1, "Q": 3, "Y": 12}[found[2]]
 
 
+def half_month_grid(times, step):
+    """Grid of the 1st and the 15th of each month, or of the 15th and the last day; or None."""
+    if not 13 * DAY <= step <= 17 * DAY:
+        return None
+    days = times.normalize()
+    half_months = 2 * (12 * days.year + days.month - 1).to_numpy()
+    if days.day.isin([1, 15]).mean() >= MOST_ON_RULE:
+        return Grid(half_months + (days.day >= 15), "SMS-15")
+    if ((days.day == 15) | days.is_month_end).mean() >= MOST_ON_RULE:
+        return Grid(half_months + (days.day > 15), "SME-15")
+    return None
+
+
 def business_grid(times, step):
     """Grid of business days, or None."""
     if step != DAY:
@@ -1305,6 +2267,12 @@ def fixed_step_grid(times, step):
     stamps = times.asi8
     # As angles of a circle of one step, so that 59 and 1 of 60 average to 0 and not to 30.
     angles = np.exp(2j * np.pi * (stamps % step) / step)
+    if step >= 2 * DAY and abs(angles.mean()) < MOST_IN_PHASE:
+        raise Unusable(
+            "about every {:g} days, but by a calendar that starts anew each month or year: make the"
+            " steps even (pandas: resample); --time_column none takes the rows as they stand",
+            step / DAY,
+        )
     first_is_late_by = np.angle(angles[0] / angles.mean()) / (2 * np.pi)
     steps_after_first = (stamps - stamps[0]) / step + first_is_late_by
     positions = np.rint(steps_after_first).astype(np.int64) + 1  # never the -1 of "off the grid"
@@ -1315,6 +2283,8 @@ def season_of(freq):
     """Seasonal period in steps of a pandas frequency; 24 without one, 1 where no cycle is usual."""
     if freq == "B":
         return 5
+    if freq.startswith("SM"):
+        return 24
     if months := months_of(freq):
         return max(1, 12 // months)
     step = pd.Timedelta(to_offset(freq or "h")).value
@@ -1368,190 +2338,552 @@ def day_of_month(stamps):
     return int(days[hits.argmax()])  # of equally good ones the latest
 
 
-def on_grid(times, values, has_ids):
-    """(values (T,) on the regular grid of their timestamps, frequency, the last stamps).
+@dataclasses.dataclass
+class Placed:
+    """A series on its regular grid."""
 
-    Raises Unusable where there is no such grid.
-    """
-    rows = len(times)
+    values: np.ndarray  # (T,) float64, NaN where missing
+    freq: str  # pandas frequency
+    stamps: pd.DatetimeIndex  # the last 12 at most
+    rows: int  # how many found a place of their own
+    repeated: int  # rows left out, as another one has the same stamp and value
+    conflicting: int  # rows left out, as a later one has the same stamp and another value
+
+
+class Duplicated(Unusable):
+    """Several rows of a series have the same stamp, and other values."""
+
+
+def on_grid(times, values):
+    """Placed of timestamps (T,) and values (T,). Raises Unusable where there is no such grid."""
     clock = times.tz_localize(None)  # the grid is that of the clock they show
     table = pd.Series(values, clock)[clock.notna()].sort_index(kind="stable")
-    is_repeated = table.index.duplicated(keep="last")  # of exact duplicates the last one stays
-    duplicates = int(is_repeated.sum())
-    if duplicates > FEW_DUPLICATES * rows and not has_ids:
-        raise Unusable(
-            f"{duplicates} of {rows} timestamps are duplicates; is an id column missing?"
-        )
-    table = table[~is_repeated]
+    rows = len(table)
+    table, repeated, conflicting = without_duplicates(table)
+    if conflicting > FEW_DUPLICATES * rows:
+        raise Duplicated("{} of {} timestamps are duplicates with other values", conflicting, rows)
     if len(table) < 3:
-        raise Unusable(f"too short: {len(table)} timestamps")
+        raise Unusable("too short: {} timestamps", len(table))
 
     grid = regular_grid(table.index)
     is_on = grid.positions >= 0
+    stamps = table.index[-12:].tz_localize(times.tz)
     table = table[is_on]
     positions = grid.positions[is_on]
     placed = 0
     if len(positions):
         placed = 1 + int((np.diff(positions) > 0).sum())  # they are sorted
-    if placed < MOST_PLACED * (rows - duplicates):
+    if placed < MOST_PLACED * len(is_on):
         raise Unusable(
-            f"irregular timestamps: only {placed} of {rows - duplicates} fit one step ({grid.freq})"
+            "irregular timestamps: only {} of {} fit one step ({})", placed, len(is_on), grid.freq
         )
     length = int(positions.max() - positions.min()) + 1
     if length > 10 * placed + 1000:
-        raise Unusable(f"sparse timestamps: {placed} rows over {length} steps of {grid.freq}")
+        raise Unusable("sparse timestamps: {} rows over {} steps of {}", placed, length, grid.freq)
 
     regular = np.full(length, np.nan)
     regular[positions - positions.min()] = table.to_numpy()  # of two in one place the later stays
-    return regular, grid.freq, table.index[-12:].tz_localize(times.tz)
+    return Placed(regular, grid.freq, stamps, placed, repeated, conflicting)
+
+
+def without_duplicates(table):
+    """(series of which each stamp stands once, rows repeated, rows conflicting); the last stays.
+
+    `table` is sorted by its stamps.
+    """
+    is_dropped = table.index.duplicated(keep="last")
+    if not is_dropped.any():
+        return table, 0, 0
+    kept = table[~is_dropped]
+    after = kept.reindex(table.index[is_dropped]).to_numpy()
+    dropped = table[is_dropped].to_numpy()
+    is_same = (dropped == after) | (np.isnan(dropped) & np.isnan(after))
+    repeated = int(is_same.sum())
+    return kept, repeated, len(dropped) - repeated
 
 
 # -- Columns ---------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
+class Numbers:
+    """The values of a column."""
+
+    values: np.ndarray  # (rows,) float64, NaN where missing or not finite
+    unread: int  # cells that are no numbers
+    example: str  # one of them
+    share: float  # of the cells with something in them, those that are numbers
+
+
+@dataclasses.dataclass
 class Columns:
     """What the columns of a file are taken for."""
 
-    times: pd.DatetimeIndex | None  # (rows,), named as their column
-    id_name: str | None  # of the column that tells the series of a long format apart
-    values: dict  # column -> (rows,) float64, NaN where missing
-    passed_over: list  # names of those that are no numbers, or that number the rows
+    times: Times | None
+    ids: list  # names of those that tell the series of a long format apart
+    codes: np.ndarray  # (rows,) int64, which series a row belongs to
+    keys: list  # of each code, the texts of its ids
+    values: dict  # column -> Numbers
+    passed_over: dict  # column -> Message, why
+    warnings: list  # of Message
+    behind: int = 0  # columns behind the first numeric one, which are not looked at
 
 
-def pick_columns(frame, wanted):
-    """Columns of a table; `wanted` is ["first"], ["all"], or names. Raises Unusable."""
-    id_name = find_id(frame)
-    steps = steps_of_integers(frame, id_name)
-    times = find_times(frame, steps)
-    time_name = None if times is None else times.name
+NO_NUMBER = Message("is no number")
 
-    named = [] if wanted in (["first"], ["all"]) else wanted
-    missing = [name for name in named if name not in frame.columns]
-    if missing:
-        has = ", ".join(frame.columns[:20])
-        raise Unusable(f"no column {', '.join(missing)}; it has {has}")
 
-    columns = Columns(times, id_name, values={}, passed_over=[])
-    for name in named or frame.columns:
-        if name in (time_name, id_name):
+def pick_columns(table, config):
+    """Columns of a Table. Raises Unusable."""
+    frame = table.frame
+    if config.names_columns:
+        refuse_absent(frame, config.columns)
+    else:
+        refuse_series_in_rows(frame)
+    ids = find_ids(table, config)
+    times = find_times(frame, ids, config)
+    codes, keys = codes_of(frame, ids)
+    columns = Columns(times, ids, codes, keys, values={}, passed_over={}, warnings=[])
+    candidates = config.columns if config.names_columns else frame.columns
+    for name in candidates:
+        if name in ids or (times and name in times.names):
             continue
-        numbers = as_numbers(frame[name], frame.attrs["decimal"])
-        if numbers is None or (not named and is_index(name, steps.get(name))):
-            columns.passed_over.append(name)
-        elif not columns.values or wanted != ["first"]:
+        if config.columns == ["first"] and columns.values:
+            columns.behind += 1
+            continue
+        numbers = as_numbers(frame[name], table.layout)
+        if numbers is None or numbers.share < MOST_NUMBERS:
+            pass_over_text(name, numbers, columns)
+        elif not config.names_columns and (why := why_no_value(name, numbers.values, columns)):
+            columns.passed_over[name] = why
+        else:
             columns.values[name] = numbers
     if not columns.values:
-        raise Unusable(f"no numeric column among {', '.join(frame.columns[:20])}")
+        refuse_without_values(frame, columns)
+    if times is None and config.time_column == ["auto"]:
+        refuse_newest_first(frame)
     return columns
 
 
-def find_id(frame):
-    """Name of the column that makes a table the long format of several series, or None."""
+def refuse_absent(frame, names):
+    """Raise Unusable where one of the columns that the user named is not there."""
+    absent = [name for name in names if name not in frame.columns]
+    if absent:
+        raise Unusable("no column {}; it has {}", ", ".join(absent), first_names(frame))
+
+
+def refuse_without_values(frame, columns):
+    """Raise Unusable as no column is the value, with the reason of each that might be."""
+    told = [name for name, why in columns.passed_over.items() if why != NO_NUMBER]
+    if not told:
+        raise Unusable("no numeric column among {}", first_names(frame))
+    reasons = [Message("{} {}", (name, columns.passed_over[name])) for name in told[:5]]
+    numeric = [name for name in told if is_number(frame[name])]
+    if not numeric:
+        raise Unusable("no column to forecast: {}", reasons)
+    raise Unusable("no column to forecast: {}; --columns {} takes it anyway", reasons, numeric[0])
+
+
+def is_number(column):
+    """Whether a column is one of numbers for pandas."""
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def first_names(frame):
+    """The names of the first columns, to be shown."""
+    return ", ".join(str(name) for name in frame.columns[:20])
+
+
+def find_ids(table, config):
+    """Names of the columns that make a Table the long format of several series."""
+    frame = table.frame
+    if config.id_columns == ["none"]:
+        return []
+    if config.id_columns != ["auto"]:
+        refuse_absent(frame, config.id_columns)
+        return config.id_columns
+    found = []
     for name in frame.columns:
-        if name.lower() not in ID_NAMES or pd.api.types.is_float_dtype(frame[name]):
-            continue
-        if frame[name].duplicated().any():
-            return name
-    return None
+        if name.lower() in ID_NAMES and frame[name].nunique() <= len(frame) / FEWEST_ROWS:
+            found.append(name)
+    # A column called `series` may hold the values themselves.
+    others = [name for name in frame.columns if name not in (*found, *INDEX_NAMES)]
+    others = [name for name in others if name.lower() not in TIME_NAMES]
+    if any(as_numbers(frame[name], table.layout) for name in others):
+        return found
+    return [name for name in found if as_numbers(frame[name], table.layout) is None]
 
 
-def steps_of_integers(frame, id_name):
-    """Column -> its differences from row to row (within each id), of all integer columns."""
-    groups = frame if id_name is None else frame.groupby(id_name)
-    steps = {}
-    for name in frame.columns:
-        if pd.api.types.is_integer_dtype(frame[name]) and name != id_name:
-            steps[name] = groups[name].diff().dropna()
-    return steps
+def codes_of(frame, ids):
+    """((rows,) which series a row belongs to, the texts of the ids of each), in order of the ids.
 
-
-def find_times(frame, steps):
-    """Timestamps (rows,) of the first column that has them, by name or by content; or None.
-
-    Columns that are named in TIME_NAMES come first, integers last. An integer column counts only
-    if it rises evenly, or by its name; a float one by its name alone.
+    Whole numbers are in order of their size.
     """
+    if not ids:
+        return np.zeros(len(frame), np.int64), [()]
+    codes, unique = pd.MultiIndex.from_frame(frame[ids].astype(str)).factorize()
+    keys = [*unique]
 
-    def sort_key(name):
-        return name.lower() not in TIME_NAMES, name in steps
+    def sort_key(number):
+        parts = []
+        for text in keys[number]:
+            is_integer = text.isdecimal() and str(int(text)) == text
+            parts.append((0, int(text), "") if is_integer else (1, 0, text))
+        return parts
 
-    for name in sorted(frame.columns, key=sort_key):
-        is_called_so = name.lower() in TIME_NAMES
-        is_number = pd.api.types.is_numeric_dtype(frame[name])
-        if is_called_so or not is_number or (name in steps and rises_evenly(steps[name])):
-            times = parse_times(frame[name], MANY_UNREAD if is_called_so else FEW_UNREAD)
-            if times is not None:
-                return times
-    return None
-
-
-def rises_evenly(steps):
-    """Whether a column always rises, and mostly by the same."""
-    return (steps > 0).all() and (steps == steps.median()).mean() > 0.5
-
-
-def is_index(name, steps):
-    """Whether a column numbers the rows instead of measuring something."""
-    is_called_so = name.lower() in TIME_NAMES + INDEX_NAMES or name.lower().startswith("unnamed:")
-    return is_called_so or (steps is not None and (steps == 1).all())
+    order = sorted(range(len(keys)), key=sort_key)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    return rank[codes], [keys[number] for number in order]
 
 
-def as_numbers(column, decimal):
-    """Values (T,) float64 of a column, NaN where not finite; None where most are no numbers."""
-    if column.dtype == object and decimal == ",":
-        column = column.str.replace(",", ".")
-    values = pd.to_numeric(column, errors="coerce")
-    values = values.to_numpy(dtype=np.float64, na_value=np.nan)
-    read = (~np.isnan(values)).sum()
-    is_finite = np.isfinite(values)
-    if read < MOST_NUMBERS * column.notna().sum() or not is_finite.any():
-        return None
+def as_numbers(column, layout):
+    """Numbers of a column; None where hardly any cell is one."""
     if pd.api.types.is_bool_dtype(column):
         return None
-    return np.where(is_finite, values, np.nan)
+    if pd.api.types.is_numeric_dtype(column):
+        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        is_unread = np.zeros(0, bool)
+        known = np.count_nonzero(~np.isnan(values))
+    else:
+        known_cells = column.dropna()
+        sample = known_cells.iloc[:: max(1, len(known_cells) // 100)]
+        if numbers_of(sample, layout).notna().mean() < 0.5:
+            return None
+        parsed = numbers_of(column, layout)
+        values = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
+        is_unread = (parsed.isna() & column.notna()).to_numpy()
+        known = len(known_cells)
+    is_finite = np.isfinite(values)
+    if not is_finite.any():
+        return None
+    unread = int(is_unread.sum())
+    example = str(column.iloc[is_unread.argmax()]) if unread else ""
+    return Numbers(np.where(is_finite, values, np.nan), unread, example, 1 - unread / known)
+
+
+def numbers_of(column, layout):
+    """Numbers (rows,) of texts with the marks of a layout, NaN where there is none."""
+    text = column.astype("string").str.strip()
+    decimal = re.escape(layout.decimal)
+    if layout.thousands:
+        groups = rf"[+-]?\d{{1,3}}(?:{re.escape(layout.thousands)}\d{{3}})+(?:{decimal}\d*)?"
+        is_grouped = text.str.fullmatch(groups).fillna(False)
+        text = text.mask(is_grouped, text.str.replace(layout.thousands, "", regex=False))
+    if layout.decimal == ",":
+        has_point = text.str.contains(".", regex=False).fillna(False)
+        text = text.mask(has_point).str.replace(",", ".", regex=False)
+    return pd.to_numeric(text, errors="coerce")
+
+
+def pass_over_text(name, numbers, columns):
+    """Note in Columns that a column is not numeric; loudly where much of it is."""
+    if numbers is None or numbers.share < 0.5:
+        columns.passed_over[name] = NO_NUMBER
+        return
+    why = Message(
+        "is only {:.0f} % numbers, the rest such as {!r}", (100 * numbers.share, numbers.example)
+    )
+    columns.passed_over[name] = why
+    columns.warnings.append(Message("{} is passed over: it {}", (name, why)))
+
+
+def why_no_value(name, values, columns):
+    """Message: why a numeric column is not what is forecast, unless it is named; None if it is."""
+    called = name.lower()
+    if called in TIME_NAMES + INDEX_NAMES or called.startswith("unnamed:"):
+        return Message("is an index by its name")
+    if any(called in names for names in (*PARTS_OF_DATE.values(), OTHER_PARTS_OF_TIME)):
+        return Message("is a part of a date by its name")
+    known = values[~np.isnan(values)]
+    if (known == known[0]).all():
+        return Message("is constant")
+    if is_part_of_date(values, columns.times):
+        return Message("is a part of the date")
+    if is_counter(values, columns.codes):
+        return Message("only rises, or only falls, as a counter or a clock does")
+    return None
+
+
+def is_counter(values, codes):
+    """Whether values always rise, or always fall, within each series; or run as a clock does."""
+    order = np.argsort(codes, kind="stable")
+    steps = np.diff(values[order])
+    is_within = np.diff(codes[order]) == 0
+    steps = steps[is_within & ~np.isnan(steps)]
+    if len(steps) < 2:
+        return False
+    goes_up = (steps > 0).mean()
+    if goes_up == 1 or (steps < 0).all():
+        return True
+    smallest = np.nanmin(values)
+    is_epoch = any(3e8 * size <= smallest < 4.2e9 * size for size in EPOCHS.values())
+    is_even = (steps == np.median(steps)).mean() > 0.5 and np.median(steps) != 0
+    return bool(is_epoch and is_even)
+
+
+def is_part_of_date(values, times):
+    """Whether whole numbers are the year, month, day, weekday, hour, ... of the stamps."""
+    known = values[~np.isnan(values)]
+    if times is None or (known % 1 != 0).any() or known.min() < 0 or known.max() > 2200:
+        return False
+    for part in times.parts:
+        if any((values == part + shift).mean() > 0.99 for shift in (0, 1)):
+            return True
+    return False
+
+
+def refuse_newest_first(frame):
+    """Raise Unusable where there are no stamps and a column counts down: the end comes first."""
+    for name in frame.columns:
+        is_integer = pd.api.types.is_integer_dtype(frame[name])
+        if is_integer and len(frame) > 2 and (frame[name].diff().dropna() == -1).all():
+            raise Unusable(
+                "{} counts down and there are no timestamps: do the newest rows come first?"
+                " Turn the file round; --time_column none takes the rows as they stand",
+                name,
+            )
+
+
+def refuse_series_in_rows(frame):
+    """Raise Unusable where each series is a row: columns are dates, years, or d_1, d_2, d_3, ..."""
+    names = [str(name) for name in frame.columns]
+    tail = names[len(names) // 2 :]
+    if len(tail) < 5:
+        return
+    has_dates = all(re.search(r"\d\D+\d", name) for name in tail) and are_dates(tail)
+    numbers = [re.fullmatch(r"(?P<word>[A-Za-z_]*)(?P<number>\d+)", name) for name in tail]
+    runs = False
+    if all(numbers) and not is_number(frame.iloc[:, 0]) and parse_text(frame.iloc[:, 0]) is None:
+        steps = np.diff([int(found["number"]) for found in numbers])
+        runs = (steps == 1).all() and len({found["word"] for found in numbers}) == 1
+    if has_dates or (runs and len(tail) >= 10):
+        raise Unusable(
+            "its series lie in rows ({}, ..., {}): reshape it to long format, a row for each time"
+            " (pandas.melt)",
+            *(", ".join(names[:4]), names[-1]),
+        )
+
+
+def are_dates(names):
+    """Whether the names of columns are dates."""
+    texts = pd.Series(names, dtype="string")
+    patterns = best_patterns(texts)
+    return bool(patterns) and read_stamps(texts, *patterns[0]).notna().mean() > 0.9
+
+
+def find_sentinel(values):
+    """A value that seems to stand for a missing one: round, repeated, and far from the rest.
+
+    None where there is none. 0 is never one.
+    """
+    known = values[~np.isnan(values)]
+    if len(known) < 20:
+        return None
+    for extreme in (known.min(), known.max()):
+        count = np.count_nonzero(known == extreme)
+        rest = known[known != extreme]
+        is_rich = len(np.unique(rest[:1000])) >= 10
+        is_round = extreme == round(extreme, 1)
+        if extreme == 0 or not is_round or count < FEWEST_SENTINELS or not is_rich:
+            continue
+        low, high = np.quantile(rest, [0.01, 0.99])
+        distance = np.abs(rest - extreme).min()
+        if distance > (high - low) / 2 and distance > abs(extreme) / 2:
+            return float(extreme)
+    return None
 
 
 # -- Files -----------------------------------------------------------------------------------------
 
 
-def read_series(path, name, wanted):
-    """(list of RawSeries, notes) of one CSV; `wanted` as for `pick_columns`.
+@dataclasses.dataclass
+class Report:
+    """What was understood of a file."""
 
-    Raises Unusable with the reason where there is no series.
+    facts: list  # of Message: time, rows, columns, and what was passed over
+    warnings: list  # of Message: what may make the numbers wrong
+    skipped: list  # of Message: why a series, or all of the file, cannot be used
+
+
+@dataclasses.dataclass
+class FileRead:
+    """A CSV, read."""
+
+    series: list  # of RawSeries; none where it cannot be used
+    report: Report
+    layout: Layout | None = None
+    times: Times | None = None
+
+
+def read_series(path, name, config):
+    """FileRead of one CSV. Raises Unusable with the reason where there is no series."""
+    table = read_table(path, config)
+    columns = pick_columns(table, config)
+    times = columns.times
+    unread = refuse_unread(times, columns.codes) if times else 0
+    report = Report(facts=[], warnings=[*table.warnings], skipped=[])
+    if unread:
+        row = np.flatnonzero(times.stamps.isna())[0]
+        report.warnings.append(
+            Message(
+                "{} of {} stamps of {} cannot be read, such as {}: these rows are left out",
+                (unread, len(times.stamps), " ".join(times.names), quoted(times.text.iloc[row])),
+            )
+        )
+    for column, numbers in columns.values.items():
+        report.warnings += warnings_of_column(column, numbers)
+
+    report.warnings += columns.warnings
+    placed = place_all(name, table.frame, columns, report)
+    series = [one for one, _ in placed]
+    report.facts = facts_of(table, columns, placed)
+    if times:
+        report.warnings += warnings_of_duplicates([place for _, place in placed])
+    return FileRead(series, report, table.layout, times)
+
+
+def place_all(name, frame, columns, report):
+    """List of (RawSeries, Placed or None) of all series of a file.
+
+    Why a series is left out goes into report.skipped; Unusable is raised where it is the only one.
     """
-    frame = read_csv(path)
-    columns = pick_columns(frame, wanted)
-    notes = []
-    if columns.passed_over:
-        notes.append(f"passed over: {', '.join(columns.passed_over[:20])}")
-
-    rows_of = {"": np.arange(len(frame))}
-    if columns.id_name is not None:
-        rows_of = frame.groupby(columns.id_name).indices
-    is_single = len(rows_of) * len(columns.values) == 1
-
-    series = []
-    for key, rows in rows_of.items():
-        for column, values in columns.values.items():
-            within = []  # what tells the series apart within the file
-            if columns.id_name is not None:
-                within.append(str(key))
+    is_single = len(columns.keys) * len(columns.values) == 1
+    order = np.argsort(columns.codes, kind="stable")
+    ends = np.cumsum(np.bincount(columns.codes, minlength=len(columns.keys)))[:-1]
+    placed = []
+    for key, rows in zip(columns.keys, np.split(order, ends), strict=True):
+        for column, numbers in columns.values.items():
+            within = [text or "(blank)" for text in key]  # what tells the series apart in the file
             if len(columns.values) > 1:
                 within.append(column)
             full_name = " / ".join([name, *within])
             heading = " / ".join(within) or column
+            values = numbers.values[rows]
+            if columns.times is None:
+                placed.append((RawSeries(full_name, values, "", None, heading), None))
+                continue
             try:
-                regular = (values[rows], "", None)
-                if columns.times is not None:
-                    has_ids = columns.id_name is not None
-                    regular = on_grid(columns.times[rows], values[rows], has_ids)
-                series.append(RawSeries(full_name, *regular, heading))
-            except Unusable as reason:
+                place = on_grid(columns.times.stamps[rows], values)
+            except Unusable as problem:
+                if isinstance(problem, Duplicated):
+                    problem = Unusable("{}; {}", problem, hint_of_duplicates(frame, columns))
                 if is_single:
-                    raise
-                notes.append(f"skipped: {full_name}: {reason}")
-    return series, notes
+                    raise problem from None
+                report.skipped.append(Message("{}: {}", (full_name, problem)))
+                continue
+            one = RawSeries(full_name, place.values, place.freq, place.stamps, heading)
+            placed.append((one, place))
+    if not placed:
+        raise Unusable("{}", report.skipped[0])
+    return placed
+
+
+def hint_of_duplicates(frame, columns):
+    """Message: which flag may tell apart rows of the same stamp."""
+    times = columns.times
+    taken = [*columns.ids, *times.names]
+    rest = [name for name in frame.columns if name not in taken]
+    for name in rest:
+        if not is_number(frame[name]):
+            texts = frame[name].dropna().astype(str).iloc[:100].str.strip()
+            if len(texts) and texts.str.fullmatch(CLOCK).all():
+                return Message(
+                    "if {} is the time of the day: --time_column {} {}", (name, *times.names, name)
+                )
+    key = pd.DataFrame({"code": columns.codes, "stamp": times.stamps})
+    for name in rest:
+        if pd.api.types.is_float_dtype(frame[name]):
+            continue
+        if not key.assign(other=frame[name].to_numpy()).duplicated().any():
+            flag = " ".join(str(name) for name in [*columns.ids, name])
+            return Message("if {} tells the series apart: --id_columns {}", (name, flag))
+    return Message("is an id column missing (--id_columns)?")
+
+
+def facts_of(table, columns, placed):
+    """List of Message: what was understood of a file."""
+    layout = table.layout
+    facts = []
+    places = [place for _, place in placed if place]
+    if columns.times:
+        stamps = columns.times.stamps
+        steps = ", ".join(dict.fromkeys(place.freq for place in places))
+        facts.append(
+            Message(
+                "time {} by step {}, {} to {}",
+                (" ".join(columns.times.names), steps, stamps.min(), stamps.max()),
+            )
+        )
+        rows = sum(place.rows for place in places) // len(columns.values)
+    else:
+        facts.append(Message("no timestamps: the rows in their order"))
+        rows = len(table.frame)
+    facts.append(Message("{:,} of {:,} rows", (rows, len(table.frame))))
+    shown = ", ".join([*columns.values][:MOST_NAMES])
+    if len(columns.values) > MOST_NAMES:
+        shown += ", …"
+    facts.append(Message("forecast: {}", (shown,)))
+    if columns.behind:
+        facts.append(Message("{} columns behind it (--columns)", (columns.behind,)))
+    if columns.ids:
+        ids = ", ".join(columns.ids)
+        facts.append(Message("{:,} series by {}", (len(columns.keys), ids)))
+    if layout.skip:
+        facts.append(Message("{} lines above the header left out", (layout.skip,)))
+    if layout.decimal != "." or layout.thousands:
+        marks = f"{layout.thousands!r}" if layout.thousands else "-"
+        facts.append(Message("decimal mark {!r}, of thousands {}", (layout.decimal, marks)))
+    if columns.passed_over:
+        reasons = [
+            Message("{} {}", (name, why))
+            for name, why in [*columns.passed_over.items()][:MOST_NAMES]
+        ]
+        if len(columns.passed_over) > MOST_NAMES:
+            reasons.append(Message("{} more", (len(columns.passed_over) - MOST_NAMES,)))
+        facts.append(Message("passed over: {}", (reasons,)))
+    return facts
+
+
+def warnings_of_column(name, numbers):
+    """List of Message: what of a column may be wrong."""
+    warnings = []
+    if numbers.unread:
+        warnings.append(
+            Message(
+                "{:,} cells of {} are no numbers, such as {!r}: they count as missing"
+                " (--na_values says that they are, --thousands and --decimal how numbers are"
+                " written)",
+                (numbers.unread, name, numbers.example),
+            )
+        )
+    sentinel = find_sentinel(numbers.values)
+    if sentinel is not None:
+        count = np.count_nonzero(numbers.values == sentinel)
+        warnings.append(
+            Message(
+                "{} is {:g} in {:,} rows, far from the rest: if that means missing,"
+                " --na_values {:g}",
+                (name, sentinel, count, sentinel),
+            )
+        )
+    return warnings
+
+
+def warnings_of_duplicates(places):
+    """List of Message: rows that were left out as others have the same stamp."""
+    warnings = []
+    repeated = sum(place.repeated for place in places)
+    conflicting = sum(place.conflicting for place in places)
+    if repeated:
+        warnings.append(Message("{:,} rows are there twice: used once", (repeated,)))
+    if conflicting:
+        warnings.append(
+            Message(
+                "{:,} rows have the stamp of another one and other values: the last one is used",
+                (conflicting,),
+            )
+        )
+    return warnings
 
 
 def find_files(data_dir, max_files):
@@ -1575,13 +2907,13 @@ def find_files(data_dir, max_files):
     return len(paths), {name: paths[name] for name in names}
 
 
-def read_or_reason(wanted, item):
-    """As `read_series` of one (name, path); (None, [the reason]) where it cannot be used."""
+def read_or_reason(config, item):
+    """As `read_series` of one (name, path); without series where the file cannot be used."""
     name, path = item
     try:
-        return read_series(path, name, wanted)
+        return read_series(path, name, config)
     except Unusable as reason:
-        return None, [f"skipped: {reason}"]
+        return FileRead([], Report(facts=[], warnings=[], skipped=[reason.message]))
 
 
 @dataclasses.dataclass
@@ -1590,23 +2922,23 @@ class FilesRead:
 
     found: int  # CSVs in the folder, whether read or not
     series: dict  # file -> list of RawSeries, of the files that can be used
-    notes: dict  # file -> list of str: what was skipped or passed over, of all files that were read
+    reports: dict  # file -> Report, of all files that were read
 
 
-def read_files(data_dir, max_files, wanted, voice):
+def read_files(data_dir, max_files, config, voice):
     """FilesRead of a folder, read by one process per core where there are many files."""
     found, paths = find_files(data_dir, max_files)
-    read = functools.partial(read_or_reason, wanted)
-    files = FilesRead(found, series={}, notes={})
+    read = functools.partial(read_or_reason, config)
+    files = FilesRead(found, series={}, reports={})
     with contextlib.ExitStack() as stack:
         results = map(read, paths.items())
         if len(paths) >= FILES_FOR_PROCESSES and cores() > 1:
             results = stack.enter_context(reading_processes()).map(read, paths.items(), chunksize=8)
         bar = stack.enter_context(voice.bar("reading", total=len(paths), unit="file"))
-        for name, (series, notes) in zip(paths, results, strict=True):
-            if series is not None:
-                files.series[name] = series
-            files.notes[name] = notes
+        for name, file in zip(paths, results, strict=True):
+            if file.series:
+                files.series[name] = file.series
+            files.reports[name] = file.report
             bar.update()
     return files
 
@@ -1648,7 +2980,6 @@ class DataConfig:
 
     data_dir: str
     max_files: int
-    columns: list
     context_length: int
     prediction_length: int
     split_by: str  # "files", "time" or "auto"
@@ -1884,7 +3215,8 @@ class SplitData:
     windows: dict  # part -> Windows
     files: dict  # part -> number of files
     split_by: str  # "files" or "time"
-    notes: dict  # file -> why all or some of it is not used, "" where all is
+    notes: dict  # file -> list of Message, why all or some of it is not used
+    reports: dict  # file -> Report
 
 
 def split_data(files, config):
@@ -1911,12 +3243,12 @@ def split_data(files, config):
     empty = [part for part in PARTS if not chosen[part]]
     if empty:
         raise UserError(
-            f"the data gives no {' and no '.join(empty)} window;"
-            f" use more or longer series, or shorter lengths{listing(notes)}"
+            "the data gives no {} window; use more or longer series, or shorter lengths{}",
+            *(", ".join(empty), listing(notes)),
         )
     windows = {part: make_windows(chosen[part], config) for part in PARTS}
     counts = {part: len(names[part]) for part in PARTS}
-    return SplitData(windows, counts, split_by, notes)
+    return SplitData(windows, counts, split_by, notes, files.reports)
 
 
 def prepare_and_choose(files, config):
@@ -1935,7 +3267,7 @@ def prepare_files(files, by_time, config):
     if by_time:
         shares = dict(zip(PARTS, config.split_ratio, strict=True))
     prepared = {}
-    notes = {name: list(lines) for name, lines in files.notes.items()}
+    notes = {name: [*report.skipped] for name, report in files.reports.items()}
     for name, all_series in files.series.items():
         for series in all_series:
             bounds = part_bounds(len(series.values), shares)
@@ -1943,9 +3275,11 @@ def prepare_files(files, by_time, config):
                 ready = prepare_series(series, bounds, config)
                 prepared.setdefault(name, []).append(ready)
             except Unusable as reason:
-                which = "" if series.name == name else f"{series.name}: "
-                notes[name].append(f"skipped: {which}{reason}")
-    return prepared, {name: shortened(lines) for name, lines in notes.items()}
+                problem = reason.message
+                if series.name != name:
+                    problem = Message("{}: {}", (series.name, problem))
+                notes[name].append(problem)
+    return prepared, notes
 
 
 def part_bounds(rows, shares):
@@ -1964,7 +3298,8 @@ def split_files(prepared, config, notes):
     count = len(prepared)
     if count < FEWEST_FILES:
         raise UserError(
-            f"{count} usable files, it takes {FEWEST_FILES}; or use --split_by time{listing(notes)}"
+            "{} usable files, it takes {}; or use --split_by time{}",
+            *(count, FEWEST_FILES, listing(notes)),
         )
     total = sum(config.split_ratio)
     held_out = [max(1, round(count * share / total)) for share in config.split_ratio[1:]]
@@ -1992,17 +3327,14 @@ def sample_starts(starts, name, config):
     return starts[drawn.integers(edges[:-1], edges[1:])]
 
 
-def shortened(notes, most=4):
-    """The first notes about a file, in one line."""
-    if len(notes) > most:
-        notes = [*notes[:most], "…"]
-    return "; ".join(notes)
-
-
 def listing(notes):
-    """The first notes about files, a line each, to stand under an error."""
-    lines = [f"\n  {name}: {note}" for name, note in notes.items() if note]
-    return "".join(lines[:MOST_NOTES])
+    """Message: the first reasons why files are skipped, a line each, to stand under an error."""
+    lines = []
+    for name, reasons in notes.items():
+        if reasons:
+            lines.append(Message("\n  {}: skipped: {}", (name, reasons[:MOST_REASONS])))
+    lines = lines[:MOST_NOTES]
+    return Message("{}" * len(lines), tuple(lines))
 
 
 # == Student =======================================================================================
@@ -3633,17 +4965,17 @@ def start_job(args, precision, voice, stop):
     return Job(fabric, voice, stop)
 
 
-def load_data(config, voice):
+def load_data(config, reading, voice):
     """SplitData of the flags; prints what was found, used and skipped."""
     voice.say("Data directory: {}", config.data_dir)
     voice.say("Context length: {}", config.context_length)
     voice.say("Prediction length: {}", config.prediction_length)
     voice.say("\nCreating datasets...")
-    files = read_files(config.data_dir, config.max_files, config.columns, voice)
+    files = read_files(config.data_dir, config.max_files, reading, voice)
     voice.say("Found {} CSV files", files.found)
-    if len(files.notes) < files.found:
+    if len(files.reports) < files.found:
         voice.note(
-            f"only the first {len(files.notes)} by name are read"
+            f"only the first {len(files.reports)} by name are read"
             f" (--max_files {config.max_files}; 0 = all)"
         )
 
@@ -3651,9 +4983,7 @@ def load_data(config, voice):
     for part in PARTS:
         voice.say("Using {} files for the {} set", data.files[part], part)
     voice.say("Split by {}", data.split_by)
-    for name, note in data.notes.items():
-        if note:
-            voice.say("  {}: {}", name, note)
+    tell_files(data, voice)
     windows = data.windows["train"]
     if config.max_windows and config.max_windows in np.bincount(windows.series):
         voice.note(
@@ -3667,6 +4997,27 @@ def load_data(config, voice):
     if config.season == "auto" and "" in windows.freqs:
         voice.note("files without timestamps are taken as hourly: season 24 (--season changes it)")
     return data
+
+
+def tell_files(data, voice):
+    """Print what was understood of each file, and what may be wrong."""
+    used = [name for name, report in data.reports.items() if report.facts]
+    for name in used[:MOST_NOTES]:
+        voice.say("  {}: {}", name, data.reports[name].facts)
+    if len(used) > MOST_NOTES:
+        voice.say("  ... and {} more files", len(used) - MOST_NOTES)
+    for name, reasons in data.notes.items():
+        for reason in reasons[:MOST_REASONS]:
+            voice.say("  {}: skipped: {}", name, reason)
+        if len(reasons) > MOST_REASONS:
+            voice.say("  {}: skipped: {} more series", name, len(reasons) - MOST_REASONS)
+
+    doubtful = [name for name in used if data.reports[name].warnings]
+    for name in doubtful[:MOST_NOTES]:
+        for warning in data.reports[name].warnings[:MOST_REASONS]:
+            voice.warn("{}: {}", name, warning)
+    if len(doubtful) > MOST_NOTES:
+        voice.warn("and in {} more files", len(doubtful) - MOST_NOTES)
 
 
 def labels_of(windows, training_windows, request, job):
@@ -3702,7 +5053,7 @@ def train(args, voice, stop):
     job = start_job(args, args.precision, voice, stop)
     if args.demo and args.data_dir == DEMO["data_dir"]:
         job.on_rank_zero(lambda: write_demo_csvs(args.data_dir))
-    data = load_data(pick(DataConfig, args), voice)
+    data = load_data(pick(DataConfig, args), pick(ReadConfig, args), voice)
     facts = run_facts(args, data)
     folder = Path(args.save_dir).expanduser()
     content = None  # of the last.pt to go on from
@@ -3978,7 +5329,7 @@ def evaluate(args, voice, stop):
     folder = evaluation_folder(args, first)
 
     job = start_job(args, "32-true", voice, stop)
-    data = load_data(pick(DataConfig, inherited), voice)
+    data = load_data(pick(DataConfig, inherited), pick(ReadConfig, inherited), voice)
     for name, opened in students.items():
         if opened.content.get("data", {}).get("test") != data.windows["test"].digest:
             voice.warn(
@@ -4287,28 +5638,32 @@ def predict(args, voice, _stop):
     held_out = horizon if args.backtest else 0
     path = Path(args.input).expanduser()
     try:
-        columns = args.columns or run_config.get("columns", ["first"])
-        series, notes = read_series(path, path.name, columns)
+        file = read_series(path, path.name, reading_of(args, run_config))
     except Unusable as reason:
-        raise UserError(f"--input {args.input}: {reason}") from reason
+        raise UserError("--input {}: {}", args.input, reason) from reason
+    voice.note("{}: {}", path.name, file.report.facts)
+    for warning in file.report.warnings[:MOST_NOTES]:
+        voice.warn("{}: {}", path.name, warning)
+    notes = [Message("skipped: {}", (reason,)) for reason in file.report.skipped]
 
     forecasts = []
-    for one in series:
+    for one in file.series:
         try:
             before = one.values[: len(one.values) - held_out]
             context = last_context(before, opened.student.context_length)
         except Unusable as reason:
-            notes.append(f"skipped: {one.name}: {reason}")
+            notes.append(Message("skipped: {}: {}", (one.name, reason)))
             continue
         forecasts.append(SeriesForecast(one, context, steps_after(one, horizon, held_out)))
         notes += context_notes(one, context, opened.content.get("freqs", []))
     if not forecasts:
-        lines = [f"--input {args.input}: no series to forecast", *notes[:MOST_NOTES]]
-        raise UserError("\n  ".join(lines))
+        lines = [Message("\n  {}", (note,)) for note in notes[:MOST_NOTES]]
+        listed = Message("{}" * len(lines), tuple(lines))
+        raise UserError("--input {}: no series to forecast{}", args.input, listed)
     for note in notes[:MOST_NOTES]:
         voice.note(note)
     if len(notes) > MOST_NOTES:
-        voice.note(f"… and {len(notes) - MOST_NOTES} more such notes")
+        voice.note("... and {} more such notes", len(notes) - MOST_NOTES)
 
     fill_in(forecasts, opened.student)
     if args.backtest:
@@ -4316,13 +5671,21 @@ def predict(args, voice, _stop):
         for forecast in forecasts:
             tell_backtest(forecast, run_config.get("season", "auto"), voice)
     output = Path(args.output).expanduser()
-    save_forecasts(output, forecasts)
+    save_forecasts(output, forecasts, file)
     picture = output.with_suffix(".png")
     if args.plot:
         draw_forecasts(picture, forecasts, held_out)
         voice.say("Forecast: {}, {}", output, picture)
     else:
         voice.say("Forecast: {}", output)
+
+
+def reading_of(args, run_config):
+    """ReadConfig of predict: as given, else as in the student's run, else the defaults."""
+    values = vars(build_parser(demo=False).parse_args(["train"]))
+    values.update(run_config)
+    values.update({name: value for name, value in vars(args).items() if value is not None})
+    return pick(ReadConfig, argparse.Namespace(**values))
 
 
 def context_notes(series, context, trained_on):
@@ -4378,14 +5741,45 @@ def tell_backtest(forecast, season, voice):
         )
 
 
-def save_forecasts(output, forecasts):
-    """Write the CSV of the forecasts, a column for each series."""
+def save_forecasts(output, forecasts, file):
+    """Write the CSV of the forecasts, a column for each series, in the form of their FileRead.
+
+    The stamps, the separator and the decimal mark are as in the input; .gz is packed.
+    """
     columns = {}
     for forecast in forecasts:
-        columns[forecast.series.column] = pd.Series(forecast.values, forecast.index)
-    table = pd.concat(columns, axis=1, sort=True).rename_axis(forecasts[0].index.name)
-    with output_file(output) as file:
-        file.write(table.to_csv().encode())
+        columns[as_text_cell(forecast.series.column)] = pd.Series(forecast.values, forecast.index)
+    table = pd.concat(columns, axis=1, sort=True)
+    stamps = {forecasts[0].index.name: table.index}
+    if file.times:
+        stamps = stamp_columns(table.index, file.times)
+    layout = file.layout
+    separator = layout.separator
+    frame = pd.concat([pd.DataFrame(stamps), table.reset_index(drop=True)], axis=1)
+    content = frame.to_csv(index=False, sep=separator, decimal=layout.decimal).encode()
+    if str(output).lower().endswith(".gz"):
+        content = gzip.compress(content)
+    with output_file(output) as target:
+        target.write(content)
+
+
+def stamp_columns(index, times):
+    """Column -> texts (H,) of timestamps, as the columns of Times have them."""
+    if len(times.names) == 1:
+        return {times.names[0]: write_stamps(index, times.form)}
+    patterns = times.form.pattern.split(" ", len(times.names) - 1)
+    examples = times.form.example.split(" ", len(times.names) - 1)
+    if len(patterns) != len(times.names):  # not written part by part
+        return {times.names[0]: write_stamps(index, StampForm("ISO8601"))}
+    columns = {}
+    for name, pattern, example in zip(times.names, patterns, examples, strict=True):
+        columns[name] = write_stamps(index, StampForm(pattern, example))
+    return columns
+
+
+def as_text_cell(name):
+    """A name as a cell that no spreadsheet takes for a formula."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def draw_forecasts(picture, forecasts, held_out):
@@ -4533,7 +5927,7 @@ def label(args, voice, stop):
         list_labels(Path(args.label_cache).expanduser(), voice)
         return
     job = start_job(args, "32-true", voice, stop)
-    windows = load_data(pick(DataConfig, args), voice).windows["train"]
+    windows = load_data(pick(DataConfig, args), pick(ReadConfig, args), voice).windows["train"]
     labels = labels_of(windows, windows, pick(TeacherRequest, args), job)
     voice.say("Labels of {:,} windows: {}", labels.windows, labels.folder)
 
@@ -4582,6 +5976,8 @@ def parse_arguments(argv):
         problems += check_outputs(args)
     if not getattr(args, "list", False) and "device" in args:
         problems += check_machine(args)
+    if "decimal" in args:
+        problems += check_reading(args)
     if args.command == "train":
         problems += check_training(args)
     if problems:
@@ -4687,6 +6083,17 @@ def check_output_file(args):
     if args.plot and output.suffix == ".png":
         return [f"--output {args.output}: is where --plot puts the picture"]
     return []
+
+
+def check_reading(args):
+    """Problems of the marks in numbers."""
+    problems = []
+    thousands = args.thousands
+    if thousands not in (None, "auto", "none") and (len(thousands) != 1 or thousands.isalnum()):
+        problems.append(f"--thousands {thousands}: must be one mark, such as , or none")
+    if args.decimal not in (None, "auto") and args.decimal == thousands:
+        problems.append(f"--thousands {thousands}: is the --decimal mark, too")
+    return problems
 
 
 def check_machine(args):

@@ -26,6 +26,7 @@ from common import (
     fit,
     make_job,
     md,
+    read_config,
     teacher_request,
     train_flags,
 )
@@ -75,7 +76,7 @@ def read_parts(path, columns, max_windows):
     path = Path(path)
     rows = sum(ROWS)
     try:
-        series, _ = md.read_series(path, path.name, columns)
+        series = md.read_series(path, path.name, read_config(*columns)).series
     except md.Unusable as reason:
         raise SystemExit(f"{path}: {reason}") from reason
     short = [one.name for one in series if len(one.values) < rows]
@@ -83,7 +84,8 @@ def read_parts(path, columns, max_windows):
         raise SystemExit(f"{', '.join(short)}: fewer than {rows} rows")
     for one in series:
         one.values = one.values[:rows]
-    files = md.FilesRead(found=1, series={path.name: series}, notes={path.name: []})
+    report = md.Report(facts=[], warnings=[], skipped=[])
+    files = md.FilesRead(found=1, series={path.name: series}, reports={path.name: report})
     config = data_config(split_by="time", split_ratio=ROWS, max_windows=max_windows)
     return md.split_data(files, config).windows
 

@@ -58,12 +58,17 @@ def peak_memory():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def read_config(*columns):
+    """ReadConfig of these columns (default: the first), everything else as the script has it."""
+    words = ["train", "--columns", *columns] if columns else ["train"]
+    return md.pick(md.ReadConfig, md.build_parser(demo=False).parse_args(words))
+
+
 def data_config(**changes):
     """DataConfig of 720 points in and 96 out, with all windows, but for `changes`."""
     settings = {
         "data_dir": "",
         "max_files": 0,
-        "columns": ["first"],
         "context_length": LENGTH,
         "prediction_length": HORIZON,
         "split_by": "auto",

@@ -26,6 +26,7 @@ from common import (
     fit,
     make_job,
     md,
+    read_config,
     teacher_request,
     train_flags,
     whole_windows,
@@ -59,7 +60,7 @@ def read_windows(folder, numbers, noise=0.0, stride=1):
     series = []
     for number in numbers:
         name = f"series_{number:02d}.csv"
-        (one,), _ = md.read_series(folder / name, name, ["first"])
+        (one,) = md.read_series(folder / name, name, read_config()).series
         white = np.random.default_rng(number).standard_normal(len(one.values))
         one.values += noise * np.nanstd(one.values) * white
         series.append(one)

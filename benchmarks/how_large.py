@@ -36,10 +36,10 @@ SIZES = (  # CSVs, training windows of each (0 = all): the lines of the table
 CHILD = """
 import json, sys, time
 sys.path.insert(0, sys.argv[1])
-from common import data_config, md, peak_memory, quiet_voice
+from common import data_config, read_config, md, peak_memory, quiet_voice
 config = data_config(data_dir=sys.argv[2], max_files=int(sys.argv[3]), split_by="files")
 began = time.perf_counter()
-files = md.read_files(config.data_dir, config.max_files, config.columns, quiet_voice())
+files = md.read_files(config.data_dir, config.max_files, read_config(), quiet_voice())
 read = time.perf_counter() - began
 data = md.split_data(files, config)
 prepared = time.perf_counter() - began - read

@@ -41,6 +41,7 @@ from common import (
     md,
     peak_memory,
     quiet_voice,
+    read_config,
     teacher_request,
     train_flags,
     whole_windows,
@@ -355,7 +356,7 @@ def write_csvs(folder, count, rows):
 def load(folder, max_windows=1000):
     """part -> Windows of a folder, as the script loads them."""
     config = data_config(data_dir=str(folder), split_by="files", max_windows=max_windows)
-    files = md.read_files(config.data_dir, config.max_files, config.columns, quiet_voice())
+    files = md.read_files(config.data_dir, config.max_files, read_config(), quiet_voice())
     return md.split_data(files, config).windows
 
 

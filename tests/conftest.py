@@ -70,7 +70,6 @@ def data_config(**changes):
     settings = {
         "data_dir": "",
         "max_files": 0,
-        "columns": ["first"],
         "context_length": 64,
         "prediction_length": 16,
         "split_by": "auto",
@@ -85,16 +84,35 @@ def data_config(**changes):
     return md.DataConfig(**(settings | changes))
 
 
+def read_config(*columns, **changes):
+    """ReadConfig of these columns (default: the first), whatever the script's defaults are."""
+    settings = {
+        "columns": [*columns] or ["first"],
+        "time_column": ["auto"],
+        "time_format": "auto",
+        "id_columns": ["auto"],
+        "encoding": "auto",
+        "skip_rows": "auto",
+        "decimal": "auto",
+        "thousands": "auto",
+        "na_values": [],
+        "max_file_mb": 2000,
+    }
+    assert not changes.keys() - settings.keys()
+    return md.ReadConfig(**(settings | changes))
+
+
 def split_folder(folder, **changes):
     """SplitData of a folder of CSVs; `changes` as for `data_config`."""
     config = data_config(data_dir=str(folder), **changes)
-    files = md.read_files(config.data_dir, config.max_files, config.columns, quiet_voice())
+    files = md.read_files(config.data_dir, config.max_files, read_config(), quiet_voice())
     return md.split_data(files, config)
 
 
 def files_read(series):
     """FilesRead of file -> list of RawSeries, without notes."""
-    return md.FilesRead(len(series), series, {name: [] for name in series})
+    reports = {name: md.Report(facts=[], warnings=[], skipped=[]) for name in series}
+    return md.FilesRead(len(series), series, reports)
 
 
 def raw_series(name, values, freq="h", **more):

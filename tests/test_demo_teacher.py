@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import DEMO_TEACHER, data_config, load_teacher
+from conftest import DEMO_TEACHER, data_config, load_teacher, read_config
 
 import moirai_distill as md
 
@@ -18,7 +18,7 @@ def windows(tmp_path_factory):
     config = data_config(context_length=720, prediction_length=96)
     chosen = []
     for path in sorted(folder.iterdir()):
-        (series,), _notes = md.read_series(path, path.name, config.columns)
+        (series,) = md.read_series(path, path.name, read_config()).series
         prepared = md.prepare_series(series, {"whole": (0, 1200)}, config)
         chosen.append((prepared, prepared.starts["whole"][::40]))
     return md.make_windows(chosen, config)

@@ -44,7 +44,9 @@ def flags_of(run):
 
 def windows_of(run):
     """part -> Windows of a run, by the script's own loading."""
-    return md.load_data(md.pick(md.DataConfig, flags_of(run)), quiet_voice()).windows
+    flags = flags_of(run)
+    config = md.pick(md.DataConfig, flags)
+    return md.load_data(config, md.pick(md.ReadConfig, flags), quiet_voice()).windows
 
 
 def season_of(run):

@@ -14,7 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SCRIPT, hourly, load_teacher, quiet_voice, save_generation, save_module
+from conftest import (
+    SCRIPT,
+    hourly,
+    load_teacher,
+    quiet_voice,
+    read_config,
+    save_generation,
+    save_module,
+)
 
 import moirai_distill as md
 
@@ -407,10 +415,10 @@ def test_two_writers_with_one_process_number_do_not_share_a_temporary_file(tmp_p
 def test_a_pipe_and_a_link_to_a_device_are_skipped_with_the_reason(csv_folder):
     os.mkfifo(csv_folder / "pipe.csv")
     (csv_folder / "endless.csv").symlink_to("/dev/zero")
-    files = md.read_files(csv_folder, 0, ["first"], quiet_voice())
+    files = md.read_files(csv_folder, 0, read_config(), quiet_voice())
     assert len(files.series) == 12
     for name in ("pipe.csv", "endless.csv"):
-        assert files.notes[name] == ["skipped: is no regular file"]
+        assert [*map(str, files.reports[name].skipped)] == ["is no regular file"]
 
 
 def test_pipes_in_a_label_cache_are_no_labels(tmp_path):

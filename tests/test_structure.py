@@ -230,10 +230,11 @@ def test_every_field_that_is_picked_from_args_is_read_below():
 
 def test_every_field_that_is_picked_from_args_is_a_flag_of_its_commands():
     fields_of = picked()
-    assert {*fields_of} == {"DataConfig", "StudentConfig", "TrainConfig", "TeacherRequest"}
+    kinds = {"DataConfig", "ReadConfig", "StudentConfig", "TrainConfig", "TeacherRequest"}
+    assert {*fields_of} == kinds
     for fields in fields_of.values():
         assert fields - flags_of("train").keys() == set()
-    for kind in ("DataConfig", "TeacherRequest"):  # those that label and evaluate pick
+    for kind in ("DataConfig", "ReadConfig", "TeacherRequest"):  # of label and evaluate
         assert fields_of[kind] - flags_of("label").keys() == set()
         assert fields_of[kind] - flags_of("evaluate").keys() == set()
 
