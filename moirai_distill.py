@@ -827,6 +827,9 @@ CHINESE = {
     "{} more": "另外 {} 个",
     "\n  {}: skipped: {}": "\n  {}: 跳过: {}",
     "skipped: {}: {}": "跳过: {}: {}",
+    "dates and clocks lie in two columns: --time_column {} {}": (
+        "日期和时刻分在两列: --time_column {} {}"
+    ),
     "and in {} more files": "另外 {} 个文件中也有",
     "the data gives no {} window; use more or longer series, or shorter lengths{}": (
         "数据没有给出 {} 窗口；请用更多或更长的序列，或更短的长度{}"
@@ -1484,12 +1487,23 @@ def decode(raw, encoding):
     return "latin-1", raw.decode("latin-1")  # which knows every byte
 
 
+def is_number(column):
+    """Whether a column is one of numbers for pandas."""
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def first_names(frame):
+    """The names of the first columns, to be shown."""
+    return ", ".join(str(name) for name in frame.columns[:20])
+
+
 # -- How it is written -----------------------------------------------------------------------------
 
 
 def sample_lines(text):
     """The first lines of a file, and some from all over it."""
-    head = text[:SAMPLE_LENGTH]
+    second_line = text.find("\n") + 1
+    head = text[: max(SAMPLE_LENGTH, text.find("\n", second_line) + 1)]
     lines = head.splitlines()
     if len(text) > len(head):
         lines = lines[:-1]  # it may be cut
@@ -1543,7 +1557,10 @@ def find_separator(lines):
     """Tab, semicolon, comma or bar: the one that cuts most lines into equally many fields."""
 
     def agreement(mark):
-        counts = [len(fields) for fields in csv.reader(lines, delimiter=mark)]
+        try:
+            counts = [len(fields) for fields in csv.reader(lines, delimiter=mark)]
+        except csv.Error:  # a field would be longer than 131,072 characters
+            return 0
         several = [count for count in counts if count > 1]
         if not several:
             return 0
@@ -1723,6 +1740,7 @@ class StampForm:
 
     pattern: str  # of strftime, with %q for a quarter; or "ISO8601", "epoch s", "epoch ms", ...
     example: str = ""  # one of the file's stamps
+    suffix: str = ""  # " UTC", where all stamps end with it
 
 
 @dataclasses.dataclass
@@ -1756,6 +1774,7 @@ def find_times(frame, ids, config):
     def sort_key(name):
         return name.lower() not in TIME_NAMES, pd.api.types.is_numeric_dtype(frame[name])
 
+    refuse_clock_apart(frame)
     doubtful = []  # columns that look like stamps, which cannot be read
     for name in sorted(frame.columns, key=sort_key):
         if name in ids:
@@ -1765,7 +1784,9 @@ def find_times(frame, ids, config):
         if pd.api.types.is_numeric_dtype(text):
             parsed = parse_numbers(text, config.time_format)
             is_year = parsed and parsed[1].pattern == "%Y"
-            if parsed and not is_called_so and (is_year or not runs_evenly(text, frame, ids)):
+            is_sure = is_called_so and not is_year
+            may_be = is_called_so or not is_year
+            if parsed and not is_sure and not (may_be and runs_evenly(text, frame, ids)):
                 parsed = None
         else:
             parsed = parse_text(text, config.time_format)
@@ -1786,6 +1807,28 @@ def find_times(frame, ids, config):
             *(name, str(frame[name].dropna().iloc[0])),
         )
     return None
+
+
+def refuse_clock_apart(frame):
+    """Raise Unusable where a column holds the dates of the rows, and another one their clocks."""
+    texts = [name for name in frame.columns if not is_number(frame[name])]
+    clocks = [name for name in texts if is_clock(frame[name])]
+    if not clocks:
+        return
+    stamps = [name for name in texts if looks_like_stamps(frame[name], is_called_so=False)]
+    dates = [
+        name for name in stamps if not frame[name].astype(str).iloc[:100].str.contains(":").any()
+    ]
+    if dates == stamps and dates and frame[dates[0]].duplicated().any():
+        raise Unusable(
+            "dates and clocks lie in two columns: --time_column {} {}", *(dates[0], clocks[0])
+        )
+
+
+def is_clock(text):
+    """Whether most of some texts are a time of the day alone."""
+    sample = text.dropna().astype(str).iloc[:100].str.strip()
+    return len(sample) > 0 and sample.str.fullmatch(CLOCK).mean() > 0.5
 
 
 def times_by_name(frame, names, time_format):
@@ -1843,9 +1886,9 @@ def runs_evenly(column, frame, ids):
     """Whether numbers go one way, and mostly by the same step, in each series of a table."""
     groups = column.groupby([frame[name] for name in ids]) if ids else column
     steps = groups.diff().dropna()
-    steps = steps[steps != 0]
-    if not len(steps):
+    if not len(steps) or (steps == 0).mean() > 0.02:
         return False
+    steps = steps[steps != 0]
     goes_up = (steps > 0).mean()
     return max(goes_up, 1 - goes_up) >= 0.98 and (steps == steps.median()).mean() > 0.5
 
@@ -1854,7 +1897,7 @@ def looks_like_stamps(text, is_called_so):
     """Whether most of some texts look like stamps, or are called so; a clock alone does not."""
     known = text.dropna().astype(str)
     sample = known.iloc[:: max(1, len(known) // 100)].str.strip()
-    if sample.empty or sample.str.fullmatch(CLOCK).mean() > 0.5:
+    if sample.empty or is_clock(sample):
         return False
     looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS
     return is_called_so or (looks_so and sample.str.contains(r"\d").all())
@@ -1934,7 +1977,9 @@ def parse_text(column, time_format="auto"):
     if sample.empty or sample.str.contains(r"\d").mean() < MOST_STAMPS:
         return None
     zone = zone_of(sample)
+    suffix = ""
     if sample.str.contains(r"(?:UTC|GMT)$").all():
+        suffix = re.search(r"\s*(?:UTC|GMT)$", sample.iloc[-1])[0]
         text = text.str.replace(r"\s*(?:UTC|GMT)$", "", regex=True)
         sample = text[sample.index]
         zone = "UTC"
@@ -1955,8 +2000,16 @@ def parse_text(column, time_format="auto"):
     pattern = most_even(readings, sample)
     times = readings[pattern]
     stamps = pd.DatetimeIndex(times).tz_convert(zone).as_unit("ns")
-    example = max(known.iloc[-12:], key=len)
-    return stamps, StampForm(pattern, example)
+    return stamps, StampForm(pattern, example_of(text.dropna().iloc[-12:], pattern), suffix)
+
+
+def example_of(texts, pattern):
+    """The text that shows most of how stamps are written: all of a clock, or no zeros in front."""
+    if pattern == "ISO8601":
+        return max(texts, key=len)
+    form = re.compile(regex_of(pattern))
+    fitting = [text for text in texts if form.fullmatch(text)]
+    return min(fitting, key=len) if fitting else texts.iloc[-1]
 
 
 def read_as(text, pattern):
@@ -2090,18 +2143,20 @@ def write_stamps(index, form):
         pattern = iso_pattern("")
     if "%q" in pattern:
         return index.tz_localize(None).to_period("Q").strftime(pattern)
-    return like_example(index.strftime(pattern), pattern, form.example, index)
+    texts = like_example(index.strftime(pattern), pattern, form.example)
+    return pd.Index([text + form.suffix for text in texts])
 
 
 def iso_pattern(example):
     """Pattern of strftime for stamps like an ISO one."""
-    form = r"(?P<date>\d{4}-?\d\d(?:-?\d\d)?)(?P<joiner>[T ])?(?P<clock>[\d:]*)(?P<rest>[.,]\d+)?"
+    form = r"(?P<date>\d{4}(?P<dash>[-/.]?)\d\d(?:[-/.]?\d\d)?)"
+    form += r"(?P<joiner>[T ])?(?P<clock>[\d:]*)(?P<rest>[.,]\d+)?"
     form += r"(?P<zone> ?(?:Z|[+-]\d\d(?::?\d\d)?))?"
     found = re.fullmatch(form, example)
     if not found:
         return "%Y-%m-%d %H:%M:%S"
-    dash = "-" if "-" in found["date"] else ""
-    digits = len(found["date"].replace("-", ""))
+    dash = found["dash"]
+    digits = sum(map(str.isdigit, found["date"]))
     pattern = dash.join(["%Y", "%m", "%d"][: (digits - 2) // 2])
     if found["clock"]:
         colon = ":" if ":" in found["clock"] else ""
@@ -2117,7 +2172,7 @@ def iso_pattern(example):
     return pattern
 
 
-def like_example(texts, pattern, example, index):
+def like_example(texts, pattern, example):
     """Texts of stamps, with as many digits and as large letters as in an example.
 
     strftime always writes 01 for 1, six digits of a second, Jan for JAN and +0800 for +08:00.
@@ -2483,16 +2538,6 @@ def refuse_without_values(frame, columns):
     raise Unusable("no column to forecast: {}; --columns {} takes it anyway", reasons, numeric[0])
 
 
-def is_number(column):
-    """Whether a column is one of numbers for pandas."""
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-
-
-def first_names(frame):
-    """The names of the first columns, to be shown."""
-    return ", ".join(str(name) for name in frame.columns[:20])
-
-
 def find_ids(table, config):
     """Names of the columns that make a Table the long format of several series."""
     frame = table.frame
@@ -2784,12 +2829,10 @@ def hint_of_duplicates(frame, columns):
     taken = [*columns.ids, *times.names]
     rest = [name for name in frame.columns if name not in taken]
     for name in rest:
-        if not is_number(frame[name]):
-            texts = frame[name].dropna().astype(str).iloc[:100].str.strip()
-            if len(texts) and texts.str.fullmatch(CLOCK).all():
-                return Message(
-                    "if {} is the time of the day: --time_column {} {}", (name, *times.names, name)
-                )
+        if not is_number(frame[name]) and is_clock(frame[name]):
+            return Message(
+                "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
+            )
     key = pd.DataFrame({"code": columns.codes, "stamp": times.stamps})
     for name in rest:
         if pd.api.types.is_float_dtype(frame[name]):

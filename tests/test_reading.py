@@ -1,0 +1,616 @@
+"""Reading: kinds of files that people have; each gives the right values, or a reason that helps."""
+
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import read_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import moirai_distill as md
+
+ROWS = 240
+# A daily wave around 50, with noise: no counter, no two values are equal.
+WAVE = 50 + 10 * np.sin(2 * np.pi * np.arange(ROWS) / 24)
+WAVE = (WAVE + np.random.default_rng(0).normal(0, 1, ROWS)).round(2)
+HOURS = pd.date_range("2024-01-01", periods=ROWS, freq="h")
+DAYS = pd.date_range("2023-11-20", periods=ROWS, freq="D")
+MONTHS = pd.date_range("2001-01-01", periods=ROWS, freq="MS")
+
+
+def write(path, columns, separator=",", line_end="\n"):
+    """Write a CSV of name -> cells as they are; returns the path."""
+    lines = [separator.join(columns)]
+    lines += [separator.join(map(str, row)) for row in zip(*columns.values(), strict=True)]
+    path.write_text(line_end.join(lines) + line_end, encoding="utf-8")
+    return path
+
+
+def read(path, *columns, **flags):
+    """FileRead of a CSV."""
+    return md.read_series(path, path.name, read_config(*columns, **flags))
+
+
+def one(path, *columns, **flags):
+    """The only RawSeries of a CSV."""
+    (series,) = read(path, *columns, **flags).series
+    return series
+
+
+def reason(path, *columns, **flags):
+    """Why a CSV cannot be used."""
+    with pytest.raises(md.Unusable) as problem:
+        read(path, *columns, **flags)
+    return str(problem.value)
+
+
+def warnings_of(file):
+    """The warnings about a FileRead, as one text."""
+    return "\n".join(map(str, file.report.warnings))
+
+
+def facts_of(file):
+    """The facts about a FileRead, as one text."""
+    return "; ".join(map(str, file.report.facts))
+
+
+# -- What a user always sees -----------------------------------------------------------------------
+
+
+def test_all_that_was_understood_is_told(tmp_path):
+    names = ["x"] * ROWS
+    columns = {"row": range(ROWS), "name": names, "time": HOURS, "load": WAVE, "b": WAVE, "c": WAVE}
+    told = facts_of(read(write(tmp_path / "a.csv", columns)))
+    assert "time time by step h, 2024-01-01 00:00:00 to 2024-01-10 23:00:00" in told
+    assert "240 of 240 rows" in told
+    assert "forecast: load" in told
+    assert "2 columns behind it" in told
+    assert "passed over: row only rises" in told
+    assert "name is no number" in told
+
+
+def test_rows_that_are_not_used_are_not_counted(tmp_path):
+    stamps = [*HOURS[:100], HOURS[99], *HOURS[101:]]
+    told = facts_of(read(write(tmp_path / "a.csv", {"time": stamps, "v": WAVE})))
+    assert "239 of 240 rows" in told
+
+
+def test_of_many_files_the_first_are_told_and_the_rest_counted(tmp_path, capsys):
+    for number in range(md.MOST_NOTES + 3):
+        write(tmp_path / f"s{number:02d}.csv", {"time": HOURS, "v": WAVE})
+    (tmp_path / "s99.csv").write_text("a\nb\n")
+    from conftest import data_config
+
+    md.load_data(data_config(data_dir=str(tmp_path)), read_config(), md.Voice("en"))
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if "forecast: v" in line]
+    assert len(lines) == md.MOST_NOTES
+    assert "  ... and 3 more files\n" in out
+    assert "  s99.csv: skipped: no numeric column" in out
+
+
+# -- A clock, a counter, an id or a constant is no value -------------------------------------------
+
+EPOCH = HOURS.as_unit("s").asi8
+DOUBLED = np.insert(EPOCH, 50, EPOCH[50])[:ROWS]
+NO_VALUES = {  # name -> (columns, the column that is forecast, frequency)
+    "epoch with fractions": ({"ts": [f"{x}.25" for x in EPOCH], "value": WAVE}, "h"),
+    "epoch with a doubled row": ({"ts": DOUBLED, "value": WAVE}, "h"),
+    "dates that fall": (
+        {"trade_date": DAYS[::-1].strftime("%Y%m%d"), "close": WAVE[::-1]},
+        "D",
+    ),
+    "decimal dates": (
+        {"decimal_date": [f"{1950 + row / 12:.3f}" for row in range(ROWS)], "value": WAVE},
+        "",
+    ),
+    "year and month": ({"year": MONTHS.year, "month": MONTHS.month, "value": WAVE}, "MS"),
+    "year, month and day": (
+        {"yr": DAYS.year, "mon": DAYS.month, "day": DAYS.day, "value": WAVE},
+        "D",
+    ),
+    "year and name of the month": (
+        {"Year": MONTHS.year, "Month": MONTHS.strftime("%b"), "value": WAVE},
+        "MS",
+    ),
+    "year and quarter": (
+        {
+            "year": 1960 + np.arange(ROWS) // 4,
+            "quarter": [f"Q{1 + row % 4}" for row in range(ROWS)],
+            "value": WAVE,
+        },
+        "QS-JAN",
+    ),
+    "years": ({"year": 1750 + np.arange(ROWS), "value": WAVE}, "YS-JAN"),
+    "a row number with a gap": (
+        {"n": [*range(100), *range(105, 245)], "date": HOURS, "value": WAVE},
+        "h",
+    ),
+    "a row number that falls": ({"n": range(ROWS, 0, -1), "date": HOURS, "value": WAVE}, "h"),
+    "a constant": ({"Store": [7] * ROWS, "date": HOURS, "value": WAVE}, "h"),
+    "a place": ({"lat": [52.5] * ROWS, "lon": [13.4] * ROWS, "date": HOURS, "value": WAVE}, "h"),
+    "an hour of the day": ({"hour": HOURS.hour, "date": HOURS, "value": WAVE}, "h"),
+    "an hour by another name": ({"HR_END": HOURS.hour + 1, "date": HOURS, "value": WAVE}, "h"),
+    "a day of the week": ({"wd": HOURS.dayofweek, "date": HOURS, "value": WAVE}, "h"),
+}
+
+
+@pytest.mark.parametrize("name", NO_VALUES)
+@pytest.mark.parametrize("wanted", ["first", "all"])
+def test_what_only_tells_the_time_or_counts_is_no_value(name, wanted, tmp_path):
+    columns, freq = NO_VALUES[name]
+    series = one(write(tmp_path / "a.csv", columns), wanted)
+    assert series.column in ("value", "close")
+    assert series.freq == freq
+    if name != "epoch with a doubled row":  # 1 of 240 has the stamp of another one
+        np.testing.assert_array_equal(series.values, WAVE)
+
+
+@pytest.mark.parametrize("values", [range(ROWS, 0, -1), np.cumsum(np.arange(ROWS)), [7] * ROWS])
+def test_where_no_other_column_is_left_the_flag_is_named(values, tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "meter": values})
+    assert "--columns meter" in reason(path)
+    np.testing.assert_array_equal(one(path, "meter").values, np.array(values, float))
+
+
+def test_a_file_whose_rows_count_down_is_not_forecast_backwards(tmp_path):
+    path = write(tmp_path / "a.csv", {"n": range(ROWS, 0, -1), "value": WAVE})
+    assert "newest rows come first" in reason(path)
+    np.testing.assert_array_equal(one(path, time_column=["none"]).values, WAVE)
+
+
+# -- Stamps ----------------------------------------------------------------------------------------
+
+
+def no_padding(form):
+    """Stamps without the zeros in front."""
+    return [stamp.replace("/0", "/").removeprefix("0") for stamp in DAYS.strftime(form)]
+
+
+FORMS = {  # name -> (stamps, frequency)
+    "m/d/yy": (no_padding("%m/%d/%y"), "D"),
+    "d.m.yy": (DAYS.strftime("%d.%m.%y"), "D"),
+    "Jan 5, 2020": (DAYS.strftime('"%b %d, %Y"'), "D"),
+    "January 5, 2020": (DAYS.strftime('"%B %d, %Y"'), "D"),
+    "5 January 2020": (DAYS.strftime("%d %B %Y"), "D"),
+    "01-31-2020": (DAYS.strftime("%m-%d-%Y"), "D"),
+    "31-01-2020": (DAYS.strftime("%d-%m-%Y"), "D"),
+    "2020.01.31": (DAYS.strftime("%Y.%m.%d"), "D"),
+    "2020-W05": (pd.date_range("2019-12-30", periods=ROWS, freq="7D").strftime("%G-W%V"), "7D"),
+    "Jan-20": (MONTHS.strftime("%b-%y"), "MS"),
+    "Jan-2020": (MONTHS.strftime("%b-%Y"), "MS"),
+    "2020-Jan": (MONTHS.strftime("%Y-%b"), "MS"),
+    "2020/01": (MONTHS.strftime("%Y/%m"), "MS"),
+    "01/2020": (MONTHS.strftime("%m/%Y"), "MS"),
+    "202001": (MONTHS.strftime("%Y%m"), "MS"),
+    "2020年1月": (MONTHS.strftime("%Y年%m月").str.replace("年0", "年"), "MS"),
+    "2020Q1": (pd.period_range("1950Q1", periods=ROWS, freq="Q").strftime("%YQ%q"), "QS-JAN"),
+    "2020-Q1": (pd.period_range("1950Q1", periods=ROWS, freq="Q").strftime("%Y-Q%q"), "QS-JAN"),
+    "Q1 2020": (pd.period_range("1950Q1", periods=ROWS, freq="Q").strftime("Q%q %Y"), "QS-JAN"),
+    "2020年01月05日 08时": (HOURS.strftime("%Y年%m月%d日 %H时"), "h"),
+    "2020年01月05日08:00": (HOURS.strftime("%Y年%m月%d日%H:%M"), "h"),
+    "UTC behind": (HOURS.strftime("%Y-%m-%d %H:%M:%S UTC"), "h"),
+    "UTC behind, day first": (HOURS.strftime("%d/%m/%Y %H:%M UTC"), "h"),
+    "a comma before the clock": (HOURS.strftime('"%d/%m/%Y, %H:%M:%S"'), "h"),
+    "fractions, day first": (HOURS.strftime("%d/%m/%Y %H:%M:%S.250"), "h"),
+    "hours as a number": (HOURS.strftime("%Y%m%d%H"), "h"),
+    "minutes as a number": (HOURS.strftime("%Y%m%d%H%M"), "h"),
+    "epoch milliseconds": (HOURS.as_unit("ms").asi8, "h"),
+    "epoch nanoseconds": (HOURS.as_unit("ns").asi8, "h"),
+    "T and Z": (HOURS.strftime("%Y-%m-%dT%H:%M:%SZ"), "h"),
+    "milliseconds, T and Z": (HOURS.strftime("%Y-%m-%dT%H:%M:%S.000Z"), "h"),
+    "an offset": (HOURS.strftime("%Y-%m-%d %H:%M:%S+08:00"), "h"),
+    "am and pm": (HOURS.strftime("%m/%d/%Y %I:%M %p"), "h"),
+    "large letters": (DAYS.strftime("%d-%b-%Y").str.upper(), "D"),
+}
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["oldest first", "newest first"])
+@pytest.mark.parametrize("name", FORMS)
+def test_stamps_of_each_form_are_read(name, order, tmp_path):
+    stamps, freq = FORMS[name]
+    columns = {"when": list(stamps)[::order], "value": WAVE[::order]}
+    series = one(write(tmp_path / "a.csv", columns))
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == freq
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_stamps_ahead_are_written_in_the_form_of_the_file_and_go_on(name, tmp_path):
+    """The file that ends earlier, with the stamps that are said to follow, is the whole file."""
+    stamps, freq = FORMS[name]
+    stamps = [str(stamp) for stamp in stamps]
+    known = ROWS - 30
+    file = read(write(tmp_path / "a.csv", {"when": stamps[:known], "value": WAVE[:known]}))
+    ahead = md.write_stamps(md.steps_after(file.series[0], 30), file.times.form)
+    quote = '"' if stamps[0].startswith('"') else ""
+    ahead = [f"{quote}{stamp}{quote}" for stamp in ahead]
+    assert ahead == stamps[known:]
+    series = one(write(tmp_path / "b.csv", {"when": stamps[:known] + ahead, "value": WAVE}))
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == freq
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M", "%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M:%S"])
+def test_24_o_clock_is_the_next_midnight(form, tmp_path):
+    stamps = HOURS.strftime(form).to_list()
+    for row in range(24, ROWS, 24):
+        day = HOURS[row - 24].strftime(form.partition(" ")[0])
+        stamps[row] = f"{day} 24:00" + (":00" if "%S" in form else "")
+    np.testing.assert_array_equal(
+        one(write(tmp_path / "a.csv", {"t": stamps, "v": WAVE})).values, WAVE
+    )
+
+
+def test_midnights_without_a_clock_are_midnights(tmp_path):
+    stamps = [stamp.removesuffix(" 00:00:00") for stamp in HOURS.strftime("%d/%m/%Y %H:%M:%S")]
+    np.testing.assert_array_equal(
+        one(write(tmp_path / "a.csv", {"t": stamps, "v": WAVE})).values, WAVE
+    )
+
+
+def test_rows_at_the_end_with_another_clock_are_read(tmp_path):
+    stamps = [*HOURS[:230].strftime("%d/%m/%Y %H:%M"), *HOURS[230:].strftime("%d/%m/%Y %H:%M:%S")]
+    np.testing.assert_array_equal(
+        one(write(tmp_path / "a.csv", {"t": stamps, "v": WAVE})).values, WAVE
+    )
+
+
+@pytest.mark.parametrize("name", ["date", "when"])
+def test_stamps_of_a_form_that_is_not_known_are_refused_until_it_is_given(name, tmp_path):
+    stamps = DAYS.strftime("day %d of %m in %Y, 12:30")
+    path = write(tmp_path / "a.csv", {name: [f'"{s}"' for s in stamps], "value": WAVE})
+    told = reason(path)
+    assert "day 20 of 11 in 2023" in told
+    assert "--time_format" in told
+    series = one(path, time_format="day %d of %m in %Y, %H:%M")
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == "D"
+    assert one(path, time_column=["none"]).freq == ""
+
+
+def test_a_date_that_may_be_of_two_months_is_refused(tmp_path):
+    days = pd.date_range("2024-01-01", periods=12, freq="D")
+    path = write(tmp_path / "a.csv", {"date": days.strftime("%m/%d/%Y"), "value": WAVE[:12]})
+    assert "--time_format decides" in reason(path)
+    assert one(path, time_format="%m/%d/%Y").freq == "D"
+    assert one(path, time_format="%d/%m/%Y").freq == "MS"
+
+
+@pytest.mark.parametrize(
+    ("clocks", "separator"), [("%H:%M:%S", ","), ("%H.%M.%S", ";"), ("%H:%M", "\t")]
+)
+def test_date_and_clock_in_two_columns(clocks, separator, tmp_path):
+    columns = {"Date": HOURS.strftime("%d/%m/%Y"), "Time": HOURS.strftime(clocks), "CO": WAVE}
+    path = write(tmp_path / "a.csv", columns, separator)
+    assert "--time_column Date Time" in reason(path)
+    series = one(path, time_column=["Date", "Time"])
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == "h"
+
+
+def test_a_time_column_that_is_named_is_taken_before_all_others(tmp_path):
+    columns = {"date": HOURS, "measured": HOURS[::-1], "value": WAVE}
+    path = write(tmp_path / "a.csv", columns)
+    np.testing.assert_array_equal(one(path, time_column=["measured"]).values, WAVE[::-1])
+    assert "no column absent" in reason(path, time_column=["absent"])
+    assert "cannot be read" in reason(path, time_column=["value"])
+
+
+@pytest.mark.parametrize(
+    ("stamps", "freq"),
+    [
+        (pd.date_range("2014-01-01", periods=ROWS, freq="SMS"), "SMS-15"),
+        (pd.date_range("2014-01-15", periods=ROWS, freq="SME"), "SME-15"),
+        (pd.date_range("1904-01-01", periods=ROWS, freq="6MS"), "6MS"),
+        (pd.date_range("1904-06-30", periods=ROWS, freq="6ME"), "6ME"),
+    ],
+    ids=["1st and 15th", "15th and last", "half years", "ends of half years"],
+)
+def test_calendars_of_half_months_and_half_years(stamps, freq, tmp_path):
+    columns = {"date": stamps.strftime("%Y-%m-%d"), "value": WAVE}
+    series = one(write(tmp_path / "a.csv", columns))
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == freq
+    known = stamps[:200].strftime("%Y-%m-%d")
+    shorter = one(write(tmp_path / "b.csv", {"date": known, "value": WAVE[:200]}))
+    assert [*md.steps_after(shorter, 40)] == [*stamps[200:]]
+    assert md.season_of(freq) == {"S": 24, "6": 2}[freq[0]]
+
+
+def test_calendars_that_start_anew_without_a_fixed_step_are_refused(tmp_path):
+    thirds = [day for day in pd.date_range("2016-01-01", periods=2435) if day.day in (1, 11, 21)]
+    eighths = [day for day in pd.date_range("2016-01-01", periods=2100) if day.dayofyear % 8 == 1]
+    for stamps in (thirds, eighths):
+        path = write(tmp_path / "a.csv", {"date": stamps[:ROWS], "value": WAVE})
+        told = reason(path)
+        assert "a calendar that starts anew" in told
+        assert "--time_column none" in told
+        np.testing.assert_array_equal(one(path, time_column=["none"]).values, WAVE)
+
+
+# -- Numbers ---------------------------------------------------------------------------------------
+
+
+def german(values):
+    """Numbers with decimal commas and points between the thousands."""
+    texts = [f"{value:,.2f}" for value in values]
+    return [text.replace(",", "x").replace(".", ",").replace("x", ".") for text in texts]
+
+
+def test_thousands_points_beside_decimal_commas(tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": german(100 * WAVE)}, ";")
+    np.testing.assert_allclose(one(path).values, 100 * WAVE, rtol=1e-12)
+
+
+def test_numbers_that_may_have_points_of_thousands_are_refused_until_it_is_said(tmp_path):
+    values = np.round(20 * WAVE).astype(int)
+    points = [f"{value:,}".replace(",", ".") for value in values]  # 905, and 1.012
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": points}, ";")
+    told = reason(path)
+    assert "--decimal ." in told
+    assert "--thousands ." in told
+    np.testing.assert_array_equal(one(path, thousands=".").values, values)
+    shown = one(path, decimal=".", thousands="none").values
+    np.testing.assert_array_equal(shown, [float(text) for text in points])
+
+
+def test_commas_of_thousands_in_some_rows_far_down(tmp_path):
+    values = np.where(np.arange(20 * ROWS) % 999 == 998, 1049.3, np.tile(WAVE, 20))
+    texts = [f'"{value:,.2f}"' if value > 1000 else value for value in values]
+    stamps = pd.date_range("2020-01-01", periods=len(values), freq="h")
+    path = write(tmp_path / "a.csv", {"date": stamps, "value": texts})
+    np.testing.assert_array_equal(one(path).values, values)
+
+
+def test_as_many_decimal_commas_as_semicolons(tmp_path):
+    """Cut at the commas, the second number would be the decimals of the first."""
+    commas = [f"{value:.2f}".replace(".", ",") for value in WAVE]
+    path = write(tmp_path / "a.csv", {"date, local": HOURS, "value": commas}, ";")
+    np.testing.assert_array_equal(one(path).values, WAVE)
+
+
+@pytest.mark.parametrize("mark", [" ", "'", "\u202f"])
+def test_other_marks_of_thousands_are_read_where_they_are_given(mark, tmp_path):
+    values = 1000 * WAVE
+    texts = [f"{value:,.2f}".replace(",", mark) for value in values]
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": texts})
+    assert "no column to forecast" in reason(path) or "no numeric column" in reason(path)
+    np.testing.assert_allclose(one(path, thousands=mark).values, values, rtol=1e-12)
+
+
+@pytest.mark.parametrize("cell", ["\u22124.0", "(4.0)", "4.0-", "1 049", "12 kWh", "?"])
+def test_cells_that_are_no_numbers_are_counted_and_quoted(cell, tmp_path):
+    texts = [*map(str, WAVE)]
+    texts[7] = texts[70] = cell
+    file = read(write(tmp_path / "a.csv", {"date": HOURS, "value": texts}))
+    assert f"2 cells of value are no numbers, such as {cell!r}" in warnings_of(file)
+    assert np.flatnonzero(np.isnan(file.series[0].values)).tolist() == [7, 70]
+
+
+def test_a_column_of_mostly_numbers_is_named_before_another_takes_its_place(tmp_path):
+    texts = [f"{value} kW" if row % 7 == 0 else value for row, value in enumerate(WAVE)]
+    path = write(tmp_path / "a.csv", {"date": HOURS, "power": texts, "humidity": WAVE})
+    file = read(path)
+    assert "power is passed over: it is only 85 % numbers" in warnings_of(file)
+    assert file.series[0].column == "humidity"
+
+
+@pytest.mark.parametrize("value", [-9999, -200, 999.9])
+def test_a_value_that_seems_to_mean_missing_is_told_and_can_be_said_to(value, tmp_path):
+    values = WAVE.copy()
+    values[[3, 50, 51, 120]] = value
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": values})
+    file = read(path)
+    assert f"value is {value:g} in 4 rows" in warnings_of(file)
+    assert f"--na_values {value:g}" in warnings_of(file)
+    np.testing.assert_array_equal(file.series[0].values, values)
+    known = one(path, na_values=[str(value)]).values
+    assert np.flatnonzero(np.isnan(known)).tolist() == [3, 50, 51, 120]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6).map(lambda x: round(x, 2)), min_size=30, max_size=60))
+def test_whatever_marks_are_used_the_numbers_come_out_or_the_file_is_refused(
+    tmp_path_factory, values
+):
+    folder = tmp_path_factory.mktemp("marks")
+    values = np.array(values)
+    stamps = HOURS[: len(values)]
+    plain = [f"{value:.2f}" for value in values]
+    spelt = {
+        ("plain", ","): plain,
+        ("commas", ";"): [text.replace(".", ",") for text in plain],
+        ("german", ";"): german(values),
+        ("english", ","): [f'"{value:,.2f}"' for value in values],
+    }
+    for (name, separator), texts in spelt.items():
+        path = write(folder / f"{name}.csv", {"date": stamps, "value": texts}, separator)
+        try:
+            np.testing.assert_array_equal(one(path, "value").values, values)
+        except md.Unusable as problem:
+            raise AssertionError(f"{name}: {problem}") from problem
+
+
+# -- Long format, ids and rows that are there twice ------------------------------------------------
+
+
+def long(**ids):
+    """Columns of a long file: each combination of ids has the wave, shifted by its number."""
+    keys = [()]
+    for values in ids.values():
+        keys = [(*key, value) for key in keys for value in values]
+    columns = {name: [] for name in (*ids, "date", "sales")}
+    for number, key in enumerate(keys):
+        for name, value in zip(ids, key, strict=True):
+            columns[name] += [value] * ROWS
+        columns["date"] += [*HOURS]
+        columns["sales"] += [*(WAVE + 100 * number)]
+    return columns
+
+
+def test_a_second_key_by_a_known_name_makes_a_series_for_each_pair(tmp_path):
+    path = write(tmp_path / "a.csv", long(item_id=["a", "b"], series_id=["x", "y"]))
+    file = read(path)
+    assert [series.column for series in file.series] == ["a / x", "a / y", "b / x", "b / y"]
+    for number, series in enumerate(file.series):
+        np.testing.assert_allclose(series.values, WAVE + 100 * number)
+    assert "4 series by item_id, series_id" in facts_of(file)
+
+
+def test_a_second_key_by_another_name_is_asked_for(tmp_path):
+    path = write(tmp_path / "a.csv", long(item_id=["a", "b"], store=["x", "y"]))
+    assert "--id_columns item_id store" in reason(path)
+    names = [series.column for series in read(path, id_columns=["item_id", "store"]).series]
+    assert names == ["a / x", "a / y", "b / x", "b / y"]
+
+
+def test_a_key_by_another_name_is_asked_for(tmp_path):
+    path = write(tmp_path / "a.csv", long(site=["a", "b"]))
+    assert "--id_columns site" in reason(path)
+    assert len(read(path, id_columns=["site"]).series) == 2
+
+
+def test_ids_stay_as_they_are_written(tmp_path):
+    path = write(tmp_path / "a.csv", long(id=["000001", "1", "null", "", "NA"]))
+    names = [series.column for series in read(path).series]
+    assert sorted(names) == sorted(["000001", "1", "null", "(blank)", "NA"])
+
+
+def test_ids_that_are_numbers_are_in_order_of_their_size(tmp_path):
+    path = write(tmp_path / "a.csv", long(id=[10, 9, 100]))
+    assert [series.column for series in read(path).series] == ["9", "10", "100"]
+
+
+def test_a_column_called_series_with_the_values_in_it_is_the_value(tmp_path):
+    values = np.round(WAVE)
+    series = one(write(tmp_path / "a.csv", {"date": HOURS, "series": values}))
+    np.testing.assert_array_equal(series.values, values)
+
+
+def test_rows_that_are_there_twice_are_used_once_and_told(tmp_path):
+    path = write(tmp_path / "a.csv", {"date": [*HOURS, *HOURS], "value": [*WAVE, *WAVE]})
+    file = read(path)
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert "240 rows are there twice" in warnings_of(file)
+    overlap = {"date": [*HOURS[:130], *HOURS[120:]], "value": [*WAVE[:130], *WAVE[120:]]}
+    file = read(write(path, overlap))
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert "10 rows are there twice" in warnings_of(file)
+
+
+def test_series_that_lie_in_rows_are_refused_with_what_to_do(tmp_path):
+    values = [[*map(str, WAVE[:40])]] * 3
+    dates = DAYS[:40].strftime("%m/%d/%y").str.replace(r"\b0", "", regex=True)
+    heads = {
+        "JHU": ["Province/State", "Country/Region", "Lat", "Long", *dates],
+        "M4": [f"V{number}" for number in range(1, 42)],
+        "M5": ["id", "item_id", "store_id", *(f"d_{number}" for number in range(1, 41))],
+        "web traffic": ["Page", *DAYS[:40].strftime("%Y-%m-%d")],
+        "years": ["Country Name", "Country Code", *map(str, range(1960, 2000))],
+    }
+    for name, head in heads.items():
+        texts = [f"a{number}" for number in range(len(head) - 40)]
+        rows = [",".join([*texts, *row]) for row in values]
+        path = tmp_path / "a.csv"
+        path.write_text("\n".join([",".join(head), *rows]))
+        told = reason(path)
+        assert "series lie in rows" in told, name
+        assert head[0] in told
+
+
+def test_columns_with_running_names_beside_stamps_are_no_series_in_rows(tmp_path):
+    columns = {"date": HOURS} | {f"V{number}": WAVE + number for number in range(1, 40)}
+    assert len(read(write(tmp_path / "a.csv", columns), "all").series) == 39
+
+
+# -- Files of other kinds, encodings, what stands above --------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK\x03\x04" + b"x" * 99, "zip"),
+        (b"PAR1" + b"x" * 99, "Parquet"),
+        (b"BZh9" + b"x" * 99, "bzip2"),
+        (b"\xfd7zXZ\x00" + b"x" * 99, "xz"),
+        (gzip.compress(b"date,value\n"), "must end with .csv.gz"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is(content, words, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    assert words in reason(path)
+
+
+def test_the_separator_that_a_spreadsheet_writes_above_is_heard(tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE}, "|")
+    path.write_text("sep=|\n" + path.read_text())
+    np.testing.assert_array_equal(one(path).values, WAVE)
+
+
+def test_lines_above_the_header_are_suspected_and_can_be_left_out(tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE})
+    path.write_text("Station 42\n\nmade by a logger\n" + path.read_text())
+    assert "--skip_rows 3" in reason(path)
+    file = read(path, skip_rows=3)
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert "3 lines above the header left out" in facts_of(file)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "name"),
+    [("shift-jis", "気温"), ("big5", "溫度"), ("euc-kr", "온도"), ("cp1251", "температура")],
+)
+def test_names_in_an_encoding_that_is_given(encoding, name, tmp_path):
+    path = tmp_path / "a.csv"
+    lines = [f"date,{name}", *(f"{t},{v}" for t, v in zip(HOURS, WAVE, strict=True))]
+    path.write_bytes("\n".join(lines).encode(encoding))
+    series = one(path, name, encoding=encoding)
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert "read as" in warnings_of(read(path))
+    assert "no such encoding" in reason(path, encoding="nonsense")
+    assert "not in --encoding utf-8" in reason(path, encoding="utf-8")
+
+
+def test_a_file_without_names_says_so(tmp_path):
+    path = write(tmp_path / "a.csv", {"2023-12-31 23:00": HOURS, "50.5": WAVE})
+    assert "its first line" in warnings_of(read(path))
+
+
+def test_the_rows_of_commas_at_the_end_of_a_spreadsheet_are_no_rows(tmp_path):
+    path = write(tmp_path / "a.csv", {"id": ["a"] * ROWS, "date": HOURS, "value": WAVE})
+    path.write_text(path.read_text() + ",,\n" * 20)
+    file = read(path)
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert "240 of 240 rows" in facts_of(file)
+
+
+# -- Files that come from strangers ----------------------------------------------------------------
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path):
+    path = tmp_path / "bomb.csv.gz"
+    line = b"0" * 999 + b"\n"
+    path.write_bytes(gzip.compress(line * 5000, 9))  # 5 MB
+    assert path.stat().st_size < 20_000
+    assert "larger than 3 MB" in reason(path, max_file_mb=3)
+    assert "larger" not in reason(path, max_file_mb=0)
+
+
+def test_a_line_that_is_too_long_is_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    for content in (b"1," * md.LONGEST_LINE, b"date,value\n" + b"1" * (2 * md.LONGEST_LINE)):
+        path.write_bytes(content)
+        assert "a line of more than" in reason(path)
+
+
+def test_too_many_columns_are_refused(tmp_path):
+    path = tmp_path / "a.csv"
+    header = ",".join(f"c{number}" for number in range(md.MOST_COLUMNS + 1))
+    path.write_text(f"{header}\n{header}\n")
+    assert "columns, more than" in reason(path)
