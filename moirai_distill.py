@@ -4424,19 +4424,26 @@ def export(args, voice, _stop):
 
 
 def random_contexts(length):
-    """Raw contexts (S, L) float32: random walks with and without an offset, in three units."""
+    """Raw contexts (S, L) float64: random walks in three units, each at four offsets, a constant.
+
+    The largest offsets are a million and a hundred million deviations, as of a meter that counts
+    up: float32 could not tell such values apart.
+    """
     walks = np.random.default_rng(0).standard_normal((8, length)).cumsum(1)
-    without_offset = walks - walks[:, -1:]  # offsets hide much in float32
-    contexts = [np.ones(length)]
-    for unit in (1e-3, 1, 1e3):
-        contexts += [*(unit * walks), *(unit * without_offset)]
-    return torch.from_numpy(np.stack(contexts)).float()
+    deviation = walks.std(1, keepdims=True)
+    contexts = [np.ones((1, length))]
+    for offset in (-walks[:, -1:], 0, 1e6 * deviation, 1e8 * deviation):
+        for unit in (1e-3, 1, 1e3):
+            contexts.append(unit * (walks + offset))
+    return torch.from_numpy(np.concatenate(contexts))
 
 
 def export_onnx(student, path, contexts):
     """Write a student as ONNX if it forecasts as PyTorch does; returns the largest difference.
 
-    The difference is in deviations of each context. Raises UserError where it is too large.
+    The file takes and gives float64, as the student does: it is scaled in float64, the network is
+    float32. The difference is in deviations of each context. Raises UserError where it is too
+    large.
     """
     import onnxruntime
     import onnxscript  # noqa: F401  torch.onnx needs it
