@@ -467,7 +467,7 @@ LABEL_KEY = (
     "context",
     "horizon",
     "patch",
-    "point",
+    "point",  # "median" of an odd number of samples, "mean", or else see `point_in_key`
     "samples",
     "weights",  # sha256 of the teacher's two files
     "format",
@@ -2617,7 +2617,7 @@ class Teacher:
             points = output.distribution(parameters, loc, scale).mean
         else:
             values = self.draw(parameters, loc, scale, shape, samples)
-            points = values.median(1).values.view(shape)
+            points = median(values).view(shape)
         return points.masked_fill(~is_finite, math.nan)
 
     def draw(self, parameters, loc, scale, shape, samples):
@@ -2664,9 +2664,19 @@ class Teacher:
             past_target=past, past_observed_target=is_seen, past_is_pad=~is_seen[..., 0]
         )
         if self.is_moe:
-            return values.float().median(1).values
+            return median(values.float())
         middle = list(self.module.quantile_levels).index(0.5)
         return values[:, middle].float()
+
+
+def median(samples):
+    """Median over dim 1 of samples (B, S, ...); of an even number the mean of the two middle ones.
+
+    torch.median gives the lower of these two, and the upper one where all signs are turned.
+    """
+    lower = samples.median(1).values
+    upper = -(-samples).median(1).values
+    return (lower + upper) / 2
 
 
 def fingerprint(name, revision):
@@ -2948,12 +2958,23 @@ def label_key(task, weights):
         "context": task.windows.context_length,
         "horizon": task.windows.horizon,
         "patch": request.teacher_patch_size,
-        "point": request.teacher_point,
+        "point": point_in_key(request.teacher_point, request.num_samples),
         "samples": request.num_samples if request.teacher_point == "median" else None,
         "weights": weights,
         "format": FORMAT,
     }
     return {name: facts[name] for name in LABEL_KEY}
+
+
+def point_in_key(point, samples):
+    """The fact "point" of a label key, of --teacher_point and --num_samples.
+
+    The median of an even number of samples has a name of its own: earlier versions called the lower
+    of the two middle ones "median", and such labels must not be used again.
+    """
+    if point == "median" and samples % 2 == 0:
+        return "median (mean of the middle two)"
+    return point
 
 
 def key_folder(cache, key):
@@ -3823,6 +3844,12 @@ def refuse_misfit(content, facts, folder):
     if content["data"] != facts["data"]:
         differences.append("the data is not the same")
     if now["alpha"] != 0 and content["teacher"]:
+        point = point_in_key(before["teacher_point"], before["num_samples"])
+        if content["teacher"]["key"]["point"] != point:
+            differences.append(
+                "its labels are of an earlier version (the lower of the two middle samples is not"
+                " their median); start without --resume"
+            )
         weights = fingerprint(now["teacher_model"], now["teacher_revision"])
         if weights and weights != content["teacher"]["key"]["weights"]:
             differences.append("the teacher's weights are not the same")
