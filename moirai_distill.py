@@ -579,6 +579,13 @@ CHINESE = {
     ),
     "Exported: {}": "已导出: {}",
     # notes, warnings and errors
+    "{}: no home folder is known for {}; give the path without ~": (
+        "{}: 找不到 {} 的主目录；请给出不带 ~ 的路径"
+    ),
+    "{}: is a file; a folder or a hub id is expected": (
+        "{}: 是一个文件；这里需要文件夹或 hub 上的模型名"
+    ),
+    "{}: is not UTF-8, which a name must be; rename it": "{}: 名称必须是 UTF-8 编码；请改名",
     "note: {}": "注意: {}",
     "WARNING: {}": "警告: {}",
     "error: {}": "错误: {}",
@@ -732,9 +739,21 @@ def is_special(path):
     return is_device or (path.exists() and not path.is_file() and not path.is_dir())
 
 
+def user_path(text):
+    """Path of what a user typed, where ~ is a home folder. Raises UserError without such a home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            "{}: no home folder is known for {}; give the path without ~",
+            text,
+            Path(text).parts[0],
+        ) from error
+
+
 def unwritable(folder):
     """Why a folder cannot be written to or made; empty if it can."""
-    wanted = Path(folder).expanduser().absolute()
+    wanted = user_path(folder).absolute()
     there = next((path for path in (wanted, *wanted.parents) if path.exists()), wanted)
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return ""
@@ -839,7 +858,7 @@ def read_student(source, revision=None):
 
     A `.pt`, a run's folder (its best), an exported folder or a hub id; the path is that of a `.pt`.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         path = best_in(path) or path
     if path.is_file() or path.suffix == ".pt":
@@ -902,7 +921,9 @@ def model_file(name, revision, filename):
 
     Raises UserError with the remedy where the file cannot be had, or is not what the hub has.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
+    if folder.is_file():
+        raise UserError("{}: is a file; a folder or a hub id is expected", name)
     if folder.is_dir() and not (folder / filename).is_file():
         raise UserError(
             f"{name}: no {filename} in this folder: neither a model's nor a run's with a best epoch"
@@ -2115,12 +2136,16 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
             )
         if not context.is_floating_point():  # small integers would overflow
             context = context.double()
+        elif context.dtype != torch.float64:  # half precision would, too
+            context = context.float()
+        if context.shape[0] == 0:  # len would fix the batch size of an ONNX file
+            return context.new_zeros(0, self.prediction_length)
         centre, deviation = instance_scale(context)
-        scaled = ((context - centre) / deviation).float()
+        scaled = ((context - centre) / deviation).to(self.head.weight.dtype)
 
         tokens = self.embed(in_chunks(scaled, self.patch_size)) + self.position  # (B, N, D)
         tokens = self.norm(self.blocks(tokens))
-        forecast = self.head(tokens.flatten(1)).float()  # (B, H)
+        forecast = self.head(tokens.flatten(1)).to(scaled.dtype)  # (B, H), as autocast changes it
         if self.season:
             forecast = forecast + self.seasonal_part(scaled)
 
@@ -2130,7 +2155,7 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
     def seasonal_part(self, scaled):
         """Weighted sums (B, H) of earlier periods; each of their steps has the same weights."""
         earlier = in_chunks(scaled, self.season)  # (B, periods in L, season)
-        ahead = (self.periods @ earlier).float()  # (B, periods in H, season)
+        ahead = (self.periods @ earlier).to(scaled.dtype)  # (B, periods in H, season)
         return ahead.flatten(1)[:, : self.prediction_length]
 
     @classmethod
@@ -2681,7 +2706,7 @@ def median(samples):
 
 def fingerprint(name, revision):
     """sha256 of a teacher's two files where they are at hand without the network, else None."""
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     digest = hashlib.sha256()
     for filename in ("config.json", "model.safetensors"):
         path = folder / filename
@@ -2731,7 +2756,10 @@ def load_teacher(request, device, note):
         kind = getattr(package, f"{generation.prefix}Module")
         check_shapes(kind, settings, weights_file)
         module = kind(**settings)
-        module.load_state_dict(load_file(weights_file), strict=True)
+        weights = load_file(weights_file)
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("its weights are not finite")
+        module.load_state_dict(weights, strict=True)
     except Exception as error:  # damaged weights, or a config that uni2ts or torch refuses
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -3003,7 +3031,7 @@ def find_labels(task):
     Where the teacher's weights are not at hand, its name decides: labels may be carried.
     """
     request = task.request
-    cache = Path(request.label_cache).expanduser()
+    cache = user_path(request.label_cache)
     weights = fingerprint(request.teacher_model, request.teacher_revision)
     key = label_key(task, weights)
     folders = [key_folder(cache, key)] if weights else sorted(cache.glob("*"))
@@ -3194,7 +3222,7 @@ def get_labels(task, job):
 def make_labels(task, job):
     """LabelFile whose blocks are all made, by this run or another one."""
     request = task.request
-    cache = Path(request.label_cache).expanduser()
+    cache = user_path(request.label_cache)
     if problem := unwritable(cache):
         raise UserError(f"--label_cache: {problem}, and the labels are not in it")
     loaded = []
@@ -3725,7 +3753,7 @@ def train(args, voice, stop):
         job.on_rank_zero(lambda: write_demo_csvs(args.data_dir))
     data = load_data(pick(DataConfig, args), voice)
     facts = run_facts(args, data)
-    folder = Path(args.save_dir).expanduser()
+    folder = user_path(args.save_dir)
     content = None  # of the last.pt to go on from
     if args.resume and (folder / "last.pt").is_file():  # else --alpha auto was still trying
         content = read_last(folder, facts)
@@ -3773,7 +3801,7 @@ def train_student(args, data, labels, facts, content, job):
         labels=labels,
         config=pick(TrainConfig, args),
         facts=facts,
-        folder=Path(args.save_dir).expanduser(),
+        folder=user_path(args.save_dir),
     )
     alpha = facts["run_config"]["alpha"]
     if alpha == "auto":
@@ -3999,7 +4027,7 @@ def evaluate(args, voice, stop):
 
     inherited = inherit_arguments(args, first, pupil)
     data_dir = inherited.data_dir
-    if not data_dir or not Path(data_dir).expanduser().exists():
+    if not data_dir or not user_path(data_dir).exists():
         where = data_dir or "it does not say where"
         raise UserError(f"the data of {first_name} ({where}) is not here; give --data_dir")
     folder = evaluation_folder(args, first)
@@ -4075,10 +4103,9 @@ def evaluation_folder(args, first):
     is_own_data = all(value is None for value in data_flags)
     folder = Path("evaluation")
     if args.output_dir:
-        folder = Path(args.output_dir)
+        folder = user_path(args.output_dir)
     elif is_own_data and first.path:
         folder = first.path.parent
-    folder = folder.expanduser()
     if problem := unwritable(folder):
         raise UserError(f"{problem}; give --output_dir")
     return folder
@@ -4312,7 +4339,7 @@ def predict(args, voice, _stop):
     run_config = opened.content.get("run_config", {})
     horizon = opened.student.prediction_length
     held_out = horizon if args.backtest else 0
-    path = Path(args.input).expanduser()
+    path = user_path(args.input)
     try:
         columns = args.columns or run_config.get("columns", ["first"])
         series, notes = read_series(path, path.name, columns)
@@ -4342,7 +4369,7 @@ def predict(args, voice, _stop):
         voice.say("Error on the last {} steps, which were held out:", held_out)
         for forecast in forecasts:
             tell_backtest(forecast, run_config.get("season", "auto"), voice)
-    output = Path(args.output).expanduser()
+    output = user_path(args.output)
     save_forecasts(output, forecasts)
     picture = output.with_suffix(".png")
     if args.plot:
@@ -4436,7 +4463,7 @@ def export(args, voice, _stop):
     opened = open_student(args.checkpoint)
     base = opened.path.parent if opened.path else Path(".")
     default = "student.onnx" if args.format == "onnx" else "hub"
-    output = Path(args.output or base / default).expanduser()
+    output = user_path(args.output or base / default)
     if args.format == "onnx":
         contexts = random_contexts(opened.student.context_length)
         difference = export_onnx(opened.student, output, contexts)
@@ -4564,7 +4591,7 @@ def read_evaluation(path, opened):
 def label(args, voice, stop):
     """Label the training windows into the cache, or list what it holds."""
     if args.list:
-        list_labels(Path(args.label_cache).expanduser(), voice)
+        list_labels(user_path(args.label_cache), voice)
         return
     job = start_job(args, "32-true", voice, stop)
     windows = load_data(pick(DataConfig, args), voice).windows["train"]
@@ -4605,6 +4632,9 @@ def list_labels(cache, voice):
 def parse_arguments(argv):
     """Namespace of the checked arguments. Raises UserError with every problem that was found."""
     words = list(argv)
+    for word in words:
+        if not is_utf8(word):
+            raise UserError("{}: is not UTF-8, which a name must be; rename it", ascii(word))
     if not words or words[0] not in COMMANDS:
         words = ["train", *words]
     parser = build_parser(demo="--demo" in words)
@@ -4622,6 +4652,15 @@ def parse_arguments(argv):
         count = f"{len(problems)} problem(s) with the arguments"
         raise UserError("\n  ".join([count, *problems]))
     return args
+
+
+def is_utf8(word):
+    """Whether a word of the command line is UTF-8. Pictures, JSON and ONNX know no other names."""
+    try:
+        word.encode()
+        return True
+    except UnicodeEncodeError:  # Python keeps such bytes as surrogates
+        return False
 
 
 def tell_unknown(word, args):
@@ -4656,7 +4695,7 @@ def is_local(name):
 
 def is_there(path):
     """Whether a path, which may begin with ~, is there."""
-    return Path(path).expanduser().exists()
+    return user_path(path).exists()
 
 
 def check_inputs(args):
@@ -4677,6 +4716,8 @@ def check_inputs(args):
         problems.append(f"--input {args.input}: no such folder or file")
 
     teacher = getattr(args, "teacher_model", None)
+    if teacher is not None and getattr(args, "alpha", None) != 0 and user_path(teacher).is_file():
+        problems.append(f"--teacher_model {teacher}: is a file; a folder or a hub id is expected")
     if teacher is not None and needs_teacher(args) and is_local(teacher) and not is_there(teacher):
         problems.append(f"--teacher_model {teacher}: no such folder")
     return problems
@@ -4686,7 +4727,7 @@ def needs_teacher(args):
     """Whether labels have to be made for certain. A cache that is there may hold them, carried."""
     if args.command == "train" and args.alpha == 0:
         return False
-    return bool(args.label_cache) and not Path(args.label_cache).expanduser().is_dir()
+    return bool(args.label_cache) and not user_path(args.label_cache).is_dir()
 
 
 def check_outputs(args):
@@ -4708,7 +4749,7 @@ def check_outputs(args):
 
 def check_output_file(args):
     """Problems of an --output that would replace something else."""
-    output = Path(args.output).expanduser().resolve()
+    output = user_path(args.output).resolve()
     is_folder_wanted = args.command == "export" and args.format == "hub"
     if is_folder_wanted and output.is_file():
         return [f"--output {args.output}: is a file; a folder is to be written"]
@@ -4716,7 +4757,7 @@ def check_output_file(args):
         return [f"--output {args.output}: is a folder; a file is to be written"]
     if args.command != "predict":
         return []
-    if output == Path(args.input).expanduser().resolve():
+    if output == user_path(args.input).resolve():
         return [f"--output {args.output}: is the input"]
     if args.plot and output.suffix == ".png":
         return [f"--output {args.output}: is where --plot puts the picture"]
@@ -4761,7 +4802,7 @@ def check_training(args):
             f"--patch_size {args.patch_size}: longer than --context_length {args.context_length}"
         )
     if args.resume:
-        folder = Path(args.save_dir).expanduser()
+        folder = user_path(args.save_dir)
         was_trying = args.alpha == "auto" and (folder / "trials").is_dir()  # these are repeated
         if not (folder / "last.pt").is_file() and not was_trying:
             problems.append(

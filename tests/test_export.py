@@ -181,13 +181,24 @@ def test_onnx_is_checked_on_random_walks_in_several_units_and_on_a_constant(leng
         assert 0.3 < ones.diff(dim=1).std() < 3
 
 
-def test_a_run_whose_data_has_gone_can_be_exported(trained, ready_made, tmp_path, capsys):
-    content = torch.load(best_of(trained / "distilled"), weights_only=True)
-    content["run_config"]["data_dir"] = str(tmp_path / "gone")
-    torch.save(content, tmp_path / "a.pt")
-    assert export(tmp_path / "a.pt", "onnx") == 0
-    assert capsys.readouterr().err == ""
-    assert (tmp_path / "student.onnx").is_file()
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("data_dir", "gone"), ("data_dir", "~nobody-of-this-name/x"), ("teacher_model", "gone/t")],
+)
+def test_a_run_whose_data_and_teacher_have_gone_can_be_exported(
+    trained, ready_made, tmp_path, capsys, place, value
+):
+    run = shutil.copytree(trained / "distilled", tmp_path / "run")
+    for path in (run / "last.pt", best_of(run)):
+        content = torch.load(path, weights_only=True)
+        content["run_config"][place] = value
+        content["teacher"]["teacher"] = "gone/t"
+        torch.save(content, path)
+    for form, name in (("onnx", "student.onnx"), ("hub", "hub/model.safetensors")):
+        assert export(run, form) == 0
+        assert capsys.readouterr().err == ""
+        assert (run / name).is_file()
+    assert "| student |" in (run / "hub" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("times", "is_kept"), [(0.5, True), (2, False)])
