@@ -476,7 +476,20 @@ LABEL_KEY = (
 # Flags that may differ on --resume. (Another number of devices changes dropout and rounding, which
 # is accepted.) A run that went on with another value of any other flag would not be the run that it
 # says it is.
-MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}
+MAY_CHANGE = {
+    "resume",
+    "num_epochs",
+    "device",
+    "devices",
+    "num_nodes",
+    "label_cache",
+    "lang",
+    # Folders may be moved, or typed in another way: what they hold is compared.
+    "data_dir",
+    "save_dir",
+    "teacher_model",
+    "teacher_revision",
+}
 
 # Values and tensors in a checkpoint, beyond which it is refused: a real one has some hundreds, and
 # a few for each epoch.
@@ -585,6 +598,7 @@ CHINESE = {
     "{}: is a file; a folder or a hub id is expected": (
         "{}: 是一个文件；这里需要文件夹或 hub 上的模型名"
     ),
+    "{}: cannot be written ({})": "{}: 无法写入 ({})",
     "{}: is not UTF-8, which a name must be; rename it": "{}: 名称必须是 UTF-8 编码；请改名",
     "note: {}": "注意: {}",
     "WARNING: {}": "警告: {}",
@@ -640,8 +654,9 @@ class Voice:
             print(line, file=sys.stderr, flush=True)
 
     def bar(self, description, **settings):
-        """A progress bar (tqdm) that vanishes at its end."""
-        return tqdm(desc=description, leave=False, disable=not self.is_on, **settings)
+        """A progress bar (tqdm) that vanishes at its end; none where stderr is no terminal."""
+        is_disabled = None if self.is_on else True  # None: tqdm asks whether it is a terminal
+        return tqdm(desc=description, leave=False, disable=is_disabled, **settings)
 
 
 # == Files and signals =============================================================================
@@ -716,6 +731,14 @@ def keep_mode(old, new):
         shutil.copymode(old, new)
     with contextlib.suppress(OSError, AttributeError):  # Windows has no owners
         os.chown(new, old.stat().st_uid, old.stat().st_gid)
+
+
+def follow_umask(path):
+    """Give a file the mode that a new one gets here; safetensors writes its files for the owner."""
+    fresh = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    fresh.touch()
+    shutil.copymode(fresh, path)
+    fresh.unlink()
 
 
 @contextlib.contextmanager
@@ -3493,6 +3516,7 @@ def fit(student, training, job, content=None):
             part.load_state_dict(content[name])
 
     config = training.config
+    events = EventFile(training.folder / "tensorboard", progress.epoch + 1)
     save = functools.partial(save_run, training, learner, progress, job.voice)
     with job.stop.hold():
         job.on_rank_zero(save)
@@ -3508,6 +3532,7 @@ def fit(student, training, job, content=None):
                 is_best = end_epoch(progress, scores, rate)
                 tell_epoch(progress, config, time.perf_counter() - began, job.voice)
                 learner.scheduler.step(scores.mse)
+                job.on_rank_zero(lambda: events.add(progress.history[-1]))
             job.on_rank_zero(functools.partial(save, is_best=is_best))
             if signum := job.signal():
                 last = training.folder / "last.pt"
@@ -3606,7 +3631,7 @@ def save_run(training, learner, progress, voice, is_best=False):
     """Write the checkpoints and metrics of a run.
 
     In this order, so that a run that is killed in between can go on: the new best, last.pt (which
-    names the best), the metrics; then the older best goes.
+    names the best), the metrics; then the older best goes. The TensorBoard events were before.
     """
     folder = training.folder
     content = checkpoint(training.facts, learner, progress)
@@ -3639,18 +3664,53 @@ def checkpoint(facts, learner, progress):
 
 
 def save_metrics(folder, history):
-    """A line for each epoch in metrics.jsonl, and the same numbers as TensorBoard events."""
-    from torch.utils.tensorboard import SummaryWriter  # not at the top: only training needs it
-
+    """A line for each epoch in metrics.jsonl."""
     with atomic(folder / "metrics.jsonl") as file:
         for line in history:
             file.write((json_text(line) + "\n").encode())
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    with SummaryWriter(folder / "tensorboard") as writer:
-        for line in history:
-            for name, value in line.items():
-                if value is not None:
-                    writer.add_scalar(name, value, line["epoch"])
+
+
+class EventFile:
+    """The TensorBoard events of one process: a point of each metric, when an epoch ends.
+
+    TensorBoard reads on where a file grows. A run that goes on begins a new file, which takes back
+    what an earlier one says of `first_epoch` and later ones: such points are there where the run
+    was killed before it had saved the epoch. (torch's SummaryWriter has a thread, which prints a
+    traceback where the disk is full, and the run knows nothing of it.)
+    """
+
+    def __init__(self, folder, first_epoch):
+        import tensorboard.summary  # noqa: F401  to miss it before an epoch is spent
+
+        # TensorBoard reads the files of a folder in the order of their names.
+        self.path = Path(folder, f"events.out.tfevents.{time.time():.6f}")
+        self.first_epoch = first_epoch
+
+    def add(self, line):
+        """Append the metrics of an epoch. Raises UserError where they cannot be written."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        events = []
+        if not self.path.exists():
+            start = SessionLog(status=SessionLog.START)
+            events.append(Event(file_version="brain.Event:2"))
+            events.append(Event(step=self.first_epoch, session_log=start))
+        points = []
+        for name, value in line.items():
+            if value is not None:
+                points.append(Summary.Value(tag=name, simple_value=value))
+        events.append(Event(step=line["epoch"], summary=Summary(value=points)))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                writer = RecordWriter(file)
+                for event in events:
+                    event.wall_time = time.time()
+                    writer.write(event.SerializeToString())
+        except OSError as error:
+            raise UserError("{}: cannot be written ({})", self.path, error.strerror) from error
 
 
 # == Commands ======================================================================================
@@ -3881,10 +3941,26 @@ def refuse_misfit(content, facts, folder):
         weights = fingerprint(now["teacher_model"], now["teacher_revision"])
         if weights and weights != content["teacher"]["key"]["weights"]:
             differences.append("the teacher's weights are not the same")
+        if not weights:  # then labels are looked for by the teacher's name
+            differences += other_teacher(before, now)
     if differences:
         path = folder / "last.pt"
         lines = [f"--resume: {path} does not fit this command", *differences]
         raise UserError("\n  ".join(lines))
+
+
+def other_teacher(before, now):
+    """Differences of the names of two runs' teachers, wherever their folders are."""
+    differences = []
+    if last_part(before["teacher_model"]) != last_part(now["teacher_model"]):
+        differences.append(
+            f"--teacher_model was {before['teacher_model']}, is {now['teacher_model']}"
+        )
+    if before["teacher_revision"] != now["teacher_revision"]:
+        differences.append(
+            f"--teacher_revision was {before['teacher_revision']}, is {now['teacher_revision']}"
+        )
+    return differences
 
 
 def with_alpha(training, alpha):
@@ -4560,6 +4636,7 @@ def export_hub(opened, output, evaluation_file):
     with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
         opened.student.save_pretrained(temporary)
         for name in names:
+            follow_umask(Path(temporary, name))
             os.replace(Path(temporary, name), output / name)
 
 

@@ -324,6 +324,17 @@ def test_a_student_loaded_from_its_folder_saves_the_same_folder_again(hub_folder
         assert (tmp_path / name).read_bytes() == (hub_folder / name).read_bytes()
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_what_is_exported_has_the_mode_of_any_new_file(trained, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        assert export(trained / "twin", "hub", "--output", tmp_path / "hub") == 0
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "hub").iterdir()}
+    assert modes == dict.fromkeys(("README.md", "config.json", "model.safetensors"), 0o666 & ~umask)
+
+
 def test_push_to_hub_uploads_model_and_card(hub_folder, monkeypatch):
     import huggingface_hub.hub_mixin as mixin
 
