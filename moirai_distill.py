@@ -575,7 +575,7 @@ LABEL_KEY = (
     "context",
     "horizon",
     "patch",
-    "point",
+    "point",  # "median" of an odd number of samples, "mean", or else see `point_in_key`
     "samples",
     "weights",  # sha256 of the teacher's two files
     "format",
@@ -584,7 +584,20 @@ LABEL_KEY = (
 # Flags that may differ on --resume. (Another number of devices changes dropout and rounding, which
 # is accepted.) A run that went on with another value of any other flag would not be the run that it
 # says it is.
-MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}
+MAY_CHANGE = {
+    "resume",
+    "num_epochs",
+    "device",
+    "devices",
+    "num_nodes",
+    "label_cache",
+    "lang",
+    # Folders may be moved, or typed in another way: what they hold is compared.
+    "data_dir",
+    "save_dir",
+    "teacher_model",
+    "teacher_revision",
+}
 
 # Values and tensors in a checkpoint, beyond which it is refused: a real one has some hundreds, and
 # a few for each epoch.
@@ -840,6 +853,14 @@ CHINESE = {
     "--input {}: no series to forecast{}": "--input {}: 没有可预测的序列{}",
     "... and {} more such notes": "... 还有 {} 条类似的提示",
     # notes, warnings and errors
+    "{}: no home folder is known for {}; give the path without ~": (
+        "{}: 找不到 {} 的主目录；请给出不带 ~ 的路径"
+    ),
+    "{}: is a file; a folder or a hub id is expected": (
+        "{}: 是一个文件；这里需要文件夹或 hub 上的模型名"
+    ),
+    "{}: cannot be written ({})": "{}: 无法写入 ({})",
+    "{}: is not UTF-8, which a name must be; rename it": "{}: 名称必须是 UTF-8 编码；请改名",
     "note: {}": "注意: {}",
     "WARNING: {}": "警告: {}",
     "error: {}": "错误: {}",
@@ -896,8 +917,9 @@ class Voice:
             print(line, file=sys.stderr, flush=True)
 
     def bar(self, description, **settings):
-        """A progress bar (tqdm) that vanishes at its end."""
-        return tqdm(desc=description, leave=False, disable=not self.is_on, **settings)
+        """A progress bar (tqdm) that vanishes at its end; none where stderr is no terminal."""
+        is_disabled = None if self.is_on else True  # None: tqdm asks whether it is a terminal
+        return tqdm(desc=description, leave=False, disable=is_disabled, **settings)
 
 
 # == Files and signals =============================================================================
@@ -974,6 +996,14 @@ def keep_mode(old, new):
         os.chown(new, old.stat().st_uid, old.stat().st_gid)
 
 
+def follow_umask(path):
+    """Give a file the mode that a new one gets here; safetensors writes its files for the owner."""
+    fresh = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    fresh.touch()
+    shutil.copymode(fresh, path)
+    fresh.unlink()
+
+
 @contextlib.contextmanager
 def output_file(path):
     """As `atomic`, for a path that the user typed: its links are followed.
@@ -995,9 +1025,21 @@ def is_special(path):
     return is_device or (path.exists() and not path.is_file() and not path.is_dir())
 
 
+def user_path(text):
+    """Path of what a user typed, where ~ is a home folder. Raises UserError without such a home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            "{}: no home folder is known for {}; give the path without ~",
+            text,
+            Path(text).parts[0],
+        ) from error
+
+
 def unwritable(folder):
     """Why a folder cannot be written to or made; empty if it can."""
-    wanted = Path(folder).expanduser().absolute()
+    wanted = user_path(folder).absolute()
     there = next((path for path in (wanted, *wanted.parents) if path.exists()), wanted)
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return ""
@@ -1102,7 +1144,7 @@ def read_student(source, revision=None):
 
     A `.pt`, a run's folder (its best), an exported folder or a hub id; the path is that of a `.pt`.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         path = best_in(path) or path
     if path.is_file() or path.suffix == ".pt":
@@ -1165,7 +1207,9 @@ def model_file(name, revision, filename):
 
     Raises UserError with the remedy where the file cannot be had, or is not what the hub has.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
+    if folder.is_file():
+        raise UserError("{}: is a file; a folder or a hub id is expected", name)
     if folder.is_dir() and not (folder / filename).is_file():
         raise UserError(
             f"{name}: no {filename} in this folder: neither a model's nor a run's with a best epoch"
@@ -2934,7 +2978,7 @@ def find_files(data_dir, max_files):
 
     Raises UserError where there is none.
     """
-    root = Path(data_dir).expanduser()
+    root = user_path(data_dir)
     if root.is_dir():
         found = [
             path for path in root.rglob("*") if path.name.lower().endswith((".csv", ".csv.gz"))
@@ -3490,12 +3534,16 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
             )
         if not context.is_floating_point():  # small integers would overflow
             context = context.double()
+        elif context.dtype != torch.float64:  # half precision would, too
+            context = context.float()
+        if context.shape[0] == 0:  # len would fix the batch size of an ONNX file
+            return context.new_zeros(0, self.prediction_length)
         centre, deviation = instance_scale(context)
-        scaled = ((context - centre) / deviation).float()
+        scaled = ((context - centre) / deviation).to(self.head.weight.dtype)
 
         tokens = self.embed(in_chunks(scaled, self.patch_size)) + self.position  # (B, N, D)
         tokens = self.norm(self.blocks(tokens))
-        forecast = self.head(tokens.flatten(1)).float()  # (B, H)
+        forecast = self.head(tokens.flatten(1)).to(scaled.dtype)  # (B, H), as autocast changes it
         if self.season:
             forecast = forecast + self.seasonal_part(scaled)
 
@@ -3505,7 +3553,7 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
     def seasonal_part(self, scaled):
         """Weighted sums (B, H) of earlier periods; each of their steps has the same weights."""
         earlier = in_chunks(scaled, self.season)  # (B, periods in L, season)
-        ahead = (self.periods @ earlier).float()  # (B, periods in H, season)
+        ahead = (self.periods @ earlier).to(scaled.dtype)  # (B, periods in H, season)
         return ahead.flatten(1)[:, : self.prediction_length]
 
     @classmethod
@@ -3992,7 +4040,7 @@ class Teacher:
             points = output.distribution(parameters, loc, scale).mean
         else:
             values = self.draw(parameters, loc, scale, shape, samples)
-            points = values.median(1).values.view(shape)
+            points = median(values).view(shape)
         return points.masked_fill(~is_finite, math.nan)
 
     def draw(self, parameters, loc, scale, shape, samples):
@@ -4039,14 +4087,24 @@ class Teacher:
             past_target=past, past_observed_target=is_seen, past_is_pad=~is_seen[..., 0]
         )
         if self.is_moe:
-            return values.float().median(1).values
+            return median(values.float())
         middle = list(self.module.quantile_levels).index(0.5)
         return values[:, middle].float()
 
 
+def median(samples):
+    """Median over dim 1 of samples (B, S, ...); of an even number the mean of the two middle ones.
+
+    torch.median gives the lower of these two, and the upper one where all signs are turned.
+    """
+    lower = samples.median(1).values
+    upper = -(-samples).median(1).values
+    return (lower + upper) / 2
+
+
 def fingerprint(name, revision):
     """sha256 of a teacher's two files where they are at hand without the network, else None."""
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     digest = hashlib.sha256()
     for filename in ("config.json", "model.safetensors"):
         path = folder / filename
@@ -4096,7 +4154,10 @@ def load_teacher(request, device, note):
         kind = getattr(package, f"{generation.prefix}Module")
         check_shapes(kind, settings, weights_file)
         module = kind(**settings)
-        module.load_state_dict(load_file(weights_file), strict=True)
+        weights = load_file(weights_file)
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("its weights are not finite")
+        module.load_state_dict(weights, strict=True)
     except Exception as error:  # damaged weights, or a config that uni2ts or torch refuses
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -4323,12 +4384,23 @@ def label_key(task, weights):
         "context": task.windows.context_length,
         "horizon": task.windows.horizon,
         "patch": request.teacher_patch_size,
-        "point": request.teacher_point,
+        "point": point_in_key(request.teacher_point, request.num_samples),
         "samples": request.num_samples if request.teacher_point == "median" else None,
         "weights": weights,
         "format": FORMAT,
     }
     return {name: facts[name] for name in LABEL_KEY}
+
+
+def point_in_key(point, samples):
+    """The fact "point" of a label key, of --teacher_point and --num_samples.
+
+    The median of an even number of samples has a name of its own: earlier versions called the lower
+    of the two middle ones "median", and such labels must not be used again.
+    """
+    if point == "median" and samples % 2 == 0:
+        return "median (mean of the middle two)"
+    return point
 
 
 def key_folder(cache, key):
@@ -4357,7 +4429,7 @@ def find_labels(task):
     Where the teacher's weights are not at hand, its name decides: labels may be carried.
     """
     request = task.request
-    cache = Path(request.label_cache).expanduser()
+    cache = user_path(request.label_cache)
     weights = fingerprint(request.teacher_model, request.teacher_revision)
     key = label_key(task, weights)
     folders = [key_folder(cache, key)] if weights else sorted(cache.glob("*"))
@@ -4548,7 +4620,7 @@ def get_labels(task, job):
 def make_labels(task, job):
     """LabelFile whose blocks are all made, by this run or another one."""
     request = task.request
-    cache = Path(request.label_cache).expanduser()
+    cache = user_path(request.label_cache)
     if problem := unwritable(cache):
         raise UserError(f"--label_cache: {problem}, and the labels are not in it")
     loaded = []
@@ -4819,6 +4891,7 @@ def fit(student, training, job, content=None):
             part.load_state_dict(content[name])
 
     config = training.config
+    events = EventFile(training.folder / "tensorboard", progress.epoch + 1)
     save = functools.partial(save_run, training, learner, progress, job.voice)
     with job.stop.hold():
         job.on_rank_zero(save)
@@ -4834,6 +4907,7 @@ def fit(student, training, job, content=None):
                 is_best = end_epoch(progress, scores, rate)
                 tell_epoch(progress, config, time.perf_counter() - began, job.voice)
                 learner.scheduler.step(scores.mse)
+                job.on_rank_zero(lambda: events.add(progress.history[-1]))
             job.on_rank_zero(functools.partial(save, is_best=is_best))
             if signum := job.signal():
                 last = training.folder / "last.pt"
@@ -4932,7 +5006,7 @@ def save_run(training, learner, progress, voice, is_best=False):
     """Write the checkpoints and metrics of a run.
 
     In this order, so that a run that is killed in between can go on: the new best, last.pt (which
-    names the best), the metrics; then the older best goes.
+    names the best), the metrics; then the older best goes. The TensorBoard events were before.
     """
     folder = training.folder
     content = checkpoint(training.facts, learner, progress)
@@ -4965,18 +5039,53 @@ def checkpoint(facts, learner, progress):
 
 
 def save_metrics(folder, history):
-    """A line for each epoch in metrics.jsonl, and the same numbers as TensorBoard events."""
-    from torch.utils.tensorboard import SummaryWriter  # not at the top: only training needs it
-
+    """A line for each epoch in metrics.jsonl."""
     with atomic(folder / "metrics.jsonl") as file:
         for line in history:
             file.write((json_text(line) + "\n").encode())
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    with SummaryWriter(folder / "tensorboard") as writer:
-        for line in history:
-            for name, value in line.items():
-                if value is not None:
-                    writer.add_scalar(name, value, line["epoch"])
+
+
+class EventFile:
+    """The TensorBoard events of one process: a point of each metric, when an epoch ends.
+
+    TensorBoard reads on where a file grows. A run that goes on begins a new file, which takes back
+    what an earlier one says of `first_epoch` and later ones: such points are there where the run
+    was killed before it had saved the epoch. (torch's SummaryWriter has a thread, which prints a
+    traceback where the disk is full, and the run knows nothing of it.)
+    """
+
+    def __init__(self, folder, first_epoch):
+        import tensorboard.summary  # noqa: F401  to miss it before an epoch is spent
+
+        # TensorBoard reads the files of a folder in the order of their names.
+        self.path = Path(folder, f"events.out.tfevents.{time.time():.6f}")
+        self.first_epoch = first_epoch
+
+    def add(self, line):
+        """Append the metrics of an epoch. Raises UserError where they cannot be written."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        events = []
+        if not self.path.exists():
+            start = SessionLog(status=SessionLog.START)
+            events.append(Event(file_version="brain.Event:2"))
+            events.append(Event(step=self.first_epoch, session_log=start))
+        points = []
+        for name, value in line.items():
+            if value is not None:
+                points.append(Summary.Value(tag=name, simple_value=value))
+        events.append(Event(step=line["epoch"], summary=Summary(value=points)))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab") as file:
+                writer = RecordWriter(file)
+                for event in events:
+                    event.wall_time = time.time()
+                    writer.write(event.SerializeToString())
+        except OSError as error:
+            raise UserError("{}: cannot be written ({})", self.path, error.strerror) from error
 
 
 # == Commands ======================================================================================
@@ -5098,7 +5207,7 @@ def train(args, voice, stop):
         job.on_rank_zero(lambda: write_demo_csvs(args.data_dir))
     data = load_data(pick(DataConfig, args), pick(ReadConfig, args), voice)
     facts = run_facts(args, data)
-    folder = Path(args.save_dir).expanduser()
+    folder = user_path(args.save_dir)
     content = None  # of the last.pt to go on from
     if args.resume and (folder / "last.pt").is_file():  # else --alpha auto was still trying
         content = read_last(folder, facts)
@@ -5146,7 +5255,7 @@ def train_student(args, data, labels, facts, content, job):
         labels=labels,
         config=pick(TrainConfig, args),
         facts=facts,
-        folder=Path(args.save_dir).expanduser(),
+        folder=user_path(args.save_dir),
     )
     alpha = facts["run_config"]["alpha"]
     if alpha == "auto":
@@ -5217,13 +5326,35 @@ def refuse_misfit(content, facts, folder):
     if content["data"] != facts["data"]:
         differences.append("the data is not the same")
     if now["alpha"] != 0 and content["teacher"]:
+        point = point_in_key(before["teacher_point"], before["num_samples"])
+        if content["teacher"]["key"]["point"] != point:
+            differences.append(
+                "its labels are of an earlier version (the lower of the two middle samples is not"
+                " their median); start without --resume"
+            )
         weights = fingerprint(now["teacher_model"], now["teacher_revision"])
         if weights and weights != content["teacher"]["key"]["weights"]:
             differences.append("the teacher's weights are not the same")
+        if not weights:  # then labels are looked for by the teacher's name
+            differences += other_teacher(before, now)
     if differences:
         path = folder / "last.pt"
         lines = [f"--resume: {path} does not fit this command", *differences]
         raise UserError("\n  ".join(lines))
+
+
+def other_teacher(before, now):
+    """Differences of the names of two runs' teachers, wherever their folders are."""
+    differences = []
+    if last_part(before["teacher_model"]) != last_part(now["teacher_model"]):
+        differences.append(
+            f"--teacher_model was {before['teacher_model']}, is {now['teacher_model']}"
+        )
+    if before["teacher_revision"] != now["teacher_revision"]:
+        differences.append(
+            f"--teacher_revision was {before['teacher_revision']}, is {now['teacher_revision']}"
+        )
+    return differences
 
 
 def with_alpha(training, alpha):
@@ -5366,7 +5497,7 @@ def evaluate(args, voice, stop):
 
     inherited = inherit_arguments(args, first, pupil)
     data_dir = inherited.data_dir
-    if not data_dir or not Path(data_dir).expanduser().exists():
+    if not data_dir or not user_path(data_dir).exists():
         where = data_dir or "it does not say where"
         raise UserError(f"the data of {first_name} ({where}) is not here; give --data_dir")
     folder = evaluation_folder(args, first)
@@ -5442,10 +5573,9 @@ def evaluation_folder(args, first):
     is_own_data = all(value is None for value in data_flags)
     folder = Path("evaluation")
     if args.output_dir:
-        folder = Path(args.output_dir)
+        folder = user_path(args.output_dir)
     elif is_own_data and first.path:
         folder = first.path.parent
-    folder = folder.expanduser()
     if problem := unwritable(folder):
         raise UserError(f"{problem}; give --output_dir")
     return folder
@@ -5679,7 +5809,7 @@ def predict(args, voice, _stop):
     run_config = opened.content.get("run_config", {})
     horizon = opened.student.prediction_length
     held_out = horizon if args.backtest else 0
-    path = Path(args.input).expanduser()
+    path = user_path(args.input)
     try:
         file = read_series(path, path.name, reading_of(args, run_config))
     except Unusable as reason:
@@ -5713,7 +5843,7 @@ def predict(args, voice, _stop):
         voice.say("Error on the last {} steps, which were held out:", held_out)
         for forecast in forecasts:
             tell_backtest(forecast, run_config.get("season", "auto"), voice)
-    output = Path(args.output).expanduser()
+    output = user_path(args.output)
     save_forecasts(output, forecasts, file)
     picture = output.with_suffix(".png")
     if args.plot:
@@ -5846,7 +5976,7 @@ def export(args, voice, _stop):
     opened = open_student(args.checkpoint)
     base = opened.path.parent if opened.path else Path(".")
     default = "student.onnx" if args.format == "onnx" else "hub"
-    output = Path(args.output or base / default).expanduser()
+    output = user_path(args.output or base / default)
     if args.format == "onnx":
         contexts = random_contexts(opened.student.context_length)
         difference = export_onnx(opened.student, output, contexts)
@@ -5861,19 +5991,26 @@ def export(args, voice, _stop):
 
 
 def random_contexts(length):
-    """Raw contexts (S, L) float32: random walks with and without an offset, in three units."""
+    """Raw contexts (S, L) float64: random walks in three units, each at four offsets, a constant.
+
+    The largest offsets are a million and a hundred million deviations, as of a meter that counts
+    up: float32 could not tell such values apart.
+    """
     walks = np.random.default_rng(0).standard_normal((8, length)).cumsum(1)
-    without_offset = walks - walks[:, -1:]  # offsets hide much in float32
-    contexts = [np.ones(length)]
-    for unit in (1e-3, 1, 1e3):
-        contexts += [*(unit * walks), *(unit * without_offset)]
-    return torch.from_numpy(np.stack(contexts)).float()
+    deviation = walks.std(1, keepdims=True)
+    contexts = [np.ones((1, length))]
+    for offset in (-walks[:, -1:], 0, 1e6 * deviation, 1e8 * deviation):
+        for unit in (1e-3, 1, 1e3):
+            contexts.append(unit * (walks + offset))
+    return torch.from_numpy(np.concatenate(contexts))
 
 
 def export_onnx(student, path, contexts):
     """Write a student as ONNX if it forecasts as PyTorch does; returns the largest difference.
 
-    The difference is in deviations of each context. Raises UserError where it is too large.
+    The file takes and gives float64, as the student does: it is scaled in float64, the network is
+    float32. The difference is in deviations of each context. Raises UserError where it is too
+    large.
     """
     import onnxruntime
     import onnxscript  # noqa: F401  torch.onnx needs it
@@ -5936,6 +6073,7 @@ def export_hub(opened, output, evaluation_file):
     with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
         opened.student.save_pretrained(temporary)
         for name in names:
+            follow_umask(Path(temporary, name))
             os.replace(Path(temporary, name), output / name)
 
 
@@ -5967,7 +6105,7 @@ def read_evaluation(path, opened):
 def label(args, voice, stop):
     """Label the training windows into the cache, or list what it holds."""
     if args.list:
-        list_labels(Path(args.label_cache).expanduser(), voice)
+        list_labels(user_path(args.label_cache), voice)
         return
     job = start_job(args, "32-true", voice, stop)
     windows = load_data(pick(DataConfig, args), pick(ReadConfig, args), voice).windows["train"]
@@ -6008,6 +6146,9 @@ def list_labels(cache, voice):
 def parse_arguments(argv):
     """Namespace of the checked arguments. Raises UserError with every problem that was found."""
     words = list(argv)
+    for word in words:
+        if not is_utf8(word):
+            raise UserError("{}: is not UTF-8, which a name must be; rename it", ascii(word))
     if not words or words[0] not in COMMANDS:
         words = ["train", *words]
     parser = build_parser(demo="--demo" in words)
@@ -6027,6 +6168,15 @@ def parse_arguments(argv):
         count = f"{len(problems)} problem(s) with the arguments"
         raise UserError("\n  ".join([count, *problems]))
     return args
+
+
+def is_utf8(word):
+    """Whether a word of the command line is UTF-8. Pictures, JSON and ONNX know no other names."""
+    try:
+        word.encode()
+        return True
+    except UnicodeEncodeError:  # Python keeps such bytes as surrogates
+        return False
 
 
 def tell_unknown(word, args):
@@ -6061,7 +6211,7 @@ def is_local(name):
 
 def is_there(path):
     """Whether a path, which may begin with ~, is there."""
-    return Path(path).expanduser().exists()
+    return user_path(path).exists()
 
 
 def check_inputs(args):
@@ -6082,6 +6232,8 @@ def check_inputs(args):
         problems.append(f"--input {args.input}: no such folder or file")
 
     teacher = getattr(args, "teacher_model", None)
+    if teacher is not None and getattr(args, "alpha", None) != 0 and user_path(teacher).is_file():
+        problems.append(f"--teacher_model {teacher}: is a file; a folder or a hub id is expected")
     if teacher is not None and needs_teacher(args) and is_local(teacher) and not is_there(teacher):
         problems.append(f"--teacher_model {teacher}: no such folder")
     return problems
@@ -6091,7 +6243,7 @@ def needs_teacher(args):
     """Whether labels have to be made for certain. A cache that is there may hold them, carried."""
     if args.command == "train" and args.alpha == 0:
         return False
-    return bool(args.label_cache) and not Path(args.label_cache).expanduser().is_dir()
+    return bool(args.label_cache) and not user_path(args.label_cache).is_dir()
 
 
 def check_outputs(args):
@@ -6113,7 +6265,7 @@ def check_outputs(args):
 
 def check_output_file(args):
     """Problems of an --output that would replace something else."""
-    output = Path(args.output).expanduser().resolve()
+    output = user_path(args.output).resolve()
     is_folder_wanted = args.command == "export" and args.format == "hub"
     if is_folder_wanted and output.is_file():
         return [f"--output {args.output}: is a file; a folder is to be written"]
@@ -6121,7 +6273,7 @@ def check_output_file(args):
         return [f"--output {args.output}: is a folder; a file is to be written"]
     if args.command != "predict":
         return []
-    if output == Path(args.input).expanduser().resolve():
+    if output == user_path(args.input).resolve():
         return [f"--output {args.output}: is the input"]
     if args.plot and output.suffix == ".png":
         return [f"--output {args.output}: is where --plot puts the picture"]
@@ -6177,7 +6329,7 @@ def check_training(args):
             f"--patch_size {args.patch_size}: longer than --context_length {args.context_length}"
         )
     if args.resume:
-        folder = Path(args.save_dir).expanduser()
+        folder = user_path(args.save_dir)
         was_trying = args.alpha == "auto" and (folder / "trials").is_dir()  # these are repeated
         if not (folder / "last.pt").is_file() and not was_trying:
             problems.append(

@@ -599,3 +599,59 @@ def test_a_device_can_be_an_output_where_its_folder_is_locked(monkeypatch, tmp_p
     for output, count in (("/dev/stdout", 0), (str(tmp_path / "a.csv"), 1)):
         args = argparse.Namespace(command="predict", output=output, input="b.csv", plot=False)
         assert len(md.check_outputs(args)) == count
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train --data_dir ~nobody-of-this-name/x",
+        "train --data_dir . --alpha 0 --save_dir ~nobody-of-this-name/x",
+        "train --data_dir . --alpha 0.5 --teacher_model ~nobody-of-this-name/x",
+        "train --data_dir . --alpha 0.5 --label_cache ~nobody-of-this-name/x",
+        "label --list --label_cache ~nobody-of-this-name/x",
+        "evaluate --checkpoint ~nobody-of-this-name/x",
+        "predict --checkpoint a.pt --input ~nobody-of-this-name/x",
+        "export --checkpoint ~nobody-of-this-name/x --format hub",
+        "export --checkpoint owner/model --format hub --output ~nobody-of-this-name/x",
+    ],
+)
+def test_a_path_below_the_home_of_nobody_is_one_line(words, capsys):
+    assert md.main(words.split() + ["--lang", "en"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ~nobody-of-this-name")
+    assert line.endswith("give the path without ~")
+
+
+def test_a_machine_that_knows_no_home_needs_a_label_cache_by_its_path(monkeypatch, capsys):
+    def unknown(_number):
+        raise KeyError("no such user")
+
+    pwd = pytest.importorskip("pwd")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    words = ["label", "--lang", "en", "--list", "--label_cache"]
+    assert md.main([*words, "~/labels"]) == 2
+    assert capsys.readouterr().err.startswith("error: ~/labels: no home folder is known for ~;")
+    assert md.main([*words, "labels"]) == 0
+
+
+@pytest.mark.parametrize("command", ["train", "label"])
+def test_a_teacher_that_is_a_file_is_refused(command, tmp_path, capsys):
+    file = tmp_path / "teacher.py"
+    file.write_text("")
+    words = [command, "--lang", "en", "--data_dir", str(tmp_path), "--device", "cpu"]
+    words += ["--teacher_model", str(file), "--label_cache", str(tmp_path)]
+    assert md.main(words) == 2
+    expected = f"--teacher_model {file}: is a file; a folder or a hub id is expected"
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--save_dir", "--label_cache"])
+def test_a_name_that_is_not_utf_8_is_one_line_at_the_start(flag, tmp_path, capsys):
+    """Linux allows any bytes; Python hands them on as surrogates."""
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xe9")
+    assert md.main(["train", "--lang", "en", "--data_dir", str(tmp_path), flag, name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and r"\udcff\udce9" in line
+    assert "is not UTF-8" in line
+    assert not os.path.exists(name)

@@ -839,7 +839,7 @@ def test_loading_prints_the_known_lines_and_a_table_of_what_was_not_used(csv_fol
         "数据集加载完成: 500 个样本",
     ]
     assert [line for line in lines if line in known] == known
-    assert any("text.csv" in line and "no numeric column" in line for line in lines)
+    assert any("text.csv" in line and "没有数字列" in line for line in lines)
     sizes = {part: len(windows) for part, windows in data.windows.items()}
     assert sizes == {"train": 500, "validation": 221, "test": 221}
 

@@ -36,9 +36,9 @@ def session_of(path):
 
 
 def walks(count, scale=1.0, offset=0.0):
-    """Random walks (count, 64), float32."""
+    """Random walks (count, 64), float64."""
     steps = np.random.default_rng(count).standard_normal((count, 64))
-    return (steps.cumsum(1) * scale + offset).astype(np.float32)
+    return steps.cumsum(1) * scale + offset
 
 
 def small_student(info=()):
@@ -95,7 +95,8 @@ def ready_made(onnx_file, monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 2, 33])
 @pytest.mark.parametrize(
-    ("scale", "offset"), [(1, 0), (1e-4, 0), (1e5, 0), (1, 100), (1e-25, 0), (1e25, 0)]
+    ("scale", "offset"),
+    [(1, 0), (1e-4, 0), (1e5, 0), (1, 100), (1e-25, 0), (1e25, 0), (0.02, 5812345), (1e-3, 1e6)],
 )
 def test_onnx_forecasts_as_the_student_in_raw_units_at_any_batch_size(
     trained, onnx_file, count, scale, offset
@@ -113,13 +114,28 @@ def test_onnx_forecasts_as_the_student_in_raw_units_at_any_batch_size(
     with torch.inference_mode():
         expected = student(torch.from_numpy(context)).numpy()
     assert forecast.shape == (count, 16)
-    assert forecast.dtype == np.float32
-    deviation = context.astype(np.float64).std(1).max()
+    assert forecast.dtype == expected.dtype == np.float64
+    deviation = context.std(1).max()
     assert np.abs(forecast - expected).max() < 1e-4 * deviation
 
 
+def test_onnx_forecasts_small_movements_of_a_large_value(onnx_file):
+    """A meter that counts up moves by a hundred-millionth of its value; float32 sees none of it."""
+    session = session_of(onnx_file)
+    movement = walks(4)
+    (expected,) = session.run(None, {"context": movement})
+    (forecast,) = session.run(None, {"context": movement + 1e8})
+    assert np.abs(forecast - 1e8 - expected).max() < 1e-4 * movement.std(1).min()
+    assert expected.std(1).min() > 1e-3 * movement.std(1).min()
+
+
+def test_onnx_refuses_float32_with_what_it_expects(onnx_file):
+    with pytest.raises(Exception, match=r"expected: \(tensor\(double\)\)"):
+        session_of(onnx_file).run(None, {"context": walks(2).astype(np.float32)})
+
+
 def test_a_constant_context_gives_that_constant_under_onnx(onnx_file):
-    (forecast,) = session_of(onnx_file).run(None, {"context": np.full((2, 64), 7, np.float32)})
+    (forecast,) = session_of(onnx_file).run(None, {"context": np.full((2, 64), 7.0)})
     assert (forecast == 7).all()
 
 
@@ -146,7 +162,7 @@ def test_export_says_the_difference_from_pytorch(exported):
 @pytest.mark.parametrize("length", [2, 64, 720])
 def test_onnx_is_checked_on_random_walks_in_several_units_and_on_a_constant(length):
     contexts = md.random_contexts(length)
-    assert contexts.dtype == torch.float32
+    assert contexts.dtype == torch.float64
     assert contexts.shape[1] == length
     assert torch.equal(contexts, md.random_contexts(length))
     assert contexts.isfinite().all()
@@ -154,23 +170,35 @@ def test_onnx_is_checked_on_random_walks_in_several_units_and_on_a_constant(leng
     assert (constant == constant[0, 0]).all()
     assert (walking.std(1) > 0).all()
 
-    is_without_offset = walking[:, -1] == 0
-    for offset in (True, False):
-        kind = walking[is_without_offset != offset]
-        third = len(kind) // 3
-        thousandths, ones, thousands = kind.split(third)
+    offset = walking.mean(1) / walking.std(1, unbiased=False)  # in deviations
+    counts = [int(((offset / size - 1).abs() < 1e-4).sum()) for size in (1e6, 1e8)]
+    assert counts == [len(walking) // 4] * 2
+    assert int((walking[:, -1] == 0).sum()) == len(walking) // 4
+    for kind in walking.split(len(walking) // 4):
+        thousandths, ones, thousands = kind.split(len(kind) // 3)
         torch.testing.assert_close(ones, 1e3 * thousandths)
         torch.testing.assert_close(thousands, 1e3 * ones)
         assert 0.3 < ones.diff(dim=1).std() < 3
 
 
-def test_a_run_whose_data_has_gone_can_be_exported(trained, ready_made, tmp_path, capsys):
-    content = torch.load(best_of(trained / "distilled"), weights_only=True)
-    content["run_config"]["data_dir"] = str(tmp_path / "gone")
-    torch.save(content, tmp_path / "a.pt")
-    assert export(tmp_path / "a.pt", "onnx") == 0
-    assert capsys.readouterr().err == ""
-    assert (tmp_path / "student.onnx").is_file()
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("data_dir", "gone"), ("data_dir", "~nobody-of-this-name/x"), ("teacher_model", "gone/t")],
+)
+def test_a_run_whose_data_and_teacher_have_gone_can_be_exported(
+    trained, ready_made, tmp_path, capsys, place, value
+):
+    run = shutil.copytree(trained / "distilled", tmp_path / "run")
+    for path in (run / "last.pt", best_of(run)):
+        content = torch.load(path, weights_only=True)
+        content["run_config"][place] = value
+        content["teacher"]["teacher"] = "gone/t"
+        torch.save(content, path)
+    for form, name in (("onnx", "student.onnx"), ("hub", "hub/model.safetensors")):
+        assert export(run, form) == 0
+        assert capsys.readouterr().err == ""
+        assert (run / name).is_file()
+    assert "| student |" in (run / "hub" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("times", "is_kept"), [(0.5, True), (2, False)])
@@ -294,6 +322,17 @@ def test_a_student_loaded_from_its_folder_saves_the_same_folder_again(hub_folder
     md.PatchStudent.from_pretrained(hub_folder).save_pretrained(tmp_path)
     for name in ("README.md", "config.json", "model.safetensors"):
         assert (tmp_path / name).read_bytes() == (hub_folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_what_is_exported_has_the_mode_of_any_new_file(trained, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        assert export(trained / "twin", "hub", "--output", tmp_path / "hub") == 0
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "hub").iterdir()}
+    assert modes == dict.fromkeys(("README.md", "config.json", "model.safetensors"), 0o666 & ~umask)
 
 
 def test_push_to_hub_uploads_model_and_card(hub_folder, monkeypatch):

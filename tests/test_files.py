@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_job
+from conftest import SCRIPT, make_job
 
 import moirai_distill as md
 from moirai_distill import FORMAT, Interrupted, Stop, UserError, atomic, best_in, read_checkpoint
@@ -272,3 +272,27 @@ def test_one_process_sums_alone_and_tells_its_own_signal():
     with pytest.raises(Interrupted), job.stop.hold():
         job.stop(signal.SIGTERM, None)
         assert job.signal() == signal.SIGTERM
+
+
+# -- Homes -----------------------------------------------------------------------------------------
+
+
+def test_a_path_may_begin_with_a_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert md.user_path("~/x") == Path("/somewhere/x")
+    assert md.user_path("x/~/y") == Path("x/~/y")
+
+
+def test_the_home_of_nobody_is_one_line():
+    with pytest.raises(md.UserError) as caught:
+        md.user_path("~nobody-of-this-name/x/y")
+    assert str(caught.value) == (
+        "~nobody-of-this-name/x/y: no home folder is known for ~nobody-of-this-name;"
+        " give the path without ~"
+    )
+
+
+def test_only_one_function_looks_for_a_home():
+    """Each other place would have to know what to do without one."""
+    source = SCRIPT.read_text(encoding="utf-8")
+    assert source.count("expanduser") - source.partition("# == Reading")[2].count("expanduser") == 1

@@ -241,6 +241,44 @@ def test_samples_do_not_matter_to_the_mean(lab):
     assert lab.run(LABEL, "--teacher_point", "mean", "--num_samples", 7) == (0, 0)
 
 
+def with_point(folder, point):
+    """Rename a label folder as if its labels were of another point; returns the folder."""
+    manifest = md.read_manifest(folder)
+    manifest["key"]["point"] = point
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder.rename(md.key_folder(folder.parent, manifest["key"]))
+
+
+@pytest.mark.parametrize(
+    ("point", "samples", "is_hit"),
+    [("median", 6, False), ("median", 5, True), ("mean", 6, True), ("mean", 5, True)],
+)
+def test_labels_of_earlier_versions_are_used_unless_they_are_the_lower_of_two_middle_samples(
+    lab, point, samples, is_hit
+):
+    """In their key the point was as typed, whatever the number of samples."""
+    flags = ["--teacher_point", point, "--num_samples", samples]
+    assert lab.run(LABEL, *flags)[0] == 0
+    with_point(lab.folder(), point)
+    code, calls = lab.run(LABEL, *flags)
+    assert code == 0
+    assert (calls == 0) == is_hit
+    assert len(lab.folders()) == (1 if is_hit else 2)
+    assert lab.run(LABEL, *flags) == (0, 0)
+
+
+def test_a_run_on_labels_of_an_older_median_is_not_resumed(lab, capsys):
+    flags = ["--num_samples", 6]
+    assert lab.run(TRAIN, *flags)[0] == 0
+    last = lab.root / "run" / "last.pt"
+    content = torch.load(last, weights_only=True)
+    content["teacher"]["key"]["point"] = "median"
+    torch.save(content, last)
+    capsys.readouterr()
+    assert lab.run(TRAIN, *flags, "--resume") == (2, 0)
+    assert "its labels are of an earlier version" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change", [1e-6, np.nan])
 def test_one_changed_value_in_a_training_file_misses_the_cache(lab, change):
     assert lab.run(LABEL)[0] == 0

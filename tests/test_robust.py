@@ -32,7 +32,7 @@ QUICK += " --split_ratio 8:1:1 --teacher_precision 32 --stride 1 --teacher_point
 # Processes are forked from one that has imported what takes long: so they start at once.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["lightning.fabric", "torch.utils.tensorboard", "uni2ts.model.moirai", "sklearn", "hypothesis"]
+    ["lightning.fabric", "tensorboard.summary", "uni2ts.model.moirai", "sklearn", "hypothesis"]
 )
 
 
@@ -238,6 +238,29 @@ def test_two_runs_share_a_cache_at_the_same_time(
     assert (shared / "labels.bin").read_bytes() == (alone / "labels.bin").read_bytes()
     weights = {md.open_student(tmp_path / name).weights_id for name in ("a", "b", "alone")}
     assert len(weights) == 1
+
+
+def test_a_disk_that_is_full_while_events_are_written_is_one_line_and_the_run_goes_on_later(
+    data, teacher_folder, tmp_path, capsys, monkeypatch
+):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    add = md.EventFile.add
+
+    def full(events, line):
+        size = events.path.stat().st_size if events.path.exists() else 0
+        with full_disk(size + (1000 if line["epoch"] == 1 else 100)):  # epoch 2 is cut in half
+            add(events, line)
+
+    monkeypatch.setattr(md.EventFile, "add", full)
+    assert md.main(words(data, tmp_path, teacher_folder)) == 2
+    error = one_line(capsys.readouterr().err)
+    assert "tensorboard" in error and "cannot be written (File too large)" in error
+    monkeypatch.undo()
+    assert md.main(words(data, tmp_path, teacher_folder, "--resume")) == 0
+    reader = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    reader.Reload()
+    assert [point.step for point in reader.Scalars("train_loss")] == [1, 2]
 
 
 def test_what_a_dead_run_left_half_written_blocks_nobody(data, teacher_folder, tmp_path):

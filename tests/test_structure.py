@@ -9,6 +9,7 @@ import re
 import subprocess
 import symtable
 import sys
+import zipfile
 
 import pytest
 from conftest import SCRIPT
@@ -380,3 +381,17 @@ def test_benchmarks_use_only_names_that_the_script_has():
             used.add((path.name, name))
     assert len(used) > 40
     assert sorted((path, name) for path, name in used if not hasattr(md, name)) == []
+
+
+def test_it_can_be_imported_from_a_zip(tmp_path):
+    archive = tmp_path / "all.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(SCRIPT, SCRIPT.name)
+    code = "import moirai_distill as md; print(md.__file__, md.main(['label', '--list']))"
+    environment = os.environ | {"PYTHONPATH": str(archive), "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    child = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    )
+    assert child.stdout.splitlines()[-1] == f"{archive / SCRIPT.name} 0"
+    assert child.stderr == ""

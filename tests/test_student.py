@@ -298,3 +298,32 @@ def test_integers_forecast_as_the_same_numbers_in_floating_point(kind):
     expected = forecast(student, context.double())
     assert torch.equal(forecast(student, context.to(kind)), expected)
     assert expected.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_student_cast_to_another_precision_forecasts_nearly_the_same(kind):
+    context = 40 * contexts() + 1000
+    expected = forecast(student_of(), context)
+    result = forecast(student_of().to(kind), context)
+    error = 1e-5 if kind == torch.float64 else 0.1
+    assert ((result - expected).abs() / context.std(1, keepdim=True)).max() < error
+    assert result.dtype == (torch.float64 if kind == torch.float64 else torch.float32)
+    doubled = forecast(student_of().to(kind), context.double())
+    assert doubled.dtype == torch.float64
+    torch.testing.assert_close(doubled, result.double(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_context_in_half_precision_is_scaled_in_full(kind):
+    context = (1e4 * contexts()).to(kind)  # of which the squares overflow float16
+    result = forecast(student_of(), context)
+    assert torch.equal(result, forecast(student_of(), context.float()))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.int16])
+def test_an_empty_batch_gives_an_empty_forecast(kind):
+    result = forecast(student_of(), torch.zeros(0, 64, dtype=kind))
+    assert result.shape == (0, 16)
+    assert result.dtype == forecast(student_of(), torch.ones(1, 64, dtype=kind)).dtype
+    with pytest.raises(ValueError, match="expected"):
+        student_of()(torch.zeros(0, 63))

@@ -564,6 +564,32 @@ def test_samples_are_those_of_the_predicted_mixture(random_teacher):
     torch.testing.assert_close(mean, mixture.mean)
 
 
+@pytest.mark.parametrize("samples", [1, 2, 5, 100])
+def test_the_median_of_an_even_number_of_samples_lies_between_the_middle_two(
+    random_teacher, monkeypatch, samples
+):
+    drawn = []
+    draw = md.Teacher.draw
+
+    def watched(*arguments):
+        drawn.append(draw(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(md.Teacher, "draw", watched)
+    parameters, loc, scale = random_teacher.predict_distribution(walks(3, 64).float(), 16, 16)
+    points = random_teacher.points_of(parameters, loc, scale, "median", samples)
+    (values,) = drawn  # (positions, samples)
+    expected = np.median(values.double().numpy(), axis=1)
+    np.testing.assert_allclose(points.flatten().numpy(), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 99])
+def test_the_median_of_an_odd_number_of_samples_is_the_middle_one_to_the_bit(samples):
+    """Else labels of earlier versions, which have the same key, would not be these."""
+    values = torch.from_numpy(np.random.default_rng(samples).standard_normal((50, samples))).float()
+    assert torch.equal(md.median(values), values.median(1).values)
+
+
 @pytest.mark.parametrize("point", ["median", "mean"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_parameter_that_is_not_finite_makes_that_point_nan_and_no_other(

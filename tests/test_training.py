@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -267,9 +268,12 @@ import time
 import moirai_distill as md
 
 real = md.distillation_loss
+steps_file = sys.argv.pop(1)  # holds a byte for each step that has begun
 
 
 def slow_loss(*parts):
+    with open(steps_file, "ab") as file:
+        file.write(b".")
     time.sleep(0.15)
     return real(*parts)
 
@@ -285,26 +289,26 @@ sys.exit(md.main(sys.argv[1:]))
 def test_a_process_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_never_stopped(
     data, plain, tmp_path, signum, code, epoch
 ):
-    words = [sys.executable, "-c", SLOWLY, *command(data, tmp_path)]
+    run_folder = tmp_path / "run"
+    steps_file = tmp_path / "steps"
+    steps_file.touch()
+    words = [sys.executable, "-c", SLOWLY, str(steps_file), *command(data, run_folder)]
+    in_the_middle = (epoch - 1) * STEPS + 2  # steps
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    bar_in_the_middle = rb"epoch %d: [^\r]* [1-9]/%d" % (epoch, STEPS)
-    shown = b""
     with subprocess.Popen(words, cwd=SCRIPT.parent, **pipes) as process:
-        while chunk := process.stderr.read1(4096):
-            shown += chunk
-            if re.search(bar_in_the_middle, shown):
-                process.send_signal(signum)
-                break
-        process.stderr.read()
-    assert process.returncode == code, shown.decode()
-    loop = load(tmp_path)["loop"]
+        while steps_file.stat().st_size < in_the_middle and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signum)
+        errors = process.stderr.read()
+    assert process.returncode == code, errors.decode()
+    loop = load(run_folder)["loop"]
     assert loop["epoch"] == epoch - 1
     if signum == signal.SIGTERM:
         assert 0 < loop["step"] < STEPS
     else:
         assert loop["step"] == 0
-    assert run(data, tmp_path, "--resume") == 0
-    assert_same_run(tmp_path, plain)
+    assert run(data, run_folder, "--resume") == 0
+    assert_same_run(run_folder, plain)
 
 
 @pytest.mark.parametrize(
@@ -442,6 +446,59 @@ def test_resume_refuses_other_teacher_weights_of_the_same_name(data, tmp_path, c
     assert run(data, tmp_path / "run", *flags, "--num_epochs", 2, "--resume") == 2
     assert "the teacher's weights are not the same" in capsys.readouterr().err
     assert load(tmp_path / "run")["epoch"] == 1
+
+
+def stop_in_epoch_2(data, folder, monkeypatch, *flags):
+    with monkeypatch.context() as patch:
+        signal_at(patch, "distillation_loss", STEPS + 2, signal.SIGTERM)
+        assert run(data, folder, *flags) == 143
+
+
+def test_a_run_that_was_moved_with_its_data_goes_on_as_if_it_had_never_stopped(
+    data, plain, tmp_path, monkeypatch
+):
+    """Folders may be typed in another way, too: what they hold decides."""
+    shutil.copytree(data, tmp_path / "here" / "data")
+    monkeypatch.chdir(tmp_path / "here")
+    stop_in_epoch_2("data", "run", monkeypatch)
+    assert (tmp_path / "here" / "run" / "last.pt").is_file()
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    assert run("./there/data", "./there/../there/run", "--resume") == 0
+    assert_same_run(tmp_path / "there" / "run", plain)
+    assert load(tmp_path / "there" / "run")["run_config"]["data_dir"] == "./there/data"
+
+
+def test_a_run_goes_on_where_its_teacher_was_moved_and_not_with_another(
+    data, tmp_path, monkeypatch, capsys
+):
+    teacher = save_module(tmp_path / "models" / "mine", seed=0)
+    flags = ["--alpha", 0.5, "--label_cache", tmp_path / "cache", "--num_epochs", 2]
+    stop_in_epoch_2(data, tmp_path / "run", monkeypatch, *flags, "--teacher_model", teacher)
+    renamed = teacher.rename(tmp_path / "renamed")
+    assert not teacher.exists()
+
+    def resume(name):
+        code = run(data, tmp_path / "run", *flags, "--resume", "--teacher_model", name)
+        return code, capsys.readouterr().err
+
+    other = save_module(tmp_path / "other", seed=1)
+    code, errors = resume(other)
+    assert code == 2 and "the teacher's weights are not the same" in errors
+    code, errors = resume("owner/other")  # whose weights are not at hand
+    assert code == 2 and "--teacher_model was" in errors
+    code, errors = resume(renamed)
+    assert code == 0, errors
+
+
+def test_a_run_whose_teachers_weights_have_gone_goes_on_with_its_name_alone(
+    data, tmp_path, monkeypatch
+):
+    teacher = save_module(tmp_path / "models" / "mine", seed=0)
+    flags = ["--alpha", 0.5, "--label_cache", tmp_path / "cache", "--num_epochs", 2]
+    stop_in_epoch_2(data, tmp_path / "run", monkeypatch, *flags, "--teacher_model", teacher)
+    shutil.rmtree(teacher)
+    assert run(data, tmp_path / "run", *flags, "--resume", "--teacher_model", "owner/mine") == 0
 
 
 def test_resume_without_a_run_is_an_error_and_makes_nothing(data, tmp_path, capsys):
@@ -733,11 +790,89 @@ def test_values_of_the_train_range_change_the_student(data, plain, tmp_path):
     assert not torch.equal(weights(tmp_path / "run"), weights(plain))
 
 
-def test_tensorboard_and_metrics_hold_the_same_numbers(plain):
+def tensorboard_of(folder):
+    """What TensorBoard knows of a run: its own reader, which can be asked to read on."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(plain / "tensorboard"))
-    events.Reload()
+    reader = EventAccumulator(str(folder / "tensorboard"))
+    reader.Reload()
+    return reader
+
+
+def points_of(folder, name="validation_mse"):
+    """(epoch, value) of a metric in TensorBoard."""
+    return [(point.step, point.value) for point in tensorboard_of(folder).Scalars(name)]
+
+
+def raw_epochs(folder):
+    """Epochs of all points in all event files, as they were written."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    epochs = []
+    for path in sorted(folder.glob("tensorboard/*")):
+        for event in LegacyEventFileLoader(str(path)).Load():
+            if event.HasField("summary"):
+                epochs.append(event.step)
+    return epochs
+
+
+def test_an_open_tensorboard_goes_on_and_knows_when_each_epoch_ended(data, tmp_path, monkeypatch):
+    add = md.EventFile.add
+    readers = []  # one, that is opened in epoch 1
+    seen = []
+    ended = []
+
+    def watched(events, line):
+        add(events, line)
+        ended.append(time.time())
+        time.sleep(0.02)
+        if not readers:
+            readers.append(tensorboard_of(tmp_path))
+        readers[0].Reload()
+        seen.append(len(readers[0].Scalars("train_loss")))
+
+    monkeypatch.setattr(md.EventFile, "add", watched)
+    assert run(data, tmp_path) == 0
+    assert seen == [1, 2, 3]
+    told = [point.wall_time for point in readers[0].Scalars("train_loss")]
+    assert told == pytest.approx(ended, abs=0.015)
+
+
+def test_a_resumed_run_writes_each_point_once_and_keeps_the_times_of_the_first(
+    data, plain, tmp_path, monkeypatch
+):
+    stop_in_epoch_2(data, tmp_path, monkeypatch)
+    (before,) = tensorboard_of(tmp_path).Scalars("train_loss")
+    assert run(data, tmp_path, "--resume") == 0
+    assert raw_epochs(tmp_path) == [1, 2, 3]
+    assert tensorboard_of(tmp_path).Scalars("train_loss")[0].wall_time == before.wall_time
+    assert points_of(tmp_path) == points_of(plain)
+    assert run(data, tmp_path, "--resume") == 0  # there is nothing left to train
+    assert raw_epochs(tmp_path) == [1, 2, 3]
+
+
+def test_a_point_of_an_epoch_that_was_not_saved_is_taken_back(data, plain, tmp_path, monkeypatch):
+    real = md.atomic
+    begun = []
+
+    def crashing(path, *args, **settings):
+        begun.append(Path(path).name)
+        if begun.count("last.pt") == 3:  # after the start and epoch 1
+            raise ZeroDivisionError
+        return real(path, *args, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(md, "atomic", crashing)
+        with pytest.raises(ZeroDivisionError):
+            run(data, tmp_path)
+    assert raw_epochs(tmp_path) == [1, 2]
+    assert run(data, tmp_path, "--resume") == 0
+    assert raw_epochs(tmp_path) == [1, 2, 2, 3]
+    assert points_of(tmp_path) == points_of(plain)
+
+
+def test_tensorboard_and_metrics_hold_the_same_numbers(plain):
+    events = tensorboard_of(plain)
     lines = history(plain)
     names = {name for name, value in lines[0].items() if value is not None}
     assert set(events.Tags()["scalars"]) == names

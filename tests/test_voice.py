@@ -1,8 +1,10 @@
 """The voice: every sentence has its Chinese, with the same places for values; silence is silent."""
 
 import ast
+import os
 import re
 import string
+import sys
 
 import pytest
 from conftest import SCRIPT, quiet_voice
@@ -188,11 +190,42 @@ def test_a_muted_voice_prints_notes_but_no_results(capsys):
     assert capsys.readouterr() == ("Teacher loaded\n", "")
 
 
-def test_a_bar_is_on_stderr_and_vanishes(capsys):
-    with md.Voice("en").bar("working", total=2) as bar:
+def work(voice):
+    """Show a bar of two steps, of which one is done."""
+    with voice.bar("working", total=2) as bar:
         bar.update()
         bar.refresh()
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "working" in err
-    assert "\n" not in err
+
+
+def shown_on_a_terminal(voice, monkeypatch):
+    """What a terminal shows as stderr of `work`."""
+    pty = pytest.importorskip("pty")
+    termios = pytest.importorskip("termios")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    with os.fdopen(theirs, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        work(voice)
+        terminal.write("end")
+        terminal.flush()
+        shown = b""
+        while not shown.endswith(b"end"):
+            shown += os.read(ours, 4096)
+    os.close(ours)
+    return shown.decode()[:-3]
+
+
+def test_a_bar_is_on_a_terminal_and_vanishes(monkeypatch, capsys):
+    shown = shown_on_a_terminal(md.Voice("en"), monkeypatch)
+    assert "working" in shown
+    assert "1/2" in shown
+    assert "\n" not in shown
+    assert shown.endswith("\r")  # over which the next line is written
+    assert shown_on_a_terminal(quiet_voice(), monkeypatch) == ""
+    assert capsys.readouterr().out == ""
+
+
+def test_no_bar_is_where_stderr_is_no_terminal(capsys):
+    """A log file would hold one line of a thousand bars."""
+    work(md.Voice("en"))
+    assert capsys.readouterr() == ("", "")
