@@ -52,8 +52,11 @@ import locale
 import logging
 import math
 import multiprocessing
+import numbers
 import os
+import pickletools
 import re
+import reprlib
 import shlex
 import shutil
 import signal
@@ -61,6 +64,7 @@ import sys
 import tempfile
 import threading
 import time
+import unicodedata
 import uuid
 import zipfile
 import zlib
@@ -478,9 +482,27 @@ LABEL_KEY = (
 # says it is.
 MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_cache", "lang"}
 
-# Values and tensors in a checkpoint, beyond which it is refused: a real one has some hundreds, and
-# a few for each epoch.
-MOST_PARTS = 1_000_000
+# What a file may be, beyond which it is refused before it takes memory.
+MOST_PARTS = 1_000_000  # values and tensors in a checkpoint: a real one has some hundreds, and a
+# few for each epoch
+MOST_JSON = 20_000_000  # bytes of a JSON file: a real one has some thousands
+MOST_TEXT = 10_000  # signs of a name or a path
+
+# What the pickle in a checkpoint is made of: what torch.save writes of plain values and tensors.
+PICKLE_STEPS = {
+    *("PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID"),
+    *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+}
+PICKLE_NAMES = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+    *(f"torch {kind}Storage" for kind in ("Float", "Half", "BFloat16", "Double", "Bool")),
+    *(f"torch {kind}Storage" for kind in ("Long", "Int", "Short", "Char", "Byte")),
+}
 
 # What a run leaves in its folder. Before a new run begins, an earlier one's files are moved away by
 # these names: what is not listed here would be overwritten.
@@ -586,10 +608,35 @@ CHINESE = {
     "{} is not installed: pip install -r requirements.txt, or pip install {}": (
         "未安装 {}: pip install -r requirements.txt，或 pip install {}"
     ),
+    "{}: refused: not a student of this program, or damaged: {}": (
+        "{}: 拒绝读取: 不是本程序的学生模型，或已损坏: {}"
+    ),
+    "--resume: {}: damaged, or of another student ({})": (
+        "--resume: {}: 已损坏，或属于另一个学生 ({})"
+    ),
+    "{}: config.json and model.safetensors are of two models; export it again": (
+        "{}: config.json 与 model.safetensors 不属于同一个模型；请重新导出"
+    ),
+    "{}: its manifest names a patch size of no use: {}": "{}: 清单中的 patch 大小不可用: {}",
     "out of GPU memory ({}); lower --batch_size or --teacher_batch_size": (
         "显存不足 ({})；请调小 --batch_size 或 --teacher_batch_size"
     ),
 }
+
+
+def printable(text, kept=""):
+    """A text whose control characters, but for those that are kept, are shown as escapes.
+
+    Names of files, columns and models come from strangers: none of them may move the cursor, clear
+    the screen, or look like a line that this program printed.
+    """
+    if text.isprintable():  # the usual case
+        return text
+    signs = []
+    for sign in text:
+        is_plain = sign.isprintable() or sign in kept or unicodedata.category(sign) == "Zs"
+        signs.append(sign if is_plain else ascii(sign)[1:-1])
+    return "".join(signs)
 
 
 def in_language(message, language):
@@ -597,12 +644,12 @@ def in_language(message, language):
     if isinstance(message, Told):
         message = message.message
     if not isinstance(message, Message):
-        return message
+        return message if isinstance(message, numbers.Number) else printable(str(message))
     template = message.sentence
     if language == "zh":
         template = CHINESE.get(template, template)
     values = [in_language(value, language) for value in message.values]
-    return str(Message(template, tuple(values)))
+    return printable(str(Message(template, tuple(values))), kept="\n")
 
 
 class Voice:
@@ -629,12 +676,12 @@ class Voice:
     def _tell(self, heading, sentence, values):
         told = sentence if isinstance(sentence, Message | Told) else Message(sentence, values)
         if self.is_on:
-            line = in_language(Message(heading, (told,)), self.language)
+            line = printable(in_language(Message(heading, (told,)), self.language))
             print(line, file=sys.stderr, flush=True)
 
     def bar(self, description, **settings):
         """A progress bar (tqdm) that vanishes at its end."""
-        return tqdm(desc=description, leave=False, disable=not self.is_on, **settings)
+        return tqdm(desc=printable(description), leave=False, disable=not self.is_on, **settings)
 
 
 # == Files and signals =============================================================================
@@ -753,20 +800,261 @@ def json_text(value, **settings):
     return json.dumps(finite, **settings)
 
 
+# -- What a file may say ---------------------------------------------------------------------------
+#
+# Files travel: what one of them says is looked at once, where it is read, so that everything below
+# may rely on it. Names may be missing, as older versions wrote fewer, and others are left alone.
+
+
+@dataclasses.dataclass
+class Maybe:
+    """A shape of values, or None in its place."""
+
+    shape: object
+
+
+def misfit(value, shape, place=""):
+    """Where a nest of plain values has not a shape, and what stands there; "" where all of it fits.
+
+    A shape is a test (value -> bool), a Maybe, a list of one shape (any number of values that have
+    it), or a dict of name -> shape, in which "*" stands for each name that is not listed.
+    """
+    if isinstance(shape, Maybe):
+        return "" if value is None else misfit(value, shape.shape, place)
+    if callable(shape):
+        return "" if shape(value) else f"{place} is {reprlib.repr(value)}"
+
+    is_list = isinstance(shape, list)
+    if not isinstance(value, list | tuple if is_list else dict):
+        return f"{place} is {reprlib.repr(value)}"
+    for name, part in enumerate(value) if is_list else value.items():
+        part_shape = shape[0] if is_list else shape.get(name, shape.get("*"))
+        part_place = f"{place}.{name}" if place else f"{name}"
+        found = ""
+        if not is_list and not is_text(name):
+            found = f"a name in {place or 'it'} is {reprlib.repr(name)}"
+        elif part_shape is not None:
+            found = misfit(part, part_shape, part_place)
+        if found:
+            return found
+    return ""
+
+
+def is_text(value):
+    """Whether a value is a text that can be a name or a path of a file."""
+    if not isinstance(value, str) or "\0" in value or len(value) > MOST_TEXT:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_size(value):
+    """Whether a value is a whole number that can be a size of a network."""
+    return type(value) is int and 0 <= value < 2**31
+
+
+def is_count(value):
+    """Whether a value is a whole number that counts something."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_real(value):
+    """Whether a value is a number; nan and infinity are numbers."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**64)
+
+
+def is_counts(value):
+    """Whether a value is (number of series, number of windows)."""
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_count, value))
+
+
+def is_sums(value):
+    """Whether a value is what `Progress` sums up in an epoch."""
+    return isinstance(value, list) and len(value) == 5 and all(map(is_real, value))
+
+
+def is_losses(value):
+    """Whether a value is alpha -> validation loss."""
+    if not isinstance(value, dict) or not value:
+        return False
+    are_alphas = all(is_real(alpha) and 0 <= alpha <= 1 for alpha in value)
+    return are_alphas and all(map(is_real, value.values()))
+
+
+def is_weights(value):
+    """Whether a value is name -> tensor of real numbers."""
+    if not isinstance(value, dict) or not all(map(is_text, value)):
+        return False
+    tensors = value.values()
+    return all(isinstance(part, torch.Tensor) and part.is_floating_point() for part in tensors)
+
+
+def flag_shape(action):
+    """Shape of what a checkpoint keeps of a flag, from the argparse action that reads the flag."""
+    if action.nargs == 0:  # a switch
+        return lambda value: isinstance(value, bool)
+
+    def is_right(value):
+        if action.choices:
+            return value in action.choices
+        if action.type is ratio:
+            is_triple = isinstance(value, list | tuple) and len(value) == 3
+            return is_triple and all(is_real(share) and 0 < share < math.inf for share in value)
+        if action.type in (int_or_auto, float_or_auto) and value == "auto":
+            return True
+        if action.type in (int, int_or_auto, float, float_or_auto):
+            is_whole = action.type in (int, int_or_auto)
+            is_kind = is_real(value) and not (is_whole and isinstance(value, float))
+            is_in_range, _ = RANGES[action.dest]
+            return is_kind and math.isfinite(value) and is_in_range(value)
+        return is_text(value)
+
+    shape = [is_right] if action.nargs in ("+", "*") else is_right
+    return Maybe(shape) if action.default is None else shape
+
+
+def run_config_shape():
+    """Shape of the flags of train that a checkpoint keeps."""
+    parser = Parser(add_help=False)
+    for add_flags in (
+        add_data_flags,
+        add_teacher_flags,
+        add_machine_flags,
+        add_student_flags,
+        add_training_flags,
+        add_run_flags,
+    ):
+        add_flags(parser)
+    return {action.dest: flag_shape(action) for action in parser._actions}
+
+
+SCORES = {metric: Maybe(is_real) for metric in METRICS}
+
+# manifest.json of a label file, which goes into the checkpoints that are trained on it.
+MANIFEST = {
+    "key": {
+        "data": is_text,
+        "windows": lambda value: is_count(value) and value > 0,
+        "context": lambda value: is_size(value) and value > 0,
+        "horizon": lambda value: is_size(value) and value > 0,
+        # "patch" is what was asked for: a size, "auto", or one for each frequency
+        "point": is_text,
+        "samples": Maybe(is_size),
+        "weights": Maybe(is_text),
+        "format": is_count,
+    },
+    "block": lambda value: is_size(value) and value > 0,
+    "patch_sizes": {"*": lambda value: is_size(value) and value > 0},
+    "teacher": is_text,
+    "revision": Maybe(is_text),
+    "commit": Maybe(is_text),
+    "licence": is_text,
+    "device": is_text,
+    "precision": is_text,
+    "torch": is_text,
+    "made": is_text,
+}
+
+# evaluation.json, as far as it is read.
+EVALUATION = {
+    "windows": is_count,
+    "test": is_text,
+    "rows": {"*": SCORES | {"weights": Maybe(is_text)}},
+}
+
+# A checkpoint, but for `run_config_shape`. In an exported folder most of it is the "info" of its
+# config.json.
+CHECKPOINT = {
+    "format": is_count,
+    "student_config": {"*": is_size, "dropout": is_real},
+    "model_state_dict": is_weights,
+    "training_state_dict": is_weights,
+    "versions": {"*": is_text},
+    "data": {"*": is_text},
+    "freqs": [is_text],
+    "counts": {"*": is_counts},
+    "alpha_tried": Maybe(is_losses),
+    "teacher": Maybe(MANIFEST),
+    "evaluation": Maybe(EVALUATION),
+    "weights": is_text,
+    "train_metrics": {"*": Maybe(is_real)},
+    "validation_metrics": {"*": Maybe(is_real)},
+    "epoch": is_count,
+    "loop": {  # the fields of `Progress`
+        "epoch": is_count,
+        "step": is_count,
+        "sums": is_sums,
+        "failed": is_count,
+        "skipped": is_count,
+        "history": [{"epoch": is_count, "*": Maybe(is_real)}],
+        "best_epoch": is_count,
+        "best_loss": is_real,
+        "best_file": is_text,
+        "since_best": is_count,
+        "stopping": is_count,
+    },
+}
+
+
+def check_facts(content):
+    """Raise ValueError where what a checkpoint says is of a wrong type or out of its range."""
+    found = misfit(content, CHECKPOINT | {"run_config": run_config_shape()})
+    if found:
+        raise ValueError(f"{found}, which it cannot be")
+
+
+def read_json(path):
+    """The plain values of a JSON file. Raises OSError, or ValueError where it is no such file."""
+    if not Path(path).is_file():  # a pipe would be waited for
+        raise ValueError("is no regular file")
+    with open(path, "rb") as file:
+        text = file.read(MOST_JSON + 1)
+    if len(text) > MOST_JSON:
+        raise ValueError(f"is longer than {MOST_JSON:,} bytes")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+
+
+def weight_shapes(path):
+    """name -> shape (list) of the tensors in a safetensors file, none of which is read."""
+    from safetensors import safe_open  # not at the top: a .pt does not need it
+
+    with safe_open(path, "pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+
+
+def check_shapes(wanted, found):
+    """Raise ValueError unless a state dict has the tensors (name -> shape) that a file holds."""
+    wanted = {name: list(weight.shape) for name, weight in wanted.items()}
+    wrong = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+    if wrong:
+        raise ValueError(f"other names or shapes of weights: {', '.join(wrong[:3])[:200]}")
+
+
 # -- Checkpoints -----------------------------------------------------------------------------------
 
 
 def read_checkpoint(path):
     """Dict of a checkpoint of this program, on the CPU. Nothing in the file is executed.
 
-    Raises UserError where the file is not there, damaged, foreign or of a newer format.
+    The file is opened once: where it is replaced meanwhile, all of the old one is read. Raises
+    UserError where it is not there, damaged, foreign or of a newer format.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        check_archive(path)
-        content = torch.load(path, "cpu", weights_only=True)
+        with open(path, "rb") as file:
+            check_archive(file)
+            file.seek(0)
+            content = torch.load(file, "cpu", weights_only=True)
         check_tensors(content)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
     except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
         raise UserError(
             f"{path}: refused: damaged, or not plain data ({repr(error)[:99]})"
@@ -780,23 +1068,57 @@ def read_checkpoint(path):
         raise UserError(
             f"{path}: of a newer format ({content['format']}); update moirai_distill.py"
         )
+    try:
+        check_facts(content)
+    except ValueError as error:
+        raise UserError(
+            "{}: refused: not a student of this program, or damaged: {}", path, error
+        ) from error
     return content
 
 
-def check_archive(path):
+def check_archive(file):
     """Raise ValueError where a file of torch.save is damaged, or would unpack to more than it is.
 
     torch.save packs nothing, so the parts together are no larger than the file.
     """
-    with zipfile.ZipFile(path) as archive:
+    if file.read(4) != b"PK\3\4":  # torch would take a file with something before it for another
+        raise ValueError("it is no archive of torch.save")
+    with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
             raise ValueError("it is packed, which torch.save does not do")
-        if sum(part.file_size for part in parts) > Path(path).stat().st_size:
+        if sum(part.file_size for part in parts) > os.fstat(file.fileno()).st_size:
             raise ValueError("it would unpack to more than it is")
+        pickles = [part for part in parts if part.filename.endswith("data.pkl")]
+        if len(pickles) != 1 or archive.comment or len(parts) > len(set(archive.namelist())):
+            raise ValueError("it is no archive of torch.save")
+        check_pickle(archive.read(pickles[0]))
         damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} does not fit")
+
+
+def check_pickle(raw):
+    """Raise ValueError where a pickle holds what torch.save of plain values and tensors does not.
+
+    What is left can take no more memory or time than its own length asks for. To hash tuples in
+    tuples, of which each stands in the next one twice, would take for ever.
+    """
+    tuples = set()  # numbers under which the pickle keeps them for further use
+    before = ""
+    for number, (step, value, _) in enumerate(pickletools.genops(raw)):
+        if step.name not in PICKLE_STEPS:
+            raise ValueError(f"its pickle has a {step.name}")
+        if step.name == "GLOBAL" and value not in PICKLE_NAMES:
+            raise ValueError(f"its pickle names {value[:60]}")
+        if before.startswith("TUPLE") and step.name.endswith("BINPUT"):
+            tuples.add(value)
+        if step.name.endswith("BINGET") and value in tuples:
+            raise ValueError("its pickle uses a tuple twice")
+        if number > 4 * MOST_PARTS:
+            raise ValueError(f"it holds more than {MOST_PARTS:,} parts")
+        before = step.name
 
 
 def check_tensors(content):
@@ -835,9 +1157,10 @@ def best_in(folder):
 
 
 def read_student(source, revision=None):
-    """(content, path or None) of the checkpoint that a user calls `source`. Raises UserError.
+    """(content, path of a `.pt` or None) of the checkpoint that a user calls `source`.
 
-    A `.pt`, a run's folder (its best), an exported folder or a hub id; the path is that of a `.pt`.
+    A `.pt`, a run's folder (its best), an exported folder or a hub id. Of the last two, the weights
+    are not read yet. Raises UserError or ValueError.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -845,14 +1168,10 @@ def read_student(source, revision=None):
     if path.is_file() or path.suffix == ".pt":
         return read_checkpoint(path), path
 
-    from safetensors.torch import load_file  # not at the top: a .pt does not need it
-
-    config_file = model_file(source, revision, "config.json")
-    weights_file = model_file(source, revision, "model.safetensors")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = read_json(model_file(source, revision, "config.json"))
     content = config.pop("info", None) or {}
     content["student_config"] = config
-    content["model_state_dict"] = load_file(weights_file)
+    check_facts(content)
     return content, None
 
 
@@ -2001,7 +2320,7 @@ def shortened(notes, most=4):
 
 def listing(notes):
     """The first notes about files, a line each, to stand under an error."""
-    lines = [f"\n  {name}: {note}" for name, note in notes.items() if note]
+    lines = [f"\n  {printable(name)}: {printable(note)}" for name, note in notes.items() if note]
     return "".join(lines[:MOST_NOTES])
 
 
@@ -2066,6 +2385,14 @@ def in_chunks(context, size):
     """Contexts (B, L) as (B, ceil(L / size), size): the first value is repeated where it takes."""
     missing = -context.shape[1] % size
     return F.pad(context, (missing, 0), mode="replicate").unflatten(1, (-1, size))
+
+
+def weights_digest(student):
+    """Short sha256 of a student's weights, as float32."""
+    digest = hashlib.sha256()
+    for weight in student.state_dict().values():
+        digest.update(weight.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class PatchStudent(nn.Module, PyTorchModelHubMixin):
@@ -2141,6 +2468,14 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         """
         return open_student(source, revision).student
 
+    def save_pretrained(self, save_directory, **settings):
+        """Write config.json, weights and card; the config tells by a digest which weights it is of.
+
+        `settings` are those of huggingface_hub's mixin.
+        """
+        self.info["weights"] = weights_digest(self)
+        return super().save_pretrained(save_directory, **settings)
+
     def generate_model_card(self, *_args, **_kwargs):
         """The card that huggingface_hub's save_pretrained and push_to_hub write."""
         return ModelCard(model_card(self))
@@ -2160,20 +2495,30 @@ def open_student(source, revision=None):
     """OpenedStudent of what a user calls a checkpoint. Raises UserError."""
     try:
         content, path = read_student(source, revision)
-        config = content["student_config"]
+        weights_file = None
+        if path:
+            shapes = content["model_state_dict"]
+        else:
+            weights_file = model_file(source, revision, "model.safetensors")
+            shapes = weight_shapes(weights_file)
+        student = build_student(content, len(shapes))
+        if weights_file:
+            from safetensors.torch import load_file
+
+            check_shapes(student.state_dict(), shapes)
+            content["model_state_dict"] = load_file(weights_file)
+            check_facts(content)
         weights = content["model_state_dict"]
-        check_facts(content)
-        if config["d_model"] % config["num_heads"] or config["num_layers"] > len(weights):
-            raise ValueError("its sizes do not fit each other")
         if not all(weight.isfinite().all() for weight in weights.values()):
             raise ValueError("its weights are not finite")
-        with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
-            student = PatchStudent(**config, info=shareable(content))
         student.load_state_dict(weights, assign=True)
-        digest = hashlib.sha256()
-        for weight in student.state_dict().values():
-            digest.update(weight.numpy().tobytes())
-        return OpenedStudent(student.float().eval(), content, digest.hexdigest()[:16], path)
+        student = student.float().eval()
+        weights_id = weights_digest(student)
+        if content.get("weights", weights_id) != weights_id:
+            raise UserError(
+                "{}: config.json and model.safetensors are of two models; export it again", source
+            )
+        return OpenedStudent(student, content, weights_id, path)
     except (UserError, ModuleNotFoundError):
         raise
     except Exception as error:  # damaged files, or another model's
@@ -2182,28 +2527,18 @@ def open_student(source, revision=None):
         ) from error
 
 
-def check_facts(content):
-    """Raise ValueError where what a checkpoint says of its student is of the wrong type."""
-    for name, size in content["student_config"].items():
-        if name != "dropout" and not is_size(size):
-            raise ValueError(f"{name} is {str(size)[:60]!r}, which is no size")
-    if content["student_config"]["num_heads"] < 1:
+def build_student(content, count):
+    """A student of what a checkpoint with `count` tensors says, without memory for its weights.
+
+    Raises ValueError where its sizes cannot be true.
+    """
+    config = content["student_config"]
+    if config["num_heads"] < 1:
         raise ValueError("it has no attention heads")
-    if not all(weight.is_floating_point() for weight in content["model_state_dict"].values()):
-        raise ValueError("its weights are no real numbers")
-    kinds = {"run_config": dict, "counts": dict, "data": dict, "freqs": list}
-    for name, kind in kinds.items():
-        if not isinstance(content.get(name, kind()), kind):
-            raise ValueError(f"{name} is no {kind.__name__}")
-    if not all(isinstance(freq, str) for freq in content.get("freqs", [])):
-        raise ValueError("freqs are no names")
-    if not isinstance(content.get("teacher") or {}, dict):
-        raise ValueError("teacher is no dict")
-
-
-def is_size(value):
-    """Whether a value is a whole number that can be a size of a network."""
-    return type(value) is int and 0 <= value < 2**31
+    if config["d_model"] % config["num_heads"] or config["num_layers"] > count:
+        raise ValueError("its sizes do not fit each other")
+    with torch.device("meta"):
+        return PatchStudent(**config, info=shareable(content))
 
 
 MODEL_CARD = """\
@@ -2244,16 +2579,26 @@ def model_card(student):
     )
 
 
+def as_code(value):
+    """A value as code in Markdown, where nothing in it is markup."""
+    text = printable(str(value))[:200]
+    for mark in "`|":  # which would end the code, or the cell of a table
+        text = text.replace(mark, "'")
+    return f"`{text or ' '}`"
+
+
 def card_making(info):
     """How it was trained, by which teacher, under which licence."""
     teacher = info.get("teacher")
     if not teacher:
         return "Trained on truth alone, without a teacher."
-    alpha = info["run_config"]["alpha"]
+    alpha = info.get("run_config", {}).get("alpha", "?")
+    name = as_code(teacher.get("teacher", "?"))
+    commit = as_code(teacher.get("commit") or "local")
     return (
-        f"Distilled from `{teacher['teacher']}` ({teacher['commit'] or 'local'}):"
+        f"Distilled from {name} ({commit}):"
         f" {alpha} * MSE to its forecasts + the rest * MSE to truth."
-        f" The teacher's licence binds its student: {teacher['licence']}."
+        f" The teacher's licence binds its student: {as_code(teacher.get('licence', '?'))}."
     )
 
 
@@ -2263,13 +2608,15 @@ def card_scores(evaluation):
         return "Not evaluated yet: `python moirai_distill.py evaluate` does it."
 
     def error(item):
-        return item[1]["mse"] or math.inf
+        return item[1].get("mse") or math.inf
 
-    lines = [f"| {evaluation['windows']:,} test windows | MSE | MAE | MASE |", "|---|---|---|---|"]
-    for name, row in sorted(evaluation["rows"].items(), key=error):
-        cells = [name]
+    count = evaluation.get("windows", 0)
+    lines = [f"| {count:,} test windows | MSE | MAE | MASE |", "|---|---|---|---|"]
+    for name, row in sorted(evaluation.get("rows", {}).items(), key=error):
+        cells = [as_code(name)]
         for metric in METRICS:
-            cells.append("-" if row[metric] is None else f"{row[metric]:.4f}")
+            value = row.get(metric)
+            cells.append("-" if value is None else f"{value:.4f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -2282,7 +2629,7 @@ def card_data(info):
             series, windows = info["counts"][part]
             facts.append(f"{series:,} {part} series ({windows:,} windows)")
     freqs = [freq or "unknown" for freq in info.get("freqs", [""])]
-    facts.append(f"sampling frequency {', '.join(freqs)}")
+    facts.append(f"sampling frequency {', '.join(map(as_code, freqs))}")
     return ", ".join(facts)
 
 
@@ -2692,8 +3039,8 @@ def load_teacher(request, device, note):
     config_file = model_file(name, request.teacher_revision, "config.json")
     weights_file = model_file(name, request.teacher_revision, "model.safetensors")
     try:
-        settings = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        settings = read_json(config_file)
+    except ValueError as error:
         raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
     generation = find_generation(name, settings)
     check_settings(name, settings)
@@ -2719,7 +3066,9 @@ def load_teacher(request, device, note):
         if generation.package == "moirai2" and not settings.get("scaling", True):
             raise ValueError("scaling is off")
         kind = getattr(package, f"{generation.prefix}Module")
-        check_shapes(kind, settings, weights_file)
+        with torch.device("meta"):  # takes no memory, whatever the sizes are
+            wanted = kind(**settings).state_dict()
+        check_shapes(wanted, weight_shapes(weights_file))
         module = kind(**settings)
         module.load_state_dict(load_file(weights_file), strict=True)
     except Exception as error:  # damaged weights, or a config that uni2ts or torch refuses
@@ -2764,22 +3113,6 @@ def check_settings(name, settings):
                 f"{name}: {key} in config.json is {str(value)[:60]!r};"
                 f" it must be {kind.__name__} from {low} to {high}"
             )
-
-
-def check_shapes(kind, settings, weights_file):
-    """Raise ValueError unless a weights file holds the tensors of a module of these settings.
-
-    On the "meta" device a module takes no memory, whatever its sizes are.
-    """
-    from safetensors import safe_open
-
-    with torch.device("meta"):
-        wanted = {key: list(part.shape) for key, part in kind(**settings).state_dict().items()}
-    with safe_open(weights_file, "pt") as file:
-        found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    wrong = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
-    if wrong:
-        raise ValueError(f"other names or shapes of weights: {', '.join(wrong[:3])}")
 
 
 def is_between(value, kind, low, high):
@@ -2902,9 +3235,26 @@ class LabelFile:
             file.write(content)
             file.write(hashlib.sha256(content).digest())
 
+    def made(self):
+        """Numbers of the blocks that are made.
+
+        Only those are looked at that can be there, as a manifest may say anything.
+        """
+        names = [path.stem for path in self.folder.glob("blocks/*.bin")]
+        there = {int(name) for name in names if re.fullmatch(r"\d{8,18}", name)}
+        if self.path.is_file():
+            checksums = self.path.stat().st_size - 4 * self.horizon * self.windows  # bytes
+            there.update(range(min(self.count, checksums // 32)))
+        return [n for n in sorted(there) if n < self.count and self.read(n) is not None]
+
     def missing(self):
         """Numbers of the blocks that are yet to be made."""
-        return [number for number in range(self.count) if self.read(number) is None]
+        made = set(self.made())
+        return [number for number in range(self.count) if number not in made]
+
+    @property
+    def is_whole(self):
+        return len(self.made()) == self.count
 
     def join(self):
         """Make labels.bin of the blocks, where there are any."""
@@ -2964,16 +3314,15 @@ def key_folder(cache, key):
 
 def read_manifest(folder):
     """The manifest (dict) of a label folder, or None where there is none that can be used."""
-    path = Path(folder, "manifest.json")
-    if not path.is_file():
-        return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        is_its_own = key_folder(folder.parent, manifest["key"]) == folder
-        can_be_used = manifest["block"] > 0 and isinstance(manifest["patch_sizes"], dict)
-        return manifest if is_its_own and can_be_used else None
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_json(folder / "manifest.json")
+    except (OSError, ValueError):
         return None
+    is_right = not misfit(manifest, MANIFEST) and manifest.keys() >= MANIFEST.keys()
+    if not is_right or not set(manifest["key"]) >= set(LABEL_KEY):
+        return None
+    is_its_own = key_folder(folder.parent, manifest["key"]) == folder
+    return manifest if is_its_own else None
 
 
 def find_labels(task):
@@ -2991,9 +3340,11 @@ def find_labels(task):
         manifest = read_manifest(folder)
         if not manifest or manifest["key"] | {"weights": None} != key | {"weights": None}:
             continue
+        if not set(task.windows.freqs) <= manifest["patch_sizes"].keys():
+            continue
         if weights or is_of_teacher(manifest, request):
             file = LabelFile(folder, manifest)
-            if not file.missing():
+            if file.is_whole:
                 found.append(file)
     if len({file.manifest["key"]["weights"] for file in found}) > 1:
         raise UserError(
@@ -3114,7 +3465,8 @@ def begin_labels(folder, task, teacher, weights, job):
     """Write the manifest of a new label file, unless one is begun."""
     windows = task.windows
     old = read_manifest(folder)
-    if old and set(windows.freqs) <= old["patch_sizes"].keys():
+    fitting = teacher.patch_sizes(windows.context_length, windows.horizon)
+    if old and all(old["patch_sizes"].get(freq) in fitting for freq in windows.freqs):
         job.voice.note(f"going on with the unfinished labels in {folder}")
         return
     if (folder / "manifest.json").exists():  # a damaged one
@@ -3269,6 +3621,10 @@ class Batch:
         for field in dataclasses.fields(self):
             changed[field.name] = change(getattr(self, field.name))
         return Batch(**changed)
+
+
+# What each epoch of a run's history tells at least: it is drawn at the end.
+HISTORY = {"epoch", "train_loss", "train_mse", "train_distill", "validation_mse"}
 
 
 @dataclasses.dataclass
@@ -3438,10 +3794,14 @@ def fit(student, training, job, content=None):
     learner = make_learner(student, training.config, job)
     progress = Progress()
     if content:
-        progress = Progress(**content["loop"])
-        progress.stopping = 0
-        for name, part in learner.parts().items():
-            part.load_state_dict(content[name])
+        try:
+            progress = restore(learner, content)
+        except Exception as error:  # whatever PyTorch raises for a state of something else
+            last = training.folder / "last.pt"
+            reason = " ".join(repr(error).split())[:199]
+            raise UserError(
+                "--resume: {}: damaged, or of another student ({})", last, reason
+            ) from error
 
     config = training.config
     save = functools.partial(save_run, training, learner, progress, job.voice)
@@ -3481,6 +3841,63 @@ def make_learner(student, config, job):
     )
     average = copy.deepcopy(student).requires_grad_(False)
     return Learner(student, model, average, set_up_optimizer, scheduler)
+
+
+def restore(learner, content):
+    """Progress of a checkpoint, from which what learns goes on.
+
+    Of the optimizer and the scheduler, only numbers are taken. Raises ValueError, or what PyTorch
+    raises, where something does not fit.
+    """
+    progress = Progress(**content["loop"])
+    progress.stopping = 0
+    lines = progress.history
+    if len(lines) != progress.epoch or not all(line.keys() >= HISTORY for line in lines):
+        raise ValueError("its history does not fit its epochs")
+
+    learner.average.load_state_dict(content["model_state_dict"])
+    learner.student.load_state_dict(content["training_state_dict"])
+    optimizer = learner.optimizer.optimizer
+    optimizer.load_state_dict(optimizer_state(optimizer, content["optimizer_state_dict"]))
+    own = learner.scheduler.state_dict()
+    saved = content["scheduler_state_dict"]
+    for name, value in own.items():
+        own[name] = like(saved.get(name, value), value)
+    learner.scheduler.load_state_dict(own)
+    return progress
+
+
+def optimizer_state(optimizer, saved):
+    """State dict of an AdamW that goes on with the moments and numbers of a saved one."""
+    (own_group,) = optimizer.state_dict()["param_groups"]
+    (saved_group,) = saved["param_groups"]
+    for name in ("lr", "betas", "eps", "weight_decay"):
+        own_group[name] = like(saved_group[name], own_group[name])
+
+    weights = optimizer.param_groups[0]["params"]
+    for number, moments in saved["state"].items():
+        fits = moments["step"].ndim == 0 and all(
+            moments[name].shape == weights[number].shape for name in ("exp_avg", "exp_avg_sq")
+        )
+        if not fits or not is_weights(moments):
+            raise ValueError("its optimizer is of other weights")
+    if saved["state"] and len(saved["state"]) != len(weights):
+        raise ValueError("its optimizer is of other weights")
+    return {"state": saved["state"], "param_groups": [own_group]}
+
+
+def like(value, example):
+    """A value, if it is of the kind of an example: a number, a text, or a list of numbers."""
+    if isinstance(example, list | tuple):
+        is_right = isinstance(value, list | tuple) and len(value) == len(example)
+        is_right = is_right and all(map(is_real, value))
+    elif isinstance(example, str):
+        is_right = value == example
+    else:
+        is_right = value is None or is_real(value)
+    if not is_right:
+        raise ValueError(f"{reprlib.repr(value)} stands where {example!r} could")
+    return value
 
 
 def is_out_of_patience(progress, config):
@@ -3713,7 +4130,8 @@ def train(args, voice, stop):
     labels = None
     if facts["run_config"]["alpha"] != 0:
         labels = labels_of(data.windows["train"], data.windows["train"], request, job)
-        if content and content["teacher"] and content["teacher"]["key"] != labels.manifest["key"]:
+        teacher = content and content.get("teacher")
+        if teacher and teacher.get("key") != labels.manifest["key"]:
             raise UserError(f"--resume: {folder} was trained on labels of other teacher weights")
 
     voice.say("\nCreating student...")
@@ -3814,17 +4232,18 @@ def read_last(folder, facts):
 
 def refuse_misfit(content, facts, folder):
     """Raise UserError with all in which a run differs from the one in `folder` that it resumes."""
-    before = content["run_config"]
+    before = content.get("run_config", {})
     now = facts["run_config"]
     differences = []
     for name in sorted(now.keys() - MAY_CHANGE):
         if before.get(name) != now[name]:
             differences.append(f"--{name} was {before.get(name)}, is {now[name]}")
-    if content["data"] != facts["data"]:
+    if content.get("data") != facts["data"]:
         differences.append("the data is not the same")
-    if now["alpha"] != 0 and content["teacher"]:
+    teacher = content.get("teacher")
+    if now["alpha"] != 0 and teacher:
         weights = fingerprint(now["teacher_model"], now["teacher_revision"])
-        if weights and weights != content["teacher"]["key"]["weights"]:
+        if weights and weights != teacher.get("key", {}).get("weights"):
             differences.append("the teacher's weights are not the same")
     if differences:
         path = folder / "last.pt"
@@ -3988,8 +4407,9 @@ def evaluate(args, voice, stop):
     request = None
     if args.with_teacher:
         request = pick(TeacherRequest, inherited)
-        if pupil.content.get("teacher") and not args.teacher_patch_size:
-            request.teacher_patch_size = pupil.content["teacher"]["patch_sizes"]
+        known_sizes = (pupil.content.get("teacher") or {}).get("patch_sizes")
+        if known_sizes and not args.teacher_patch_size:
+            request.teacher_patch_size = known_sizes
     compare(students, data, request, folder, job)
 
 
@@ -4166,6 +4586,8 @@ def teacher_cost(request, labels, test, voice):
         return None
     teacher = load_teacher(request, torch.device("cpu"), voice.note)
     size = labels.manifest["patch_sizes"][test.freqs[test.series[0]]]
+    if size not in teacher.patch_sizes(test.context_length, test.horizon):
+        raise UserError("{}: its manifest names a patch size of no use: {}", labels.folder, size)
     asked = (test.horizon, size, request.teacher_point, request.num_samples)
     context, _, _ = test.batch(np.arange(1))
     return measure_cost(
@@ -4476,13 +4898,14 @@ def export_onnx(student, path, contexts):
 def onnx_facts(student):
     """Metadata (str -> str) of the ONNX file."""
     teacher = student.info.get("teacher") or {"teacher": "none", "licence": "no teacher was used"}
-    return {
-        "context_length": str(student.context_length),
-        "prediction_length": str(student.prediction_length),
+    facts = {
+        "context_length": student.context_length,
+        "prediction_length": student.prediction_length,
         "sampling_frequency": ", ".join(student.info.get("freqs", [])),
-        "teacher": str(teacher["teacher"]),
-        "licence": str(teacher["licence"]),
+        "teacher": teacher.get("teacher", "unknown"),
+        "licence": teacher.get("licence", "unknown"),
     }
+    return {name: printable(str(value)) for name, value in facts.items()}
 
 
 def export_hub(opened, output, evaluation_file):
@@ -4490,10 +4913,11 @@ def export_hub(opened, output, evaluation_file):
     evaluation = read_evaluation(evaluation_file, opened)
     if evaluation:
         opened.student.info["evaluation"] = evaluation
-    names = {"config.json", "model.safetensors", "README.md"}
+    # In this order: a config.json knows its weights, so that no kill leaves a pair that opens.
+    names = ["config.json", "model.safetensors", "README.md"]
     if output.exists():
         there = {path.name for path in output.iterdir() if not path.name.startswith(".")}
-        if there - names:
+        if there - set(names):
             raise UserError(f"--output {output}: holds other files; choose another folder")
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
@@ -4510,17 +4934,19 @@ def read_evaluation(path, opened):
     if not path.is_file():
         return None
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
+        if found := misfit(table, EVALUATION):
+            raise ValueError(found)
         rows = {}
         for name, row in table["rows"].items():
             if row.get("weights") not in (None, opened.weights_id):
                 continue
             shown = "student" if "weights" in row else name
             rows[shown] = {metric: row[metric] for metric in METRICS}
-        if "student" not in rows or table["test"] != opened.content["data"]["test"]:
+        if "student" not in rows or table["test"] != opened.content.get("data", {}).get("test"):
             return None
         return {"windows": table["windows"], "rows": rows}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path}: damaged ({error!r}); evaluate writes it anew") from error
 
 
@@ -4550,7 +4976,7 @@ def list_labels(cache, voice):
             continue
         file = LabelFile(folder, manifest)
         key = manifest["key"]
-        done = 1 - len(file.missing()) / file.count
+        done = len(file.made()) / file.count
         megabytes = 4e-6 * file.windows * file.horizon
         facts = [
             manifest["teacher"],

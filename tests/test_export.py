@@ -240,10 +240,10 @@ def test_the_model_card_holds_scores_data_teacher_and_licence(trained, hub_folde
     rows = json.loads((trained / "distilled" / "evaluation.json").read_text())["rows"]
     for name in ("student", "seasonal-naive", "last value"):
         numbers = [f"{rows[name][metric]:.4f}" for metric in ("mse", "mae", "mase")]
-        assert f"| {name} | {' | '.join(numbers)} |" in card
+        assert f"| `{name}` | {' | '.join(numbers)} |" in card
     for part, (series, windows) in md.read_student(trained / "distilled")[0]["counts"].items():
         assert f"{series:,} {part} series ({windows:,} windows)" in card
-    assert "sampling frequency h" in card
+    assert "sampling frequency `h`" in card
     assert f"`{teacher_folder.name}`" in card
     assert "0.5 * MSE to its forecasts" in card
     assert "The teacher's licence binds its student" in card
@@ -271,7 +271,7 @@ def test_the_cards_licence_is_the_teachers(name, licence, identity):
     info = {"teacher": teacher, "run_config": {"alpha": 0.5}, "freqs": ["h"]}
     card = md.model_card(small_student(info))
     assert f"license: {identity}" in card
-    assert f"`{name}` (abc123)" in card
+    assert f"`{name}` (`abc123`)" in card
     assert licence in card
     alone = md.model_card(small_student())
     assert "without a teacher" in alone
@@ -337,7 +337,7 @@ def test_scores_on_windows_of_another_split_stay_out_of_the_card(trained, tmp_pa
     assert "Not evaluated yet" in (tmp_path / "hub" / "README.md").read_text()
     assert md.main(words) == 0
     assert export(checkpoint, "hub") == 0
-    assert "| student |" in (tmp_path / "hub" / "README.md").read_text()
+    assert "| `student` |" in (tmp_path / "hub" / "README.md").read_text()
 
 
 # -- The place -------------------------------------------------------------------------------------
