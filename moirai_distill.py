@@ -60,6 +60,7 @@ import reprlib
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -70,6 +71,14 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
+
+if __name__ == "__main__" and os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ:
+    # One of the further processes of --devices: it ends with the one that started it, whatever it
+    # waits for. It comes before the imports, as these take seconds.
+    with contextlib.suppress(OSError, AttributeError):  # only Linux knows how
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 import numpy as np
 import pandas as pd
@@ -437,6 +446,10 @@ ABSURD = 1e6  # deviations from the mean beyond which a value counts as missing
 MANY_FILES = 10  # from so many usable files on, --split_by auto holds out whole files
 JUDGED_WINDOWS = 64  # training windows per sampling frequency that choose the teacher's patch size
 
+# Two runs in one folder. The slower a network folder is, the longer both should be.
+HEARTBEAT = 15  # s after which a run says again that it lives
+FRESH = 120  # s without that, after which a run on another machine counts as gone
+
 # What is told, and what is kept.
 MOST_NOTES = 20  # notes that are shown, or listed under an error
 ONNX_TOLERANCE = 1e-4  # deviations of a context by which an ONNX file may differ from PyTorch
@@ -503,6 +516,13 @@ PICKLE_NAMES = {
     *(f"torch {kind}Storage" for kind in ("Float", "Half", "BFloat16", "Double", "Bool")),
     *(f"torch {kind}Storage" for kind in ("Long", "Int", "Short", "Char", "Byte")),
 }
+
+# In the folder of a run that lives: which process writes there. Older versions do not look at it.
+OWNER_FILE = ".owner.json"
+
+# Names of temporary files: chance, process, when that began, machine. The second form is of earlier
+# versions.
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}-(\d+)-(\d*)-([0-9a-f]{8})\.tmp|\.[0-9a-f]{32}\.tmp")
 
 # What a run leaves in its folder. Before a new run begins, an earlier one's files are moved away by
 # these names: what is not listed here would be overwritten.
@@ -618,6 +638,20 @@ CHINESE = {
         "{}: config.json 与 model.safetensors 不属于同一个模型；请重新导出"
     ),
     "{}: its manifest names a patch size of no use: {}": "{}: 清单中的 patch 大小不可用: {}",
+    (
+        "{}: another run writes here (process {} on {}); take another --save_dir, or wait for its"
+        " end; if it is gone, delete {}"
+    ): (
+        "{}: 另一个运行正在写入 (进程 {}，主机 {})；请换一个 --save_dir，或等它结束；"
+        "若它已不在，请删除 {}"
+    ),
+    (
+        "{} started {} processes, but --devices {} on --num_nodes {} are {}; give the numbers"
+        " of devices on a node and of nodes that it was told"
+    ): (
+        "{} 启动了 {} 个进程，而 --devices {}、--num_nodes {} 共 {} 个；请让这两个参数与启动器一致"
+    ),
+    "srun: {}": "srun: {}",
     "out of GPU memory ({}); lower --batch_size or --teacher_batch_size": (
         "显存不足 ({})；请调小 --batch_size 或 --teacher_batch_size"
     ),
@@ -723,7 +757,7 @@ def atomic(path, replace=True):
     there before is then as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(temporary_name())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -748,6 +782,65 @@ def atomic(path, replace=True):
             temporary.unlink()
 
 
+def temporary_name():
+    """A new name for a temporary file, by which `remove_leftovers` knows whose it is."""
+    pid = os.getpid()
+    return f".{uuid.uuid4().hex}-{pid}-{process_start(pid)}-{machine_id()}.tmp"
+
+
+def remove_leftovers(folder):
+    """Remove the temporary files that killed programs left in a folder.
+
+    Those of this machine whose process is gone; of other ones, which may share the folder, those
+    that are a day old.
+    """
+    for path in Path(folder).glob(".*.tmp"):
+        form = TEMPORARY.fullmatch(path.name)
+        if not form:
+            continue
+        pid, began, machine = form.groups()
+        with contextlib.suppress(OSError):  # another program may be faster, or it is not ours
+            if machine == machine_id():
+                is_left = process_start(pid) != began
+            else:
+                is_left = time.time() - path.lstat().st_mtime > 86_400
+            if is_left and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif is_left:
+                path.unlink()
+
+
+@functools.cache
+def machine_id():
+    """Short name of this machine since it started, and of the container that this runs in."""
+    facts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # only Linux tells
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:8]
+
+
+def process_start(pid):
+    """What tells a process of this machine from earlier ones of its number, None where it is gone.
+
+    It is "" where the system does not tell.
+    """
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else fields[19]  # a zombie is gone
+    if os.name == "posix":
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            return ""
+    return ""
+
+
 def keep_mode(old, new):
     """Give a file the mode and owner of the one that it will replace, as far as that is allowed."""
     if not old.is_file():
@@ -768,7 +861,9 @@ def output_file(path):
         with open(path, "ab") as file:
             yield file
     else:
-        with atomic(os.path.realpath(path)) as file:
+        path = Path(os.path.realpath(path))
+        remove_leftovers(path.parent)
+        with atomic(path) as file:
             yield file
 
 
@@ -1284,6 +1379,164 @@ class Stop:
             self.is_held = False
         if self.signum:  # it came after the last look
             raise Interrupted(self.signum)
+
+
+@dataclasses.dataclass
+class Launcher:
+    """What started this process as one of several."""
+
+    name: str
+    world_size: int  # processes that it started
+    rank: int  # this one's number
+
+
+def launcher():
+    """Launcher of this process, or None where a user started it.
+
+    LOCAL_RANK alone tells nothing, nor does an allocation of SLURM in which srun was not used: its
+    batch script has the number 0, too.
+    """
+    found = os.environ
+    is_step = "SLURM_STEP_ID" in found or found.get("SLURM_PROCID", "0") != "0"
+    if {"RANK", "WORLD_SIZE"} <= found.keys():
+        names = ("torchrun", "WORLD_SIZE", "RANK")
+    elif is_step and found.get("SLURM_NTASKS", "1") != "1":
+        names = ("srun", "SLURM_NTASKS", "SLURM_PROCID")
+    elif {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE", "LOCAL_RANK"} <= found.keys():
+        if found["LOCAL_RANK"] == "0":  # this process started the others, not long ago
+            return None
+        names = ("Fabric", "WORLD_SIZE", "LOCAL_RANK")
+    else:
+        return None
+    name, world_size, rank = names
+    numbers_given = found.get(world_size, ""), found.get(rank, "")
+    if not all(number.isdecimal() for number in numbers_given):
+        return None
+    return Launcher(name, *map(int, numbers_given))
+
+
+def speaks_for_all():
+    """Whether this process is alone, or the first of several."""
+    started_by = launcher()
+    return started_by is None or started_by.rank == 0
+
+
+def is_started_by_fabric():
+    """Whether this is one of the further processes that `Fabric.launch` starts."""
+    started_by = launcher()
+    return started_by is not None and started_by.name == "Fabric"
+
+
+def end_with_parent():
+    """End this process, one of those that Fabric starts, when the one that started it is gone."""
+    parent = os.getppid()
+    words = b"\0".join(map(os.fsencode, sys.argv[1:]))
+    with contextlib.suppress(OSError):  # only Linux tells
+        if not Path(f"/proc/{parent}/cmdline").read_bytes().endswith(words + b"\0"):
+            os._exit(1)  # it was gone before this one could look, and another one took its place
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+# -- Whose folder it is ----------------------------------------------------------------------------
+
+
+OWNER = {"process": is_count, "started": is_text, "machine": is_text, "host": is_text}
+
+
+@contextlib.contextmanager
+def owned(folder):
+    """Keep a run's folder for this process until the end of the block.
+
+    A file in it tells who writes there; it is touched all the time. Raises UserError where another
+    run that lives has it.
+    """
+    was_there = folder.is_dir()
+    path = folder / OWNER_FILE
+    own = {
+        "process": os.getpid(),
+        "started": process_start(os.getpid()),
+        "machine": machine_id(),
+        "host": socket.gethostname(),
+        "run": uuid.uuid4().hex,
+    }
+    claim(path, own)
+    remove_leftovers(folder)
+    ended = threading.Event()
+    beat = threading.Thread(target=keep_fresh, args=(path, ended), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beat.join()
+        if read_owner(path) == own:
+            path.unlink(missing_ok=True)
+        if not was_there:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
+
+
+def keep_fresh(path, ended):
+    """Touch a file every HEARTBEAT seconds, until an event."""
+    while not ended.wait(HEARTBEAT):
+        with contextlib.suppress(OSError):  # the folder was removed, or its disk is away
+            os.utime(path)
+
+
+def claim(path, own):
+    """Make an owner file say `own`, unless a run that lives has it. Raises UserError."""
+    for _ in range(10):
+        with atomic(path, replace=False) as file:
+            file.write(json.dumps(own).encode())
+        found = read_owner(path)
+        if found == own:
+            return
+        if found and is_alive(found, path):
+            break
+        moved = path.with_name(temporary_name())
+        with contextlib.suppress(FileNotFoundError):  # another run is as fast
+            os.rename(path, moved)
+            if read_owner(moved) == found:
+                moved.unlink()
+            else:  # another run was faster: give it back
+                os.rename(moved, path)
+    raise UserError(
+        "{}: another run writes here (process {} on {}); take another --save_dir, or wait for its"
+        " end; if it is gone, delete {}",
+        *(path.parent, found.get("process", "?"), found.get("host", "?"), path),
+    )
+
+
+def read_owner(path):
+    """What an owner file says (dict); empty where there is none, or another thing in its place."""
+    try:
+        owner = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    is_right = not misfit(owner, OWNER) and owner.keys() >= OWNER.keys()
+    return owner if is_right else {}
+
+
+def is_alive(owner, path):
+    """Whether the run lives that an owner file is of.
+
+    Of another machine this is seen by when its file was touched last.
+    """
+    is_here = owner["machine"] == machine_id()
+    if is_here and process_start(owner["process"]) != owner["started"]:
+        return False
+    if is_here and owner["started"]:
+        return True
+    probe = path.with_name(temporary_name())  # tells the time of the disk, not of this machine
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime < FRESH
+    except FileNotFoundError:
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass
@@ -3534,6 +3787,8 @@ def make_labels(task, job):
     weights = fingerprint(request.teacher_model, request.teacher_revision)
     folder = key_folder(cache, label_key(task, weights))
     job.on_rank_zero(lambda: begin_labels(folder, task, teacher, weights, job))
+    for place in (folder, folder / "blocks"):
+        job.on_rank_zero(functools.partial(remove_leftovers, place))
 
     file = LabelFile(folder, read_manifest(folder))
     request = dataclasses.replace(request, teacher_patch_size=file.manifest["patch_sizes"])
@@ -3541,16 +3796,26 @@ def make_labels(task, job):
     total = sum(len(file.index(number)) for number in missing)
     with job.stop.hold(), job.voice.bar("labelling", total=total, unit="window") as bar:
         for first in range(0, len(missing), job.world_size):
-            numbers = missing[first : first + job.world_size]  # of blocks, one for each process
-            if job.rank < len(numbers):
-                number = numbers[job.rank]
+            turn = missing[first : first + job.world_size]  # of blocks, one for each process
+            if job.rank < len(turn):
+                number = turn[job.rank]
                 index = file.index(number)
-                file.write(number, label_windows(teacher, task.windows, index, request, number))
-            bar.update(sum(len(file.index(number)) for number in numbers))
+                labels = label_windows(teacher, task.windows, index, request, number)
+                write_block(file, number, labels)
+            bar.update(sum(len(file.index(number)) for number in turn))
             if signum := job.signal():
                 job.voice.note(f"the labels made so far are kept in {file.folder}")
                 raise Interrupted(signum)
     return file
+
+
+def write_block(file, number, labels):
+    """Keep the labels of a block, unless another run has joined all blocks meanwhile."""
+    try:
+        file.write(number, labels)
+    except UserError:  # it clears the blocks, perhaps while this one is written
+        if file.read(number) is None:
+            raise
 
 
 # == Training ======================================================================================
@@ -4030,24 +4295,67 @@ def pick(kind, args):
 
 
 def start_job(args, precision, voice, stop):
-    """Job of the arguments. With several processes this starts the others, so it comes first."""
+    """Job of the arguments. With several processes this starts the others, so it comes first.
+
+    Raises UserError where torchrun or srun started another number of processes than is asked for.
+    """
     from lightning.fabric import Fabric  # not at the top: it takes seconds, forecasting needs none
 
+    wanted = args.devices * args.num_nodes
+    started_by = launcher()
+    if started_by and started_by.world_size != wanted:
+        raise UserError(
+            "{} started {} processes, but --devices {} on --num_nodes {} are {}; give the numbers"
+            " of devices on a node and of nodes that it was told",
+            *(started_by.name, started_by.world_size, args.devices, args.num_nodes, wanted),
+        )
     kind, _, index = args.device.partition(":")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-    fabric = Fabric(
-        accelerator=kind,
-        devices=[int(index)] if index else args.devices,
-        num_nodes=args.num_nodes,
-        precision=precision,
-        strategy="ddp" if args.devices * args.num_nodes > 1 else "auto",
-    )
-    fabric.launch()
+    try:
+        fabric = Fabric(
+            accelerator=kind,
+            devices=[int(index)] if index else args.devices,
+            num_nodes=args.num_nodes,
+            precision=precision,
+            strategy="ddp" if wanted > 1 else "auto",
+            plugins=cluster(started_by, args.num_nodes),
+        )
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        if started_by and started_by.name == "srun":  # its numbers contradict each other
+            raise UserError("srun: {}", error) from error
+        raise
     voice.is_on = fabric.is_global_zero
     if args.device == "auto" and kind == "cpu":
         voice.note("no CUDA GPU found: this runs on the CPU")
     return Job(fabric, voice, stop)
+
+
+def cluster(started_by, num_nodes):
+    """Plugins of Fabric that tell it who starts the processes; none where it finds out itself.
+
+    It would take any LOCAL_RANK, and any allocation of SLURM, for a launcher.
+    """
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    if started_by and started_by.name != "Fabric":
+        return []
+    if started_by:
+        return [LightningEnvironment()]
+
+    class Alone(LightningEnvironment):
+        """A user started this process, and it starts the others."""
+
+        creates_processes_externally = False
+
+        def local_rank(self):
+            return 0
+
+        def node_rank(self):
+            return super().node_rank() if num_nodes > 1 else 0
+
+    return [Alone()]
 
 
 def load_data(config, voice):
@@ -4117,11 +4425,20 @@ def labels_of(windows, training_windows, request, job):
 def train(args, voice, stop):
     """Label the training windows (unless alpha is 0), train a student, score it on the test set."""
     job = start_job(args, args.precision, voice, stop)
+    folder = Path(args.save_dir).expanduser()
+    with contextlib.ExitStack() as held:
+        job.on_rank_zero(lambda: held.enter_context(owned(folder)))
+        train_in(folder, args, job)
+
+
+def train_in(folder, args, job):
+    """What `train` does, in a folder that no other run writes to."""
+    voice = job.voice
+    job.on_rank_zero(lambda: end_move(folder, args.resume, voice))
     if args.demo and args.data_dir == DEMO["data_dir"]:
         job.on_rank_zero(lambda: write_demo_csvs(args.data_dir))
     data = load_data(pick(DataConfig, args), voice)
     facts = run_facts(args, data)
-    folder = Path(args.save_dir).expanduser()
     content = None  # of the last.pt to go on from
     if args.resume and (folder / "last.pt").is_file():  # else --alpha auto was still trying
         content = read_last(folder, facts)
@@ -4292,19 +4609,50 @@ def choose_alpha(training, job):
 
 
 def move_old_run(folder, voice):
-    """Move an earlier run's files to folder/old-TIME: a run never destroys another."""
-    found = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
-    if not found:
+    """Move an earlier run's files to folder/old-TIME: a run never destroys another.
+
+    They are gathered in a folder of another name first, by which the next start knows that it has
+    to end the move.
+    """
+    if not run_files(folder):
         return
     target = folder / time.strftime("old-%Y%m%d-%H%M%S")
     for number in itertools.count(1):
-        if not target.exists():
+        if not target.exists() and not moving(target).exists():
             break
         target = folder / time.strftime(f"old-%Y%m%d-%H%M%S-{number}")
-    target.mkdir()
-    for path in found:
-        path.rename(target / path.name)
+    moving(target).mkdir()
+    gather(folder, moving(target), target, voice)
+
+
+def moving(target):
+    """The folder in which the files are that are being moved to another one."""
+    return target.with_name(f"{target.name}.moving")
+
+
+def run_files(folder):
+    """Paths of what a run has left in a folder."""
+    return [path for pattern in RUN_FILES for path in folder.glob(pattern)]
+
+
+def gather(folder, gathered, target, voice):
+    """Move the files of a run in `folder` to `gathered`, which is called `target` in the end."""
+    for path in run_files(folder):
+        path.rename(gathered / path.name)
+    gathered.rename(target)
     voice.note(f"an earlier run lay in {folder}; its files are now in {target}")
+
+
+def end_move(folder, is_resumed, voice):
+    """End the move of an earlier run that was stopped in its middle; take it back for --resume."""
+    for gathered in folder.glob("old-*.moving"):
+        if not is_resumed:
+            gather(folder, gathered, gathered.with_suffix(""), voice)
+            continue
+        for path in run_files(gathered):
+            path.rename(folder / path.name)
+        with contextlib.suppress(OSError):  # it holds what is no run's
+            gathered.rmdir()
 
 
 def write_demo_csvs(folder, files=20, rows=1500):
@@ -4474,6 +4822,7 @@ def evaluation_folder(args, first):
     folder = folder.expanduser()
     if problem := unwritable(folder):
         raise UserError(f"{problem}; give --output_dir")
+    remove_leftovers(folder)
     return folder
 
 
@@ -5155,7 +5504,8 @@ def check_training(args):
     if args.resume:
         folder = Path(args.save_dir).expanduser()
         was_trying = args.alpha == "auto" and (folder / "trials").is_dir()  # these are repeated
-        if not (folder / "last.pt").is_file() and not was_trying:
+        is_moving = any(folder.glob("old-*.moving/last.pt"))  # it is taken back
+        if not (folder / "last.pt").is_file() and not was_trying and not is_moving:
             problems.append(
                 f"--resume: no {folder / 'last.pt'} to go on from; start without --resume"
             )
@@ -5177,6 +5527,8 @@ def main(argv=None):
         "export": export,
         "label": label,
     }
+    if is_started_by_fabric():
+        threading.Thread(target=end_with_parent, daemon=True).start()
     words = sys.argv[1:] if argv is None else argv
     language = language_of(words)  # of what ends the program, perhaps before all flags are read
     stop = Stop()
@@ -5237,7 +5589,7 @@ def language_of(words):
 
 def tell_end(message, language):
     """Print why the program ends; one of several processes speaks for all."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if speaks_for_all():
         print(in_language(message, language), file=sys.stderr)
 
 

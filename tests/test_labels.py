@@ -544,9 +544,9 @@ def test_two_processes_make_the_bytes_of_one(lab, whole, start_fork):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])  # which is free
     words = lab.words(LABEL, "--devices", 2)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    first = start_fork(words, "first", LOCAL_RANK="0", **place)
-    second = start_fork(words, "second", LOCAL_RANK="1", **place)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    first = start_fork(words, "first", RANK="0", LOCAL_RANK="0", **place)
+    second = start_fork(words, "second", RANK="1", LOCAL_RANK="1", **place)
     code, out, err = first.end()
     assert code == 0, err
     assert out.count("Labelling 40 windows") == 1 and out.count("Labels of 40 windows") == 1
