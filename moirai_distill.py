@@ -794,10 +794,11 @@ def remove_leftovers(folder):
     Those of this machine whose process is gone; of other ones, which may share the folder, those
     that are a day old.
     """
-    for path in Path(folder).glob(".*.tmp"):
-        form = TEMPORARY.fullmatch(path.name)
+    for name in listed(folder):
+        form = TEMPORARY.fullmatch(name)
         if not form:
             continue
+        path = Path(folder, name)
         pid, began, machine = form.groups()
         with contextlib.suppress(OSError):  # another program may be faster, or it is not ours
             if machine == machine_id():
@@ -808,6 +809,14 @@ def remove_leftovers(folder):
                 shutil.rmtree(path)
             elif is_left:
                 path.unlink()
+
+
+def listed(folder):
+    """Names of what lies in a folder; none where it is not there, or goes at this moment."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 @functools.cache
@@ -3493,8 +3502,8 @@ class LabelFile:
 
         Only those are looked at that can be there, as a manifest may say anything.
         """
-        names = [path.stem for path in self.folder.glob("blocks/*.bin")]
-        there = {int(name) for name in names if re.fullmatch(r"\d{8,18}", name)}
+        forms = [re.fullmatch(r"(\d{8,18})\.bin", name) for name in listed(self.folder / "blocks")]
+        there = {int(form[1]) for form in forms if form}
         if self.path.is_file():
             checksums = self.path.stat().st_size - 4 * self.horizon * self.windows  # bytes
             there.update(range(min(self.count, checksums // 32)))

@@ -3,6 +3,7 @@
 import ast
 import re
 import string
+from pathlib import Path
 
 import pytest
 from conftest import SCRIPT, quiet_voice
@@ -196,3 +197,33 @@ def test_a_bar_is_on_stderr_and_vanishes(capsys):
     assert out == ""
     assert "working" in err
     assert "\n" not in err
+
+
+NAME = "a\x1b[2Jb\nerror: c\r\x9b\u2028\u202e\ud800d e\u3000é时"
+SHOWN = r"a\x1b[2Jb\nerror: c\r\x9b\u2028\u202e\ud800d e" + "\u3000é时"
+
+
+def test_control_characters_of_names_are_printed_escaped(capsys):
+    voice = md.Voice("en")
+    voice.say("  {}: {}", NAME, Path(NAME))
+    voice.note(f"{NAME}: a note")
+    voice.warn("{}", md.Unusable(NAME))
+    md.tell_end(md.Message("error: {}", (md.UserError("{}: no", NAME),)), "en")
+    captured = capsys.readouterr()
+    assert captured.out == f"  {SHOWN}: {SHOWN}\n"
+    lines = captured.err.splitlines()
+    assert lines == [f"note: {SHOWN}: a note", f"WARNING: {SHOWN}", f"error: {SHOWN}: no"]
+
+
+def test_an_error_of_several_lines_keeps_them(capsys):
+    md.tell_end(md.Message("error: {}", (md.UserError("a\n  b\x1b"),)), "en")
+    assert capsys.readouterr().err == "error: a\n  b\\x1b\n"
+
+
+def test_a_list_under_an_error_has_a_line_for_each_file():
+    assert md.listing({NAME: NAME, "b": "c"}) == f"\n  {SHOWN}: {SHOWN}\n  b: c"
+
+
+def test_a_bar_shows_its_description_escaped(capsys):
+    with md.Voice("en").bar("a\x1b", total=1) as bar:
+        assert bar.desc.startswith(r"a\x1b")
