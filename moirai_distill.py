@@ -498,7 +498,12 @@ MAY_CHANGE = {"resume", "num_epochs", "device", "devices", "num_nodes", "label_c
 # What a file may be, beyond which it is refused before it takes memory.
 MOST_PARTS = 1_000_000  # values and tensors in a checkpoint: a real one has some hundreds, and a
 # few for each epoch
-MOST_JSON = 20_000_000  # bytes of a JSON file: a real one has some thousands
+MOST_PICKLE = 50_000_000  # bytes of what is no tensor in a checkpoint
+MOST_TENSORS = 20_000  # in a checkpoint or another file of weights: a real one has some hundreds
+MOST_JSON = 2_000_000  # bytes of a JSON file: a real one has some thousands ...
+MOST_EVALUATION = 20_000_000  # ... but an evaluation has some for each series
+MOST_HEADER = 4_000_000  # bytes that list the tensors of a safetensors file
+MOST_TEACHER = 8_000_000_000  # bytes of a teacher's weights: the largest published ones have 1.2 GB
 MOST_TEXT = 10_000  # signs of a name or a path
 
 # What the pickle in a checkpoint is made of: what torch.save writes of plain values and tensors.
@@ -652,6 +657,7 @@ CHINESE = {
         "{} 启动了 {} 个进程，而 --devices {}、--num_nodes {} 共 {} 个；请让这两个参数与启动器一致"
     ),
     "srun: {}": "srun: {}",
+    "{}: larger than any teacher ({:,} bytes)": "{}: 超过任何教师模型的大小 ({:,} 字节)",
     "out of GPU memory ({}); lower --batch_size or --teacher_batch_size": (
         "显存不足 ({})；请调小 --batch_size 或 --teacher_batch_size"
     ),
@@ -1110,14 +1116,17 @@ def check_facts(content):
         raise ValueError(f"{found}, which it cannot be")
 
 
-def read_json(path):
-    """The plain values of a JSON file. Raises OSError, or ValueError where it is no such file."""
+def read_json(path, most=MOST_JSON):
+    """The plain values of a JSON file of at most so many bytes.
+
+    Raises OSError, or ValueError where it is no such file.
+    """
     if not Path(path).is_file():  # a pipe would be waited for
         raise ValueError("is no regular file")
     with open(path, "rb") as file:
-        text = file.read(MOST_JSON + 1)
-    if len(text) > MOST_JSON:
-        raise ValueError(f"is longer than {MOST_JSON:,} bytes")
+        text = file.read(most + 1)
+    if len(text) > most:
+        raise ValueError(f"is longer than {most:,} bytes")
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -1125,17 +1134,27 @@ def read_json(path):
 
 
 def weight_shapes(path):
-    """name -> shape (list) of the tensors in a safetensors file, none of which is read."""
+    """name -> tensor without memory, for those in a safetensors file, none of which is read."""
     from safetensors import safe_open  # not at the top: a .pt does not need it
 
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MOST_HEADER:
+        raise ValueError(f"its list of weights is longer than {MOST_HEADER:,} bytes")
+    found = {}
     with safe_open(path, "pt") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        for name in file.keys():  # noqa: SIM118
+            found[name] = torch.empty(file.get_slice(name).get_shape(), device="meta")
+    return found
 
 
 def check_shapes(wanted, found):
-    """Raise ValueError unless a state dict has the tensors (name -> shape) that a file holds."""
-    wanted = {name: list(weight.shape) for name, weight in wanted.items()}
-    wrong = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+    """Raise ValueError unless two state dicts have the same names and shapes."""
+
+    def is_same(name):
+        return name in wanted and name in found and wanted[name].shape == found[name].shape
+
+    wrong = [name for name in sorted({*wanted, *found}) if not is_same(name)]
     if wrong:
         raise ValueError(f"other names or shapes of weights: {', '.join(wrong[:3])[:200]}")
 
@@ -1143,20 +1162,48 @@ def check_shapes(wanted, found):
 # -- Checkpoints -----------------------------------------------------------------------------------
 
 
-def read_checkpoint(path):
+def read_checkpoint(path, check=check_facts):
     """Dict of a checkpoint of this program, on the CPU. Nothing in the file is executed.
 
     The file is opened once: where it is replaced meanwhile, all of the old one is read. Raises
-    UserError where it is not there, damaged, foreign or of a newer format.
+    UserError where it is not there, damaged, foreign or of a newer format, or where `check` of its
+    outline raises.
+    """
+    with open_checkpoint(path, check) as (file, _):
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} does not fit")
+        file.seek(0)
+        return torch.load(file, "cpu", weights_only=True)
+
+
+def read_outline(path):
+    """As `read_checkpoint`, but its tensors have shapes alone, and take no memory."""
+    with open_checkpoint(path, check_facts) as (_, outline):
+        return outline
+
+
+@contextlib.contextmanager
+def open_checkpoint(path, check):
+    """(file, outline) of a checkpoint, as for `read_checkpoint`; no tensor of it is read yet.
+
+    What is raised inside tells that the file is damaged.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
         with open(path, "rb") as file:
-            check_archive(file)
+            size = check_archive(file)
             file.seek(0)
-            content = torch.load(file, "cpu", weights_only=True)
-        check_tensors(content)
+            outline = torch.load(file, "meta", weights_only=True)
+            if size > check_tensors(outline) + 1_000_000:
+                raise ValueError("it holds more than its tensors")
+            check_outline(path, outline, check)
+            file.seek(0)
+            yield file, outline
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such checkpoint") from error
     except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
@@ -1164,6 +1211,9 @@ def read_checkpoint(path):
             f"{path}: refused: damaged, or not plain data ({repr(error)[:99]})"
         ) from error
 
+
+def check_outline(path, content, check):
+    """Raise UserError where a checkpoint is foreign, newer, or does not pass a check."""
     needed = {"format", "model_state_dict", "student_config"}
     is_ours = isinstance(content, dict) and needed <= content.keys()
     if not is_ours or not isinstance(content["format"], int):
@@ -1173,21 +1223,26 @@ def read_checkpoint(path):
             f"{path}: of a newer format ({content['format']}); update moirai_distill.py"
         )
     try:
-        check_facts(content)
-    except ValueError as error:
+        check(content)
+    except Exception as error:  # of sizes that cannot be true, a network is not even laid out
+        reason = " ".join(str(error).split())[:199]
         raise UserError(
-            "{}: refused: not a student of this program, or damaged: {}", path, error
+            "{}: refused: not a student of this program, or damaged: {}", path, reason
         ) from error
-    return content
 
 
 def check_archive(file):
-    """Raise ValueError where a file of torch.save is damaged, or would unpack to more than it is.
+    """Bytes of all parts but the pickle of a file of torch.save.
 
-    torch.save packs nothing, so the parts together are no larger than the file.
+    Raises ValueError where it is none, or would unpack to more than it is. torch.save packs
+    nothing, so the parts together are no larger than the file.
     """
     if file.read(4) != b"PK\3\4":  # torch would take a file with something before it for another
         raise ValueError("it is no archive of torch.save")
+    file.seek(-22, os.SEEK_END)
+    end = file.read(22)  # the record that ends an archive without a comment
+    if end[:4] != b"PK\5\6" or int.from_bytes(end[10:12], "little") > MOST_TENSORS:
+        raise ValueError(f"it is cut off, or has more than {MOST_TENSORS:,} parts")
     with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
@@ -1195,12 +1250,12 @@ def check_archive(file):
         if sum(part.file_size for part in parts) > os.fstat(file.fileno()).st_size:
             raise ValueError("it would unpack to more than it is")
         pickles = [part for part in parts if part.filename.endswith("data.pkl")]
-        if len(pickles) != 1 or archive.comment or len(parts) > len(set(archive.namelist())):
+        if len(pickles) != 1 or len(parts) > len(set(archive.namelist())):
             raise ValueError("it is no archive of torch.save")
+        if pickles[0].file_size > MOST_PICKLE:
+            raise ValueError(f"its pickle is longer than {MOST_PICKLE:,} bytes")
         check_pickle(archive.read(pickles[0]))
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"the checksum of {damaged} does not fit")
+    return sum(part.file_size for part in parts) - pickles[0].file_size
 
 
 def check_pickle(raw):
@@ -1226,14 +1281,26 @@ def check_pickle(raw):
 
 
 def check_tensors(content):
-    """Raise ValueError where a tensor is larger than the memory that it is a view of.
+    """Bytes of the tensors in a checkpoint.
 
-    Lists that hold one list again and again are not followed for ever.
+    Raises ValueError where one is larger than the memory that it is a view of, or where all
+    together are more than weights, the ones that train, and two moments of these. Lists that hold
+    one list again and again are not followed for ever.
     """
+    total = tensors_in(content)
+    weights = tensors_in(content.get("model_state_dict") if isinstance(content, dict) else None)
+    if total > 4 * weights + 1_000_000:
+        raise ValueError("it holds more than the weights of a student, four times")
+    return total
+
+
+def tensors_in(content):
+    """Bytes that the tensors in a nest hold. Raises ValueError as `check_tensors` does."""
+    total = 0
     waiting = [content]
     for _ in range(MOST_PARTS):
         if not waiting:
-            return
+            return total
         part = waiting.pop()
         if isinstance(part, dict):
             waiting.extend(part.values())
@@ -1241,6 +1308,7 @@ def check_tensors(content):
             waiting.extend(part)
         elif isinstance(part, torch.Tensor):
             held = part.untyped_storage().nbytes()
+            total += held
             if part.numel() * part.element_size() > held:
                 raise ValueError("a tensor is larger than what it holds")
     raise ValueError(f"it holds more than {MOST_PARTS:,} parts")
@@ -1254,23 +1322,25 @@ def best_in(folder):
     last = Path(folder, "last.pt")
     found = sorted(Path(folder).glob("best_model_epoch_*.pt"))
     if last.is_file():
-        named = Path(folder, read_checkpoint(last).get("loop", {}).get("best_file", ""))
+        named = Path(folder, read_outline(last).get("loop", {}).get("best_file", ""))
         if named in found:
             return named
     return found[0] if len(found) == 1 else None
 
 
-def read_student(source, revision=None):
+def read_student(source, revision=None, check=check_facts):
     """(content, path of a `.pt` or None) of the checkpoint that a user calls `source`.
 
     A `.pt`, a run's folder (its best), an exported folder or a hub id. Of the last two, the weights
-    are not read yet. Raises UserError or ValueError.
+    are not read yet. Raises UserError or ValueError; `check` is as for `read_checkpoint`.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         path = best_in(path) or path
+        if path.suffix == ".pt" and not path.is_file():  # a run that lives has a newer best
+            path = best_in(path.parent) or path
     if path.is_file() or path.suffix == ".pt":
-        return read_checkpoint(path), path
+        return read_checkpoint(path, check), path
 
     config = read_json(model_file(source, revision, "config.json"))
     content = config.pop("info", None) or {}
@@ -2756,23 +2826,19 @@ class OpenedStudent:
 def open_student(source, revision=None):
     """OpenedStudent of what a user calls a checkpoint. Raises UserError."""
     try:
-        content, path = read_student(source, revision)
-        weights_file = None
-        if path:
-            shapes = content["model_state_dict"]
-        else:
+        content, path = read_student(source, revision, build_student)
+        if path is None:
+            from safetensors.torch import load_file  # not at the top: a .pt does not need it
+
             weights_file = model_file(source, revision, "model.safetensors")
             shapes = weight_shapes(weights_file)
-        student = build_student(content, len(shapes))
-        if weights_file:
-            from safetensors.torch import load_file
-
-            check_shapes(student.state_dict(), shapes)
+            build_student(content | {"model_state_dict": shapes})
             content["model_state_dict"] = load_file(weights_file)
             check_facts(content)
         weights = content["model_state_dict"]
         if not all(weight.isfinite().all() for weight in weights.values()):
             raise ValueError("its weights are not finite")
+        student = build_student(content)
         student.load_state_dict(weights, assign=True)
         student = student.float().eval()
         weights_id = weights_digest(student)
@@ -2789,18 +2855,23 @@ def open_student(source, revision=None):
         ) from error
 
 
-def build_student(content, count):
-    """A student of what a checkpoint with `count` tensors says, without memory for its weights.
+def build_student(content):
+    """A student of what a checkpoint says, without memory for its weights.
 
-    Raises ValueError where its sizes cannot be true.
+    For these, shapes are enough. Raises ValueError, or what the network raises, where they do not
+    fit each other.
     """
+    check_facts(content)
+    weights = content["model_state_dict"]
     config = content["student_config"]
     if config["num_heads"] < 1:
         raise ValueError("it has no attention heads")
-    if config["d_model"] % config["num_heads"] or config["num_layers"] > count:
+    if config["d_model"] % config["num_heads"] or config["num_layers"] > len(weights):
         raise ValueError("its sizes do not fit each other")
     with torch.device("meta"):
-        return PatchStudent(**config, info=shareable(content))
+        student = PatchStudent(**config, info=shareable(content))
+    check_shapes(student.state_dict(), weights)
+    return student
 
 
 MODEL_CARD = """\
@@ -3291,6 +3362,8 @@ def fingerprint(name, revision):
                 return None
         if not isinstance(path, str | Path) or not Path(path).is_file():
             return None
+        if Path(path).stat().st_size > MOST_TEACHER:
+            raise UserError("{}: larger than any teacher ({:,} bytes)", path, MOST_TEACHER)
         digest.update(bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()
 
@@ -4547,7 +4620,7 @@ def read_last(folder, facts):
     Where --alpha auto has chosen already, facts get that alpha. Raises UserError where the run in
     `folder` is not the one that facts describe.
     """
-    content = read_checkpoint(folder / "last.pt")
+    content = read_checkpoint(folder / "last.pt", build_student)
     facts["alpha_tried"] = content.get("alpha_tried")
     if facts["run_config"]["alpha"] == "auto" and facts["alpha_tried"]:
         tried = facts["alpha_tried"]
@@ -5292,7 +5365,7 @@ def read_evaluation(path, opened):
     if not path.is_file():
         return None
     try:
-        table = read_json(path)
+        table = read_json(path, MOST_EVALUATION)
         if found := misfit(table, EVALUATION):
             raise ValueError(found)
         rows = {}
