@@ -41,6 +41,7 @@ import contextlib
 import copy
 import dataclasses
 import difflib
+import errno
 import functools
 import gzip
 import hashlib
@@ -657,6 +658,17 @@ CHINESE = {
         "{} 启动了 {} 个进程，而 --devices {}、--num_nodes {} 共 {} 个；请让这两个参数与启动器一致"
     ),
     "srun: {}": "srun: {}",
+    "{}: cannot be written ({})": "{}: 无法写入 ({})",
+    "the teacher is the one that {} names: {} (--teacher_model names another)": (
+        "教师是 {} 中所写的: {} (可用 --teacher_model 指定另一个)"
+    ),
+    (
+        "--with_teacher: {} names its teacher itself ({}), and no labels of it lie in the cache of"
+        " that run; name the one to load with --teacher_model"
+    ): (
+        "--with_teacher: {} 自己写明了教师 ({})，而该运行的标签缓存中没有它的标签；"
+        "请用 --teacher_model 指定要加载的教师"
+    ),
     "{}: larger than any teacher ({:,} bytes)": "{}: 超过任何教师模型的大小 ({:,} 字节)",
     "out of GPU memory ({}); lower --batch_size or --teacher_batch_size": (
         "显存不足 ({})；请调小 --batch_size 或 --teacher_batch_size"
@@ -792,6 +804,35 @@ def temporary_name():
     """A new name for a temporary file, by which `remove_leftovers` knows whose it is."""
     pid = os.getpid()
     return f".{uuid.uuid4().hex}-{pid}-{process_start(pid)}-{machine_id()}.tmp"
+
+
+@contextlib.contextmanager
+def temporary_folder(parent):
+    """Path of a new folder that is gone after the block."""
+    path = Path(parent, temporary_name())
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def telling_full_disk(path):
+    """Raise UserError where other packages write below `path` and the disk is full.
+
+    They make errors of their own kinds of it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = os.strerror(code)
+            if getattr(error, "errno", None) == code or reason in str(error):
+                raise UserError("{}: cannot be written ({})", path, reason) from error
+        raise
 
 
 def remove_leftovers(folder):
@@ -4324,11 +4365,12 @@ def save_run(training, learner, progress, voice, is_best=False):
     names the best), the metrics; then the older best goes.
     """
     folder = training.folder
-    content = checkpoint(training.facts, learner, progress)
+    content = io.BytesIO()  # into memory first: torch.save does not tell that a disk is full
+    torch.save(checkpoint(training.facts, learner, progress), content)
     names = [progress.best_file, "last.pt"] if is_best else ["last.pt"]
     for name in names:
         with atomic(folder / name) as file:
-            torch.save(content, file)
+            file.write(content.getbuffer())
     if is_best:
         path = f"{training.config.save_dir}/{progress.best_file}"
         voice.say("Saved best model: {}", path)
@@ -4812,11 +4854,18 @@ def evaluate(args, voice, stop):
     first_name, first = next(iter(students.items()))
     distilled = [opened for opened in students.values() if opened.content.get("teacher")]
     pupil = distilled[0] if distilled else first  # the teacher is that of this one's run
-    if args.with_teacher and pupil.path is None and not args.teacher_model:
-        teacher = (pupil.content.get("teacher") or {}).get("teacher", "none")
-        raise UserError(
-            f"--with_teacher: an exported student names its teacher itself ({teacher});"
-            " name the one to load with --teacher_model"
+    if args.with_teacher and not args.teacher_model:
+        name = (pupil.content.get("teacher") or {}).get("teacher", "none")
+        pupil_name = next(shown for shown, opened in students.items() if opened is pupil)
+        if not has_own_labels(pupil):
+            raise UserError(
+                "--with_teacher: {} names its teacher itself ({}), and no labels of it lie in the"
+                " cache of that run; name the one to load with --teacher_model",
+                *(pupil_name, name),
+            )
+        voice.note(
+            "the teacher is the one that {} names: {} (--teacher_model names another)",
+            *(pupil_name, name),
         )
 
     inherited = inherit_arguments(args, first, pupil)
@@ -4841,6 +4890,24 @@ def evaluate(args, voice, stop):
         if known_sizes and not args.teacher_patch_size:
             request.teacher_patch_size = known_sizes
     compare(students, data, request, folder, job)
+
+
+def has_own_labels(pupil):
+    """Whether a checkpoint lies in the folder that its run wrote to, with its labels in the cache.
+
+    Both are places of this machine. That a stranger's file may say so by chance does no harm: a
+    teacher's files are data, of which nothing runs.
+    """
+    run_config = pupil.content.get("run_config", {})
+    made_with = pupil.content.get("teacher")
+    places = (run_config.get("save_dir"), run_config.get("label_cache"))
+    if not pupil.path or not made_with or not all(places):
+        return False
+    save_dir, cache = (Path(place).expanduser() for place in places)
+    if pupil.path.parent.resolve() != save_dir.resolve() or not made_with.get("key"):
+        return False
+    manifest = read_manifest(key_folder(cache, made_with["key"]))
+    return manifest is not None and manifest["teacher"] == made_with.get("teacher")
 
 
 def refuse_other_lengths(students, args):
@@ -5263,16 +5330,19 @@ def export(args, voice, _stop):
     base = opened.path.parent if opened.path else Path(".")
     default = "student.onnx" if args.format == "onnx" else "hub"
     output = Path(args.output or base / default).expanduser()
+    remove_leftovers(output.parent)
     if args.format == "onnx":
         contexts = random_contexts(opened.student.context_length)
-        difference = export_onnx(opened.student, output, contexts)
+        with telling_full_disk(output):
+            difference = export_onnx(opened.student, output, contexts)
         voice.say(
             "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation",
             len(contexts),
             difference,
         )
     else:
-        export_hub(opened, output, base / "evaluation.json")
+        with telling_full_disk(output):
+            export_hub(opened, output, base / "evaluation.json")
     voice.say("Exported: {}", output)
 
 
@@ -5351,7 +5421,7 @@ def export_hub(opened, output, evaluation_file):
         if there - set(names):
             raise UserError(f"--output {output}: holds other files; choose another folder")
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
+    with temporary_folder(output.parent) as temporary:
         opened.student.save_pretrained(temporary)
         for name in names:
             os.replace(Path(temporary, name), output / name)
