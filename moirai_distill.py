@@ -4855,18 +4855,8 @@ def evaluate(args, voice, stop):
     distilled = [opened for opened in students.values() if opened.content.get("teacher")]
     pupil = distilled[0] if distilled else first  # the teacher is that of this one's run
     if args.with_teacher and not args.teacher_model:
-        name = (pupil.content.get("teacher") or {}).get("teacher", "none")
         pupil_name = next(shown for shown, opened in students.items() if opened is pupil)
-        if not has_own_labels(pupil):
-            raise UserError(
-                "--with_teacher: {} names its teacher itself ({}), and no labels of it lie in the"
-                " cache of that run; name the one to load with --teacher_model",
-                *(pupil_name, name),
-            )
-        voice.note(
-            "the teacher is the one that {} names: {} (--teacher_model names another)",
-            *(pupil_name, name),
-        )
+        tell_teacher(pupil_name, pupil, voice)
 
     inherited = inherit_arguments(args, first, pupil)
     data_dir = inherited.data_dir
@@ -4890,6 +4880,26 @@ def evaluate(args, voice, stop):
         if known_sizes and not args.teacher_patch_size:
             request.teacher_patch_size = known_sizes
     compare(students, data, request, folder, job)
+
+
+def tell_teacher(pupil_name, pupil, voice):
+    """Tell which teacher is taken, as the user names none.
+
+    Raises UserError unless it is this program's own default, or the run of `pupil` is one of this
+    machine.
+    """
+    default = build_parser(demo=False).parse_args(["train"]).teacher_model
+    name = pupil.content.get("run_config", {}).get("teacher_model", default)
+    if name != default and not has_own_labels(pupil):
+        raise UserError(
+            "--with_teacher: {} names its teacher itself ({}), and no labels of it lie in the"
+            " cache of that run; name the one to load with --teacher_model",
+            *(pupil_name, name),
+        )
+    voice.note(
+        "the teacher is the one that {} names: {} (--teacher_model names another)",
+        *(pupil_name, name),
+    )
 
 
 def has_own_labels(pupil):
