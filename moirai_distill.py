@@ -43,6 +43,7 @@ import copy
 import csv
 import dataclasses
 import difflib
+import errno
 import functools
 import gzip
 import hashlib
@@ -55,19 +56,31 @@ import logging
 import math
 import multiprocessing
 import os
+import pickletools
 import re
+import reprlib
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
+import unicodedata
 import uuid
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
+
+if __name__ == "__main__" and os.environ.get("LOCAL_RANK", "0") != "0" and "RANK" not in os.environ:
+    # One of the further processes of --devices: it ends with the one that started it, whatever it
+    # waits for. It comes before the imports, as these take seconds.
+    with contextlib.suppress(OSError, AttributeError):  # only Linux knows how
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 import numpy as np
 import pandas as pd
@@ -539,6 +552,10 @@ ABSURD = 1e6  # deviations from the mean beyond which a value counts as missing
 MANY_FILES = 10  # from so many usable files on, --split_by auto holds out whole files
 JUDGED_WINDOWS = 64  # training windows per sampling frequency that choose the teacher's patch size
 
+# Two runs in one folder. The slower a network folder is, the longer both should be.
+HEARTBEAT = 15  # s after which a run says again that it lives
+FRESH = 120  # s without that, after which a run on another machine counts as gone
+
 # What is told, and what is kept.
 MOST_NOTES = 20  # files whose lines are shown, and notes that are listed under an error
 MOST_REASONS = 4  # series of a file that are skipped, and warnings about it
@@ -599,9 +616,39 @@ MAY_CHANGE = {
     "teacher_revision",
 }
 
-# Values and tensors in a checkpoint, beyond which it is refused: a real one has some hundreds, and
-# a few for each epoch.
-MOST_PARTS = 1_000_000
+# What a file may be, beyond which it is refused before it takes memory.
+MOST_PARTS = 1_000_000  # values and tensors in a checkpoint: a real one has some hundreds, and a
+# few for each epoch
+MOST_PICKLE = 50_000_000  # bytes of what is no tensor in a checkpoint
+MOST_TENSORS = 20_000  # in a checkpoint or another file of weights: a real one has some hundreds
+MOST_JSON = 2_000_000  # bytes of a JSON file: a real one has some thousands ...
+MOST_EVALUATION = 20_000_000  # ... but an evaluation has some for each series
+MOST_HEADER = 4_000_000  # bytes that list the tensors of a safetensors file
+MOST_TEACHER = 8_000_000_000  # bytes of a teacher's weights: the largest published ones have 1.2 GB
+MOST_TEXT = 10_000  # signs of a name or a path
+
+# What the pickle in a checkpoint is made of: what torch.save writes of plain values and tensors.
+PICKLE_STEPS = {
+    *("PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID"),
+    *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+}
+PICKLE_NAMES = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+    *(f"torch {kind}Storage" for kind in ("Float", "Half", "BFloat16", "Double", "Bool")),
+    *(f"torch {kind}Storage" for kind in ("Long", "Int", "Short", "Char", "Byte")),
+}
+
+# In the folder of a run that lives: which process writes there. Older versions do not look at it.
+OWNER_FILE = ".owner.json"
+
+# Names of temporary files: chance, process, when that began, machine. The second form is of earlier
+# versions.
+TEMPORARY = re.compile(r"\.[0-9a-f]{32}-(\d+)-(\d*)-([0-9a-f]{8})\.tmp|\.[0-9a-f]{32}\.tmp")
 
 # What a run leaves in its folder. Before a new run begins, an earlier one's files are moved away by
 # these names: what is not listed here would be overwritten.
@@ -868,10 +915,60 @@ CHINESE = {
     "{} is not installed: pip install -r requirements.txt, or pip install {}": (
         "未安装 {}: pip install -r requirements.txt，或 pip install {}"
     ),
+    "{}: refused: not a student of this program, or damaged: {}": (
+        "{}: 拒绝读取: 不是本程序的学生模型，或已损坏: {}"
+    ),
+    "--resume: {}: damaged, or of another student ({})": (
+        "--resume: {}: 已损坏，或属于另一个学生 ({})"
+    ),
+    "{}: config.json and model.safetensors are of two models; export it again": (
+        "{}: config.json 与 model.safetensors 不属于同一个模型；请重新导出"
+    ),
+    "{}: its manifest names a patch size of no use: {}": "{}: 清单中的 patch 大小不可用: {}",
+    (
+        "{}: another run writes here (process {} on {}); take another --save_dir, or wait for its"
+        " end; if it is gone, delete {}"
+    ): (
+        "{}: 另一个运行正在写入 (进程 {}，主机 {})；请换一个 --save_dir，或等它结束；"
+        "若它已不在，请删除 {}"
+    ),
+    (
+        "{} started {} processes, but --devices {} on --num_nodes {} are {}; give the numbers"
+        " of devices on a node and of nodes that it was told"
+    ): (
+        "{} 启动了 {} 个进程，而 --devices {}、--num_nodes {} 共 {} 个；请让这两个参数与启动器一致"
+    ),
+    "srun: {}": "srun: {}",
+    "the teacher is the one that {} names: {} (--teacher_model names another)": (
+        "教师是 {} 中所写的: {} (可用 --teacher_model 指定另一个)"
+    ),
+    (
+        "--with_teacher: {} names its teacher itself ({}), and no labels of it lie in the cache of"
+        " that run; name the one to load with --teacher_model"
+    ): (
+        "--with_teacher: {} 自己写明了教师 ({})，而该运行的标签缓存中没有它的标签；"
+        "请用 --teacher_model 指定要加载的教师"
+    ),
+    "{}: larger than any teacher ({:,} bytes)": "{}: 超过任何教师模型的大小 ({:,} 字节)",
     "out of GPU memory ({}); lower --batch_size or --teacher_batch_size": (
         "显存不足 ({})；请调小 --batch_size 或 --teacher_batch_size"
     ),
 }
+
+
+def printable(text, kept=""):
+    """A text whose control characters, but for those that are kept, are shown as escapes.
+
+    Names of files, columns and models come from strangers: none of them may move the cursor, clear
+    the screen, or look like a line that this program printed.
+    """
+    if text.isprintable():  # the usual case
+        return text
+    signs = []
+    for sign in text:
+        is_plain = sign.isprintable() or sign in kept or unicodedata.category(sign) == "Zs"
+        signs.append(sign if is_plain else ascii(sign)[1:-1])
+    return "".join(signs)
 
 
 def in_language(message, language):
@@ -881,12 +978,13 @@ def in_language(message, language):
     if isinstance(message, Told):
         message = message.message
     if not isinstance(message, Message):
-        return message
+        is_number = isinstance(message, int | float | np.number)
+        return message if is_number else printable(str(message))
     template = message.sentence
     if language == "zh":
         template = CHINESE.get(template, template)
     values = [in_language(value, language) for value in message.values]
-    return str(Message(template, tuple(values)))
+    return printable(str(Message(template, tuple(values))), kept="\n")
 
 
 class Voice:
@@ -913,13 +1011,13 @@ class Voice:
     def _tell(self, heading, sentence, values):
         told = sentence if isinstance(sentence, Message | Told) else Message(sentence, values)
         if self.is_on:
-            line = in_language(Message(heading, (told,)), self.language)
+            line = printable(in_language(Message(heading, (told,)), self.language))
             print(line, file=sys.stderr, flush=True)
 
     def bar(self, description, **settings):
         """A progress bar (tqdm) that vanishes at its end; none where stderr is no terminal."""
         is_disabled = None if self.is_on else True  # None: tqdm asks whether it is a terminal
-        return tqdm(desc=description, leave=False, disable=is_disabled, **settings)
+        return tqdm(desc=printable(description), leave=False, disable=is_disabled, **settings)
 
 
 # == Files and signals =============================================================================
@@ -961,7 +1059,7 @@ def atomic(path, replace=True):
     there before is then as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(temporary_name())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -984,6 +1082,103 @@ def atomic(path, replace=True):
     finally:
         with contextlib.suppress(OSError):  # most often it has its name already
             temporary.unlink()
+
+
+def temporary_name():
+    """A new name for a temporary file, by which `remove_leftovers` knows whose it is."""
+    pid = os.getpid()
+    return f".{uuid.uuid4().hex}-{pid}-{process_start(pid)}-{machine_id()}.tmp"
+
+
+@contextlib.contextmanager
+def temporary_folder(parent):
+    """Path of a new folder that is gone after the block."""
+    path = Path(parent, temporary_name())
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def telling_full_disk(path):
+    """Raise UserError where other packages write below `path` and the disk is full.
+
+    They make errors of their own kinds of it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = os.strerror(code)
+            if getattr(error, "errno", None) == code or reason in str(error):
+                raise UserError("{}: cannot be written ({})", path, reason) from error
+        raise
+
+
+def remove_leftovers(folder):
+    """Remove the temporary files that killed programs left in a folder.
+
+    Those of this machine whose process is gone; of other ones, which may share the folder, those
+    that are a day old.
+    """
+    for name in listed(folder):
+        form = TEMPORARY.fullmatch(name)
+        if not form:
+            continue
+        path = Path(folder, name)
+        pid, began, machine = form.groups()
+        with contextlib.suppress(OSError):  # another program may be faster, or it is not ours
+            if machine == machine_id():
+                is_left = process_start(pid) != began
+            else:
+                is_left = time.time() - path.lstat().st_mtime > 86_400
+            if is_left and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif is_left:
+                path.unlink()
+
+
+def listed(folder):
+    """Names of what lies in a folder; none where it is not there, or goes at this moment."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+@functools.cache
+def machine_id():
+    """Short name of this machine since it started, and of the container that this runs in."""
+    facts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # only Linux tells
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()[:8]
+
+
+def process_start(pid):
+    """What tells a process of this machine from earlier ones of its number, None where it is gone.
+
+    It is "" where the system does not tell.
+    """
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else fields[19]  # a zombie is gone
+    if os.name == "posix":
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            return ""
+    return ""
 
 
 def keep_mode(old, new):
@@ -1014,7 +1209,9 @@ def output_file(path):
         with open(path, "ab") as file:
             yield file
     else:
-        with atomic(os.path.realpath(path)) as file:
+        path = Path(os.path.realpath(path))
+        remove_leftovers(path.parent)
+        with atomic(path) as file:
             yield file
 
 
@@ -1058,25 +1255,311 @@ def json_text(value, **settings):
     return json.dumps(finite, **settings)
 
 
+# -- What a file may say ---------------------------------------------------------------------------
+#
+# Files travel: what one of them says is looked at once, where it is read, so that everything below
+# may rely on it. Names may be missing, as older versions wrote fewer, and others are left alone.
+
+
+@dataclasses.dataclass
+class Maybe:
+    """A shape of values, or None in its place."""
+
+    shape: object
+
+
+def misfit(value, shape, place=""):
+    """Where a nest of plain values has not a shape, and what stands there; "" where all of it fits.
+
+    A shape is a test (value -> bool), a Maybe, a list of one shape (any number of values that have
+    it), or a dict of name -> shape, in which "*" stands for each name that is not listed.
+    """
+    if isinstance(shape, Maybe):
+        return "" if value is None else misfit(value, shape.shape, place)
+    if callable(shape):
+        return "" if shape(value) else f"{place} is {reprlib.repr(value)}"
+
+    is_list = isinstance(shape, list)
+    if not isinstance(value, list | tuple if is_list else dict):
+        return f"{place} is {reprlib.repr(value)}"
+    for name, part in enumerate(value) if is_list else value.items():
+        part_shape = shape[0] if is_list else shape.get(name, shape.get("*"))
+        part_place = f"{place}.{name}" if place else f"{name}"
+        found = ""
+        if not is_list and not is_text(name):
+            found = f"a name in {place or 'it'} is {reprlib.repr(name)}"
+        elif part_shape is not None:
+            found = misfit(part, part_shape, part_place)
+        if found:
+            return found
+    return ""
+
+
+def is_text(value):
+    """Whether a value is a text that can be a name or a path of a file."""
+    if not isinstance(value, str) or "\0" in value or len(value) > MOST_TEXT:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_size(value):
+    """Whether a value is a whole number that can be a size of a network."""
+    return type(value) is int and 0 <= value < 2**31
+
+
+def is_count(value):
+    """Whether a value is a whole number that counts something."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_real(value):
+    """Whether a value is a number; nan and infinity are numbers."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**64)
+
+
+def is_counts(value):
+    """Whether a value is (number of series, number of windows)."""
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_count, value))
+
+
+def is_sums(value):
+    """Whether a value is what `Progress` sums up in an epoch."""
+    return isinstance(value, list) and len(value) == 5 and all(map(is_real, value))
+
+
+def is_losses(value):
+    """Whether a value is alpha -> validation loss."""
+    if not isinstance(value, dict) or not value:
+        return False
+    are_alphas = all(is_real(alpha) and 0 <= alpha <= 1 for alpha in value)
+    return are_alphas and all(map(is_real, value.values()))
+
+
+def is_weights(value):
+    """Whether a value is name -> tensor of real numbers."""
+    if not isinstance(value, dict) or not all(map(is_text, value)):
+        return False
+    tensors = value.values()
+    return all(isinstance(part, torch.Tensor) and part.is_floating_point() for part in tensors)
+
+
+def flag_shape(action):
+    """Shape of what a checkpoint keeps of a flag, from the argparse action that reads the flag."""
+    if action.nargs == 0:  # a switch
+        return lambda value: isinstance(value, bool)
+
+    def is_right(value):
+        if action.choices:
+            return value in action.choices
+        if action.type is ratio:
+            is_triple = isinstance(value, list | tuple) and len(value) == 3
+            return is_triple and all(is_real(share) and 0 < share < math.inf for share in value)
+        if action.type in (int_or_auto, float_or_auto) and value == "auto":
+            return True
+        if action.type in (int, int_or_auto, float, float_or_auto):
+            is_whole = action.type in (int, int_or_auto)
+            is_kind = is_real(value) and not (is_whole and isinstance(value, float))
+            is_in_range, _ = RANGES[action.dest]
+            return is_kind and math.isfinite(value) and is_in_range(value)
+        return is_text(value)
+
+    shape = [is_right] if action.nargs in ("+", "*") else is_right
+    return Maybe(shape) if action.default is None else shape
+
+
+def run_config_shape():
+    """Shape of the flags of train that a checkpoint keeps."""
+    parser = Parser(add_help=False)
+    for add_flags in (
+        add_data_flags,
+        add_reading_flags,
+        add_teacher_flags,
+        add_machine_flags,
+        add_student_flags,
+        add_training_flags,
+        add_run_flags,
+    ):
+        add_flags(parser)
+    return {action.dest: flag_shape(action) for action in parser._actions}
+
+
+SCORES = {metric: Maybe(is_real) for metric in METRICS}
+
+# manifest.json of a label file, which goes into the checkpoints that are trained on it.
+MANIFEST = {
+    "key": {
+        "data": is_text,
+        "windows": lambda value: is_count(value) and value > 0,
+        "context": lambda value: is_size(value) and value > 0,
+        "horizon": lambda value: is_size(value) and value > 0,
+        # "patch" is what was asked for: a size, "auto", or one for each frequency
+        "point": is_text,
+        "samples": Maybe(is_size),
+        "weights": Maybe(is_text),
+        "format": is_count,
+    },
+    "block": lambda value: is_size(value) and value > 0,
+    "patch_sizes": {"*": lambda value: is_size(value) and value > 0},
+    "teacher": is_text,
+    "revision": Maybe(is_text),
+    "commit": Maybe(is_text),
+    "licence": is_text,
+    "device": is_text,
+    "precision": is_text,
+    "torch": is_text,
+    "made": is_text,
+}
+
+# evaluation.json, as far as it is read.
+EVALUATION = {
+    "windows": is_count,
+    "test": is_text,
+    "rows": {"*": SCORES | {"weights": Maybe(is_text)}},
+}
+
+# A checkpoint, but for `run_config_shape`. In an exported folder most of it is the "info" of its
+# config.json.
+CHECKPOINT = {
+    "format": is_count,
+    "student_config": {"*": is_size, "dropout": is_real},
+    "model_state_dict": is_weights,
+    "training_state_dict": is_weights,
+    "versions": {"*": is_text},
+    "data": {"*": is_text},
+    "freqs": [is_text],
+    "counts": {"*": is_counts},
+    "alpha_tried": Maybe(is_losses),
+    "teacher": Maybe(MANIFEST),
+    "evaluation": Maybe(EVALUATION),
+    "weights": is_text,
+    "train_metrics": {"*": Maybe(is_real)},
+    "validation_metrics": {"*": Maybe(is_real)},
+    "epoch": is_count,
+    "loop": {  # the fields of `Progress`
+        "epoch": is_count,
+        "step": is_count,
+        "sums": is_sums,
+        "failed": is_count,
+        "skipped": is_count,
+        "history": [{"epoch": is_count, "*": Maybe(is_real)}],
+        "best_epoch": is_count,
+        "best_loss": is_real,
+        "best_file": is_text,
+        "since_best": is_count,
+        "stopping": is_count,
+    },
+}
+
+
+def check_facts(content):
+    """Raise ValueError where what a checkpoint says is of a wrong type or out of its range."""
+    found = misfit(content, CHECKPOINT | {"run_config": run_config_shape()})
+    if found:
+        raise ValueError(f"{found}, which it cannot be")
+
+
+def read_json(path, most=MOST_JSON):
+    """The plain values of a JSON file of at most so many bytes.
+
+    Raises OSError, or ValueError where it is no such file.
+    """
+    if not Path(path).is_file():  # a pipe would be waited for
+        raise ValueError("is no regular file")
+    with open(path, "rb") as file:
+        text = file.read(most + 1)
+    if len(text) > most:
+        raise ValueError(f"is longer than {most:,} bytes")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+
+
+def weight_shapes(path):
+    """name -> tensor without memory, for those in a safetensors file, none of which is read."""
+    from safetensors import safe_open  # not at the top: a .pt does not need it
+
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > MOST_HEADER:
+        raise ValueError(f"its list of weights is longer than {MOST_HEADER:,} bytes")
+    found = {}
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            found[name] = torch.empty(file.get_slice(name).get_shape(), device="meta")
+    return found
+
+
+def check_shapes(wanted, found):
+    """Raise ValueError unless two state dicts have the same names and shapes."""
+
+    def is_same(name):
+        return name in wanted and name in found and wanted[name].shape == found[name].shape
+
+    wrong = [name for name in sorted({*wanted, *found}) if not is_same(name)]
+    if wrong:
+        raise ValueError(f"other names or shapes of weights: {', '.join(wrong[:3])[:200]}")
+
+
 # -- Checkpoints -----------------------------------------------------------------------------------
 
 
-def read_checkpoint(path):
+def read_checkpoint(path, check=check_facts):
     """Dict of a checkpoint of this program, on the CPU. Nothing in the file is executed.
 
-    Raises UserError where the file is not there, damaged, foreign or of a newer format.
+    The file is opened once: where it is replaced meanwhile, all of the old one is read. Raises
+    UserError where it is not there, damaged, foreign or of a newer format, or where `check` of its
+    outline raises.
+    """
+    with open_checkpoint(path, check) as (file, _):
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} does not fit")
+        file.seek(0)
+        return torch.load(file, "cpu", weights_only=True)
+
+
+def read_outline(path):
+    """As `read_checkpoint`, but its tensors have shapes alone, and take no memory."""
+    with open_checkpoint(path, check_facts) as (_, outline):
+        return outline
+
+
+@contextlib.contextmanager
+def open_checkpoint(path, check):
+    """(file, outline) of a checkpoint, as for `read_checkpoint`; no tensor of it is read yet.
+
+    What is raised inside tells that the file is damaged.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        check_archive(path)
-        content = torch.load(path, "cpu", weights_only=True)
-        check_tensors(content)
+        with open(path, "rb") as file:
+            size = check_archive(file)
+            file.seek(0)
+            outline = torch.load(file, "meta", weights_only=True)
+            if size > check_tensors(outline) + 1_000_000:
+                raise ValueError("it holds more than its tensors")
+            check_outline(path, outline, check)
+            file.seek(0)
+            yield file, outline
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
     except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
         raise UserError(
             f"{path}: refused: damaged, or not plain data ({repr(error)[:99]})"
         ) from error
 
+
+def check_outline(path, content, check):
+    """Raise UserError where a checkpoint is foreign, newer, or does not pass a check."""
     needed = {"format", "model_state_dict", "student_config"}
     is_ours = isinstance(content, dict) and needed <= content.keys()
     if not is_ours or not isinstance(content["format"], int):
@@ -1085,34 +1568,85 @@ def read_checkpoint(path):
         raise UserError(
             f"{path}: of a newer format ({content['format']}); update moirai_distill.py"
         )
-    return content
+    try:
+        check(content)
+    except Exception as error:  # of sizes that cannot be true, a network is not even laid out
+        reason = " ".join(str(error).split())[:199]
+        raise UserError(
+            "{}: refused: not a student of this program, or damaged: {}", path, reason
+        ) from error
 
 
-def check_archive(path):
-    """Raise ValueError where a file of torch.save is damaged, or would unpack to more than it is.
+def check_archive(file):
+    """Bytes of all parts but the pickle of a file of torch.save.
 
-    torch.save packs nothing, so the parts together are no larger than the file.
+    Raises ValueError where it is none, or would unpack to more than it is. torch.save packs
+    nothing, so the parts together are no larger than the file.
     """
-    with zipfile.ZipFile(path) as archive:
+    if file.read(4) != b"PK\3\4":  # torch would take a file with something before it for another
+        raise ValueError("it is no archive of torch.save")
+    file.seek(-22, os.SEEK_END)
+    end = file.read(22)  # the record that ends an archive without a comment
+    if end[:4] != b"PK\5\6" or int.from_bytes(end[10:12], "little") > MOST_TENSORS:
+        raise ValueError(f"it is cut off, or has more than {MOST_TENSORS:,} parts")
+    with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
         if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
             raise ValueError("it is packed, which torch.save does not do")
-        if sum(part.file_size for part in parts) > Path(path).stat().st_size:
+        if sum(part.file_size for part in parts) > os.fstat(file.fileno()).st_size:
             raise ValueError("it would unpack to more than it is")
-        damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"the checksum of {damaged} does not fit")
+        pickles = [part for part in parts if part.filename.endswith("data.pkl")]
+        if len(pickles) != 1 or len(parts) > len(set(archive.namelist())):
+            raise ValueError("it is no archive of torch.save")
+        if pickles[0].file_size > MOST_PICKLE:
+            raise ValueError(f"its pickle is longer than {MOST_PICKLE:,} bytes")
+        check_pickle(archive.read(pickles[0]))
+    return sum(part.file_size for part in parts) - pickles[0].file_size
+
+
+def check_pickle(raw):
+    """Raise ValueError where a pickle holds what torch.save of plain values and tensors does not.
+
+    What is left can take no more memory or time than its own length asks for. To hash tuples in
+    tuples, of which each stands in the next one twice, would take for ever.
+    """
+    tuples = set()  # numbers under which the pickle keeps them for further use
+    before = ""
+    for number, (step, value, _) in enumerate(pickletools.genops(raw)):
+        if step.name not in PICKLE_STEPS:
+            raise ValueError(f"its pickle has a {step.name}")
+        if step.name == "GLOBAL" and value not in PICKLE_NAMES:
+            raise ValueError(f"its pickle names {value[:60]}")
+        if before.startswith("TUPLE") and step.name.endswith("BINPUT"):
+            tuples.add(value)
+        if step.name.endswith("BINGET") and value in tuples:
+            raise ValueError("its pickle uses a tuple twice")
+        if number > 4 * MOST_PARTS:
+            raise ValueError(f"it holds more than {MOST_PARTS:,} parts")
+        before = step.name
 
 
 def check_tensors(content):
-    """Raise ValueError where a tensor is larger than the memory that it is a view of.
+    """Bytes of the tensors in a checkpoint.
 
-    Lists that hold one list again and again are not followed for ever.
+    Raises ValueError where one is larger than the memory that it is a view of, or where all
+    together are more than weights, the ones that train, and two moments of these. Lists that hold
+    one list again and again are not followed for ever.
     """
+    total = tensors_in(content)
+    weights = tensors_in(content.get("model_state_dict") if isinstance(content, dict) else None)
+    if total > 4 * weights + 1_000_000:
+        raise ValueError("it holds more than the weights of a student, four times")
+    return total
+
+
+def tensors_in(content):
+    """Bytes that the tensors in a nest hold. Raises ValueError as `check_tensors` does."""
+    total = 0
     waiting = [content]
     for _ in range(MOST_PARTS):
         if not waiting:
-            return
+            return total
         part = waiting.pop()
         if isinstance(part, dict):
             waiting.extend(part.values())
@@ -1120,6 +1654,7 @@ def check_tensors(content):
             waiting.extend(part)
         elif isinstance(part, torch.Tensor):
             held = part.untyped_storage().nbytes()
+            total += held
             if part.numel() * part.element_size() > held:
                 raise ValueError("a tensor is larger than what it holds")
     raise ValueError(f"it holds more than {MOST_PARTS:,} parts")
@@ -1133,31 +1668,30 @@ def best_in(folder):
     last = Path(folder, "last.pt")
     found = sorted(Path(folder).glob("best_model_epoch_*.pt"))
     if last.is_file():
-        named = Path(folder, read_checkpoint(last).get("loop", {}).get("best_file", ""))
+        named = Path(folder, read_outline(last).get("loop", {}).get("best_file", ""))
         if named in found:
             return named
     return found[0] if len(found) == 1 else None
 
 
-def read_student(source, revision=None):
-    """(content, path or None) of the checkpoint that a user calls `source`. Raises UserError.
+def read_student(source, revision=None, check=check_facts):
+    """(content, path of a `.pt` or None) of the checkpoint that a user calls `source`.
 
-    A `.pt`, a run's folder (its best), an exported folder or a hub id; the path is that of a `.pt`.
+    A `.pt`, a run's folder (its best), an exported folder or a hub id. Of the last two, the weights
+    are not read yet. Raises UserError or ValueError; `check` is as for `read_checkpoint`.
     """
     path = user_path(source)
     if path.is_dir():
         path = best_in(path) or path
+        if path.suffix == ".pt" and not path.is_file():  # a run that lives has a newer best
+            path = best_in(path.parent) or path
     if path.is_file() or path.suffix == ".pt":
-        return read_checkpoint(path), path
+        return read_checkpoint(path, check), path
 
-    from safetensors.torch import load_file  # not at the top: a .pt does not need it
-
-    config_file = model_file(source, revision, "config.json")
-    weights_file = model_file(source, revision, "model.safetensors")
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = read_json(model_file(source, revision, "config.json"))
     content = config.pop("info", None) or {}
     content["student_config"] = config
-    content["model_state_dict"] = load_file(weights_file)
+    check_facts(content)
     return content, None
 
 
@@ -1272,6 +1806,164 @@ class Stop:
             self.is_held = False
         if self.signum:  # it came after the last look
             raise Interrupted(self.signum)
+
+
+@dataclasses.dataclass
+class Launcher:
+    """What started this process as one of several."""
+
+    name: str
+    world_size: int  # processes that it started
+    rank: int  # this one's number
+
+
+def launcher():
+    """Launcher of this process, or None where a user started it.
+
+    LOCAL_RANK alone tells nothing, nor does an allocation of SLURM in which srun was not used: its
+    batch script has the number 0, too.
+    """
+    found = os.environ
+    is_step = "SLURM_STEP_ID" in found or found.get("SLURM_PROCID", "0") != "0"
+    if {"RANK", "WORLD_SIZE"} <= found.keys():
+        names = ("torchrun", "WORLD_SIZE", "RANK")
+    elif is_step and found.get("SLURM_NTASKS", "1") != "1":
+        names = ("srun", "SLURM_NTASKS", "SLURM_PROCID")
+    elif {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE", "LOCAL_RANK"} <= found.keys():
+        if found["LOCAL_RANK"] == "0":  # this process started the others, not long ago
+            return None
+        names = ("Fabric", "WORLD_SIZE", "LOCAL_RANK")
+    else:
+        return None
+    name, world_size, rank = names
+    numbers_given = found.get(world_size, ""), found.get(rank, "")
+    if not all(number.isdecimal() for number in numbers_given):
+        return None
+    return Launcher(name, *map(int, numbers_given))
+
+
+def speaks_for_all():
+    """Whether this process is alone, or the first of several."""
+    started_by = launcher()
+    return started_by is None or started_by.rank == 0
+
+
+def is_started_by_fabric():
+    """Whether this is one of the further processes that `Fabric.launch` starts."""
+    started_by = launcher()
+    return started_by is not None and started_by.name == "Fabric"
+
+
+def end_with_parent():
+    """End this process, one of those that Fabric starts, when the one that started it is gone."""
+    parent = os.getppid()
+    words = b"\0".join(map(os.fsencode, sys.argv[1:]))
+    with contextlib.suppress(OSError):  # only Linux tells
+        if not Path(f"/proc/{parent}/cmdline").read_bytes().endswith(words + b"\0"):
+            os._exit(1)  # it was gone before this one could look, and another one took its place
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+# -- Whose folder it is ----------------------------------------------------------------------------
+
+
+OWNER = {"process": is_count, "started": is_text, "machine": is_text, "host": is_text}
+
+
+@contextlib.contextmanager
+def owned(folder):
+    """Keep a run's folder for this process until the end of the block.
+
+    A file in it tells who writes there; it is touched all the time. Raises UserError where another
+    run that lives has it.
+    """
+    was_there = folder.is_dir()
+    path = folder / OWNER_FILE
+    own = {
+        "process": os.getpid(),
+        "started": process_start(os.getpid()),
+        "machine": machine_id(),
+        "host": socket.gethostname(),
+        "run": uuid.uuid4().hex,
+    }
+    claim(path, own)
+    remove_leftovers(folder)
+    ended = threading.Event()
+    beat = threading.Thread(target=keep_fresh, args=(path, ended), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beat.join()
+        if read_owner(path) == own:
+            path.unlink(missing_ok=True)
+        if not was_there:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
+
+
+def keep_fresh(path, ended):
+    """Touch a file every HEARTBEAT seconds, until an event."""
+    while not ended.wait(HEARTBEAT):
+        with contextlib.suppress(OSError):  # the folder was removed, or its disk is away
+            os.utime(path)
+
+
+def claim(path, own):
+    """Make an owner file say `own`, unless a run that lives has it. Raises UserError."""
+    for _ in range(10):
+        with atomic(path, replace=False) as file:
+            file.write(json.dumps(own).encode())
+        found = read_owner(path)
+        if found == own:
+            return
+        if found and is_alive(found, path):
+            break
+        moved = path.with_name(temporary_name())
+        with contextlib.suppress(FileNotFoundError):  # another run is as fast
+            os.rename(path, moved)
+            if read_owner(moved) == found:
+                moved.unlink()
+            else:  # another run was faster: give it back
+                os.rename(moved, path)
+    raise UserError(
+        "{}: another run writes here (process {} on {}); take another --save_dir, or wait for its"
+        " end; if it is gone, delete {}",
+        *(path.parent, found.get("process", "?"), found.get("host", "?"), path),
+    )
+
+
+def read_owner(path):
+    """What an owner file says (dict); empty where there is none, or another thing in its place."""
+    try:
+        owner = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    is_right = not misfit(owner, OWNER) and owner.keys() >= OWNER.keys()
+    return owner if is_right else {}
+
+
+def is_alive(owner, path):
+    """Whether the run lives that an owner file is of.
+
+    Of another machine this is seen by when its file was touched last.
+    """
+    is_here = owner["machine"] == machine_id()
+    if is_here and process_start(owner["process"]) != owner["started"]:
+        return False
+    if is_here and owner["started"]:
+        return True
+    probe = path.with_name(temporary_name())  # tells the time of the disk, not of this machine
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime < FRESH
+    except FileNotFoundError:
+        return False
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass
@@ -3487,6 +4179,14 @@ def in_chunks(context, size):
     return F.pad(context, (missing, 0), mode="replicate").unflatten(1, (-1, size))
 
 
+def weights_digest(student):
+    """Short sha256 of a student's weights, as float32."""
+    digest = hashlib.sha256()
+    for weight in student.state_dict().values():
+        digest.update(weight.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 class PatchStudent(nn.Module, PyTorchModelHubMixin):
     """Univariate patch Transformer: context (B, L) -> forecast (B, H), both in the series' units.
 
@@ -3564,6 +4264,14 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         """
         return open_student(source, revision).student
 
+    def save_pretrained(self, save_directory, **settings):
+        """Write config.json, weights and card; the config tells by a digest which weights it is of.
+
+        `settings` are those of huggingface_hub's mixin.
+        """
+        self.info["weights"] = weights_digest(self)
+        return super().save_pretrained(save_directory, **settings)
+
     def generate_model_card(self, *_args, **_kwargs):
         """The card that huggingface_hub's save_pretrained and push_to_hub write."""
         return ModelCard(model_card(self))
@@ -3582,21 +4290,27 @@ class OpenedStudent:
 def open_student(source, revision=None):
     """OpenedStudent of what a user calls a checkpoint. Raises UserError."""
     try:
-        content, path = read_student(source, revision)
-        config = content["student_config"]
+        content, path = read_student(source, revision, build_student)
+        if path is None:
+            from safetensors.torch import load_file  # not at the top: a .pt does not need it
+
+            weights_file = model_file(source, revision, "model.safetensors")
+            shapes = weight_shapes(weights_file)
+            build_student(content | {"model_state_dict": shapes})
+            content["model_state_dict"] = load_file(weights_file)
+            check_facts(content)
         weights = content["model_state_dict"]
-        check_facts(content)
-        if config["d_model"] % config["num_heads"] or config["num_layers"] > len(weights):
-            raise ValueError("its sizes do not fit each other")
         if not all(weight.isfinite().all() for weight in weights.values()):
             raise ValueError("its weights are not finite")
-        with torch.device("meta"):  # nothing is allocated before the shapes are known to fit
-            student = PatchStudent(**config, info=shareable(content))
+        student = build_student(content)
         student.load_state_dict(weights, assign=True)
-        digest = hashlib.sha256()
-        for weight in student.state_dict().values():
-            digest.update(weight.numpy().tobytes())
-        return OpenedStudent(student.float().eval(), content, digest.hexdigest()[:16], path)
+        student = student.float().eval()
+        weights_id = weights_digest(student)
+        if content.get("weights", weights_id) != weights_id:
+            raise UserError(
+                "{}: config.json and model.safetensors are of two models; export it again", source
+            )
+        return OpenedStudent(student, content, weights_id, path)
     except (UserError, ModuleNotFoundError):
         raise
     except Exception as error:  # damaged files, or another model's
@@ -3605,28 +4319,23 @@ def open_student(source, revision=None):
         ) from error
 
 
-def check_facts(content):
-    """Raise ValueError where what a checkpoint says of its student is of the wrong type."""
-    for name, size in content["student_config"].items():
-        if name != "dropout" and not is_size(size):
-            raise ValueError(f"{name} is {str(size)[:60]!r}, which is no size")
-    if content["student_config"]["num_heads"] < 1:
+def build_student(content):
+    """A student of what a checkpoint says, without memory for its weights.
+
+    For these, shapes are enough. Raises ValueError, or what the network raises, where they do not
+    fit each other.
+    """
+    check_facts(content)
+    weights = content["model_state_dict"]
+    config = content["student_config"]
+    if config["num_heads"] < 1:
         raise ValueError("it has no attention heads")
-    if not all(weight.is_floating_point() for weight in content["model_state_dict"].values()):
-        raise ValueError("its weights are no real numbers")
-    kinds = {"run_config": dict, "counts": dict, "data": dict, "freqs": list}
-    for name, kind in kinds.items():
-        if not isinstance(content.get(name, kind()), kind):
-            raise ValueError(f"{name} is no {kind.__name__}")
-    if not all(isinstance(freq, str) for freq in content.get("freqs", [])):
-        raise ValueError("freqs are no names")
-    if not isinstance(content.get("teacher") or {}, dict):
-        raise ValueError("teacher is no dict")
-
-
-def is_size(value):
-    """Whether a value is a whole number that can be a size of a network."""
-    return type(value) is int and 0 <= value < 2**31
+    if config["d_model"] % config["num_heads"] or config["num_layers"] > len(weights):
+        raise ValueError("its sizes do not fit each other")
+    with torch.device("meta"):
+        student = PatchStudent(**config, info=shareable(content))
+    check_shapes(student.state_dict(), weights)
+    return student
 
 
 MODEL_CARD = """\
@@ -3667,16 +4376,26 @@ def model_card(student):
     )
 
 
+def as_code(value):
+    """A value as code in Markdown, where nothing in it is markup."""
+    text = printable(str(value))[:200]
+    for mark in "`|":  # which would end the code, or the cell of a table
+        text = text.replace(mark, "'")
+    return f"`{text or ' '}`"
+
+
 def card_making(info):
     """How it was trained, by which teacher, under which licence."""
     teacher = info.get("teacher")
     if not teacher:
         return "Trained on truth alone, without a teacher."
-    alpha = info["run_config"]["alpha"]
+    alpha = info.get("run_config", {}).get("alpha", "?")
+    name = as_code(teacher.get("teacher", "?"))
+    commit = as_code(teacher.get("commit") or "local")
     return (
-        f"Distilled from `{teacher['teacher']}` ({teacher['commit'] or 'local'}):"
+        f"Distilled from {name} ({commit}):"
         f" {alpha} * MSE to its forecasts + the rest * MSE to truth."
-        f" The teacher's licence binds its student: {teacher['licence']}."
+        f" The teacher's licence binds its student: {as_code(teacher.get('licence', '?'))}."
     )
 
 
@@ -3686,13 +4405,15 @@ def card_scores(evaluation):
         return "Not evaluated yet: `python moirai_distill.py evaluate` does it."
 
     def error(item):
-        return item[1]["mse"] or math.inf
+        return item[1].get("mse") or math.inf
 
-    lines = [f"| {evaluation['windows']:,} test windows | MSE | MAE | MASE |", "|---|---|---|---|"]
-    for name, row in sorted(evaluation["rows"].items(), key=error):
-        cells = [name]
+    count = evaluation.get("windows", 0)
+    lines = [f"| {count:,} test windows | MSE | MAE | MASE |", "|---|---|---|---|"]
+    for name, row in sorted(evaluation.get("rows", {}).items(), key=error):
+        cells = [as_code(name)]
         for metric in METRICS:
-            cells.append("-" if row[metric] is None else f"{row[metric]:.4f}")
+            value = row.get(metric)
+            cells.append("-" if value is None else f"{value:.4f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -3705,7 +4426,7 @@ def card_data(info):
             series, windows = info["counts"][part]
             facts.append(f"{series:,} {part} series ({windows:,} windows)")
     freqs = [freq or "unknown" for freq in info.get("freqs", [""])]
-    facts.append(f"sampling frequency {', '.join(freqs)}")
+    facts.append(f"sampling frequency {', '.join(map(as_code, freqs))}")
     return ", ".join(facts)
 
 
@@ -4115,6 +4836,8 @@ def fingerprint(name, revision):
                 return None
         if not isinstance(path, str | Path) or not Path(path).is_file():
             return None
+        if Path(path).stat().st_size > MOST_TEACHER:
+            raise UserError("{}: larger than any teacher ({:,} bytes)", path, MOST_TEACHER)
         digest.update(bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()
 
@@ -4125,8 +4848,8 @@ def load_teacher(request, device, note):
     config_file = model_file(name, request.teacher_revision, "config.json")
     weights_file = model_file(name, request.teacher_revision, "model.safetensors")
     try:
-        settings = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        settings = read_json(config_file)
+    except ValueError as error:
         raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
     generation = find_generation(name, settings)
     check_settings(name, settings)
@@ -4152,7 +4875,9 @@ def load_teacher(request, device, note):
         if generation.package == "moirai2" and not settings.get("scaling", True):
             raise ValueError("scaling is off")
         kind = getattr(package, f"{generation.prefix}Module")
-        check_shapes(kind, settings, weights_file)
+        with torch.device("meta"):  # takes no memory, whatever the sizes are
+            wanted = kind(**settings).state_dict()
+        check_shapes(wanted, weight_shapes(weights_file))
         module = kind(**settings)
         weights = load_file(weights_file)
         if not all(weight.isfinite().all() for weight in weights.values()):
@@ -4200,22 +4925,6 @@ def check_settings(name, settings):
                 f"{name}: {key} in config.json is {str(value)[:60]!r};"
                 f" it must be {kind.__name__} from {low} to {high}"
             )
-
-
-def check_shapes(kind, settings, weights_file):
-    """Raise ValueError unless a weights file holds the tensors of a module of these settings.
-
-    On the "meta" device a module takes no memory, whatever its sizes are.
-    """
-    from safetensors import safe_open
-
-    with torch.device("meta"):
-        wanted = {key: list(part.shape) for key, part in kind(**settings).state_dict().items()}
-    with safe_open(weights_file, "pt") as file:
-        found = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    wrong = [key for key in sorted({*wanted, *found}) if wanted.get(key) != found.get(key)]
-    if wrong:
-        raise ValueError(f"other names or shapes of weights: {', '.join(wrong[:3])}")
 
 
 def is_between(value, kind, low, high):
@@ -4338,9 +5047,26 @@ class LabelFile:
             file.write(content)
             file.write(hashlib.sha256(content).digest())
 
+    def made(self):
+        """Numbers of the blocks that are made.
+
+        Only those are looked at that can be there, as a manifest may say anything.
+        """
+        forms = [re.fullmatch(r"(\d{8,18})\.bin", name) for name in listed(self.folder / "blocks")]
+        there = {int(form[1]) for form in forms if form}
+        if self.path.is_file():
+            checksums = self.path.stat().st_size - 4 * self.horizon * self.windows  # bytes
+            there.update(range(min(self.count, checksums // 32)))
+        return [n for n in sorted(there) if n < self.count and self.read(n) is not None]
+
     def missing(self):
         """Numbers of the blocks that are yet to be made."""
-        return [number for number in range(self.count) if self.read(number) is None]
+        made = set(self.made())
+        return [number for number in range(self.count) if number not in made]
+
+    @property
+    def is_whole(self):
+        return len(self.made()) == self.count
 
     def join(self):
         """Make labels.bin of the blocks, where there are any."""
@@ -4411,16 +5137,15 @@ def key_folder(cache, key):
 
 def read_manifest(folder):
     """The manifest (dict) of a label folder, or None where there is none that can be used."""
-    path = Path(folder, "manifest.json")
-    if not path.is_file():
-        return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        is_its_own = key_folder(folder.parent, manifest["key"]) == folder
-        can_be_used = manifest["block"] > 0 and isinstance(manifest["patch_sizes"], dict)
-        return manifest if is_its_own and can_be_used else None
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_json(folder / "manifest.json")
+    except (OSError, ValueError):
         return None
+    is_right = not misfit(manifest, MANIFEST) and manifest.keys() >= MANIFEST.keys()
+    if not is_right or not set(manifest["key"]) >= set(LABEL_KEY):
+        return None
+    is_its_own = key_folder(folder.parent, manifest["key"]) == folder
+    return manifest if is_its_own else None
 
 
 def find_labels(task):
@@ -4438,9 +5163,11 @@ def find_labels(task):
         manifest = read_manifest(folder)
         if not manifest or manifest["key"] | {"weights": None} != key | {"weights": None}:
             continue
+        if not set(task.windows.freqs) <= manifest["patch_sizes"].keys():
+            continue
         if weights or is_of_teacher(manifest, request):
             file = LabelFile(folder, manifest)
-            if not file.missing():
+            if file.is_whole:
                 found.append(file)
     if len({file.manifest["key"]["weights"] for file in found}) > 1:
         raise UserError(
@@ -4561,7 +5288,8 @@ def begin_labels(folder, task, teacher, weights, job):
     """Write the manifest of a new label file, unless one is begun."""
     windows = task.windows
     old = read_manifest(folder)
-    if old and set(windows.freqs) <= old["patch_sizes"].keys():
+    fitting = teacher.patch_sizes(windows.context_length, windows.horizon)
+    if old and all(old["patch_sizes"].get(freq) in fitting for freq in windows.freqs):
         job.voice.note(f"going on with the unfinished labels in {folder}")
         return
     if (folder / "manifest.json").exists():  # a damaged one
@@ -4629,6 +5357,8 @@ def make_labels(task, job):
     weights = fingerprint(request.teacher_model, request.teacher_revision)
     folder = key_folder(cache, label_key(task, weights))
     job.on_rank_zero(lambda: begin_labels(folder, task, teacher, weights, job))
+    for place in (folder, folder / "blocks"):
+        job.on_rank_zero(functools.partial(remove_leftovers, place))
 
     file = LabelFile(folder, read_manifest(folder))
     request = dataclasses.replace(request, teacher_patch_size=file.manifest["patch_sizes"])
@@ -4636,16 +5366,26 @@ def make_labels(task, job):
     total = sum(len(file.index(number)) for number in missing)
     with job.stop.hold(), job.voice.bar("labelling", total=total, unit="window") as bar:
         for first in range(0, len(missing), job.world_size):
-            numbers = missing[first : first + job.world_size]  # of blocks, one for each process
-            if job.rank < len(numbers):
-                number = numbers[job.rank]
+            turn = missing[first : first + job.world_size]  # of blocks, one for each process
+            if job.rank < len(turn):
+                number = turn[job.rank]
                 index = file.index(number)
-                file.write(number, label_windows(teacher, task.windows, index, request, number))
-            bar.update(sum(len(file.index(number)) for number in numbers))
+                labels = label_windows(teacher, task.windows, index, request, number)
+                write_block(file, number, labels)
+            bar.update(sum(len(file.index(number)) for number in turn))
             if signum := job.signal():
                 job.voice.note(f"the labels made so far are kept in {file.folder}")
                 raise Interrupted(signum)
     return file
+
+
+def write_block(file, number, labels):
+    """Keep the labels of a block, unless another run has joined all blocks meanwhile."""
+    try:
+        file.write(number, labels)
+    except UserError:  # it clears the blocks, perhaps while this one is written
+        if file.read(number) is None:
+            raise
 
 
 # == Training ======================================================================================
@@ -4716,6 +5456,10 @@ class Batch:
         for field in dataclasses.fields(self):
             changed[field.name] = change(getattr(self, field.name))
         return Batch(**changed)
+
+
+# What each epoch of a run's history tells at least: it is drawn at the end.
+HISTORY = {"epoch", "train_loss", "train_mse", "train_distill", "validation_mse"}
 
 
 @dataclasses.dataclass
@@ -4885,10 +5629,14 @@ def fit(student, training, job, content=None):
     learner = make_learner(student, training.config, job)
     progress = Progress()
     if content:
-        progress = Progress(**content["loop"])
-        progress.stopping = 0
-        for name, part in learner.parts().items():
-            part.load_state_dict(content[name])
+        try:
+            progress = restore(learner, content)
+        except Exception as error:  # whatever PyTorch raises for a state of something else
+            last = training.folder / "last.pt"
+            reason = " ".join(repr(error).split())[:199]
+            raise UserError(
+                "--resume: {}: damaged, or of another student ({})", last, reason
+            ) from error
 
     config = training.config
     events = EventFile(training.folder / "tensorboard", progress.epoch + 1)
@@ -4930,6 +5678,63 @@ def make_learner(student, config, job):
     )
     average = copy.deepcopy(student).requires_grad_(False)
     return Learner(student, model, average, set_up_optimizer, scheduler)
+
+
+def restore(learner, content):
+    """Progress of a checkpoint, from which what learns goes on.
+
+    Of the optimizer and the scheduler, only numbers are taken. Raises ValueError, or what PyTorch
+    raises, where something does not fit.
+    """
+    progress = Progress(**content["loop"])
+    progress.stopping = 0
+    lines = progress.history
+    if len(lines) != progress.epoch or not all(line.keys() >= HISTORY for line in lines):
+        raise ValueError("its history does not fit its epochs")
+
+    learner.average.load_state_dict(content["model_state_dict"])
+    learner.student.load_state_dict(content["training_state_dict"])
+    optimizer = learner.optimizer.optimizer
+    optimizer.load_state_dict(optimizer_state(optimizer, content["optimizer_state_dict"]))
+    own = learner.scheduler.state_dict()
+    saved = content["scheduler_state_dict"]
+    for name, value in own.items():
+        own[name] = like(saved.get(name, value), value)
+    learner.scheduler.load_state_dict(own)
+    return progress
+
+
+def optimizer_state(optimizer, saved):
+    """State dict of an AdamW that goes on with the moments and numbers of a saved one."""
+    (own_group,) = optimizer.state_dict()["param_groups"]
+    (saved_group,) = saved["param_groups"]
+    for name in ("lr", "betas", "eps", "weight_decay"):
+        own_group[name] = like(saved_group[name], own_group[name])
+
+    weights = optimizer.param_groups[0]["params"]
+    for number, moments in saved["state"].items():
+        fits = moments["step"].ndim == 0 and all(
+            moments[name].shape == weights[number].shape for name in ("exp_avg", "exp_avg_sq")
+        )
+        if not fits or not is_weights(moments):
+            raise ValueError("its optimizer is of other weights")
+    if saved["state"] and len(saved["state"]) != len(weights):
+        raise ValueError("its optimizer is of other weights")
+    return {"state": saved["state"], "param_groups": [own_group]}
+
+
+def like(value, example):
+    """A value, if it is of the kind of an example: a number, a text, or a list of numbers."""
+    if isinstance(example, list | tuple):
+        is_right = isinstance(value, list | tuple) and len(value) == len(example)
+        is_right = is_right and all(map(is_real, value))
+    elif isinstance(example, str):
+        is_right = value == example
+    else:
+        is_right = value is None or is_real(value)
+    if not is_right:
+        raise ValueError(f"{reprlib.repr(value)} stands where {example!r} could")
+    return value
 
 
 def is_out_of_patience(progress, config):
@@ -5009,11 +5814,12 @@ def save_run(training, learner, progress, voice, is_best=False):
     names the best), the metrics; then the older best goes. The TensorBoard events were before.
     """
     folder = training.folder
-    content = checkpoint(training.facts, learner, progress)
+    content = io.BytesIO()  # into memory first: torch.save does not tell that a disk is full
+    torch.save(checkpoint(training.facts, learner, progress), content)
     names = [progress.best_file, "last.pt"] if is_best else ["last.pt"]
     for name in names:
         with atomic(folder / name) as file:
-            torch.save(content, file)
+            file.write(content.getbuffer())
     if is_best:
         path = f"{training.config.save_dir}/{progress.best_file}"
         voice.say("Saved best model: {}", path)
@@ -5097,24 +5903,67 @@ def pick(kind, args):
 
 
 def start_job(args, precision, voice, stop):
-    """Job of the arguments. With several processes this starts the others, so it comes first."""
+    """Job of the arguments. With several processes this starts the others, so it comes first.
+
+    Raises UserError where torchrun or srun started another number of processes than is asked for.
+    """
     from lightning.fabric import Fabric  # not at the top: it takes seconds, forecasting needs none
 
+    wanted = args.devices * args.num_nodes
+    started_by = launcher()
+    if started_by and started_by.world_size != wanted:
+        raise UserError(
+            "{} started {} processes, but --devices {} on --num_nodes {} are {}; give the numbers"
+            " of devices on a node and of nodes that it was told",
+            *(started_by.name, started_by.world_size, args.devices, args.num_nodes, wanted),
+        )
     kind, _, index = args.device.partition(":")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-    fabric = Fabric(
-        accelerator=kind,
-        devices=[int(index)] if index else args.devices,
-        num_nodes=args.num_nodes,
-        precision=precision,
-        strategy="ddp" if args.devices * args.num_nodes > 1 else "auto",
-    )
-    fabric.launch()
+    try:
+        fabric = Fabric(
+            accelerator=kind,
+            devices=[int(index)] if index else args.devices,
+            num_nodes=args.num_nodes,
+            precision=precision,
+            strategy="ddp" if wanted > 1 else "auto",
+            plugins=cluster(started_by, args.num_nodes),
+        )
+        fabric.launch()
+    except (RuntimeError, ValueError) as error:
+        if started_by and started_by.name == "srun":  # its numbers contradict each other
+            raise UserError("srun: {}", error) from error
+        raise
     voice.is_on = fabric.is_global_zero
     if args.device == "auto" and kind == "cpu":
         voice.note("no CUDA GPU found: this runs on the CPU")
     return Job(fabric, voice, stop)
+
+
+def cluster(started_by, num_nodes):
+    """Plugins of Fabric that tell it who starts the processes; none where it finds out itself.
+
+    It would take any LOCAL_RANK, and any allocation of SLURM, for a launcher.
+    """
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    if started_by and started_by.name != "Fabric":
+        return []
+    if started_by:
+        return [LightningEnvironment()]
+
+    class Alone(LightningEnvironment):
+        """A user started this process, and it starts the others."""
+
+        creates_processes_externally = False
+
+        def local_rank(self):
+            return 0
+
+        def node_rank(self):
+            return super().node_rank() if num_nodes > 1 else 0
+
+    return [Alone()]
 
 
 def load_data(config, reading, voice):
@@ -5203,11 +6052,20 @@ def labels_of(windows, training_windows, request, job):
 def train(args, voice, stop):
     """Label the training windows (unless alpha is 0), train a student, score it on the test set."""
     job = start_job(args, args.precision, voice, stop)
+    folder = user_path(args.save_dir)
+    with contextlib.ExitStack() as held:
+        job.on_rank_zero(lambda: held.enter_context(owned(folder)))
+        train_in(folder, args, job)
+
+
+def train_in(folder, args, job):
+    """What `train` does, in a folder that no other run writes to."""
+    voice = job.voice
+    job.on_rank_zero(lambda: end_move(folder, args.resume, voice))
     if args.demo and args.data_dir == DEMO["data_dir"]:
         job.on_rank_zero(lambda: write_demo_csvs(args.data_dir))
     data = load_data(pick(DataConfig, args), pick(ReadConfig, args), voice)
     facts = run_facts(args, data)
-    folder = user_path(args.save_dir)
     content = None  # of the last.pt to go on from
     if args.resume and (folder / "last.pt").is_file():  # else --alpha auto was still trying
         content = read_last(folder, facts)
@@ -5216,7 +6074,8 @@ def train(args, voice, stop):
     labels = None
     if facts["run_config"]["alpha"] != 0:
         labels = labels_of(data.windows["train"], data.windows["train"], request, job)
-        if content and content["teacher"] and content["teacher"]["key"] != labels.manifest["key"]:
+        teacher = content and content.get("teacher")
+        if teacher and teacher.get("key") != labels.manifest["key"]:
             raise UserError(f"--resume: {folder} was trained on labels of other teacher weights")
 
     voice.say("\nCreating student...")
@@ -5306,7 +6165,7 @@ def read_last(folder, facts):
     Where --alpha auto has chosen already, facts get that alpha. Raises UserError where the run in
     `folder` is not the one that facts describe.
     """
-    content = read_checkpoint(folder / "last.pt")
+    content = read_checkpoint(folder / "last.pt", build_student)
     facts["alpha_tried"] = content.get("alpha_tried")
     if facts["run_config"]["alpha"] == "auto" and facts["alpha_tried"]:
         tried = facts["alpha_tried"]
@@ -5317,23 +6176,24 @@ def read_last(folder, facts):
 
 def refuse_misfit(content, facts, folder):
     """Raise UserError with all in which a run differs from the one in `folder` that it resumes."""
-    before = content["run_config"]
+    before = content.get("run_config", {})
     now = facts["run_config"]
     differences = []
-    for name in sorted(now.keys() - MAY_CHANGE):
-        if before.get(name) != now[name]:
-            differences.append(f"--{name} was {before.get(name)}, is {now[name]}")
-    if content["data"] != facts["data"]:
+    for name in sorted((now.keys() & before.keys()) - MAY_CHANGE):  # older runs have fewer flags
+        if before[name] != now[name]:
+            differences.append(f"--{name} was {before[name]}, is {now[name]}")
+    if content.get("data") != facts["data"]:
         differences.append("the data is not the same")
-    if now["alpha"] != 0 and content["teacher"]:
-        point = point_in_key(before["teacher_point"], before["num_samples"])
-        if content["teacher"]["key"]["point"] != point:
+    teacher = content.get("teacher")
+    if now["alpha"] != 0 and teacher:
+        point = point_in_key(now["teacher_point"], now["num_samples"])
+        if teacher.get("key", {}).get("point") != point:
             differences.append(
                 "its labels are of an earlier version (the lower of the two middle samples is not"
                 " their median); start without --resume"
             )
         weights = fingerprint(now["teacher_model"], now["teacher_revision"])
-        if weights and weights != content["teacher"]["key"]["weights"]:
+        if weights and weights != teacher.get("key", {}).get("weights"):
             differences.append("the teacher's weights are not the same")
         if not weights:  # then labels are looked for by the teacher's name
             differences += other_teacher(before, now)
@@ -5398,19 +6258,50 @@ def choose_alpha(training, job):
 
 
 def move_old_run(folder, voice):
-    """Move an earlier run's files to folder/old-TIME: a run never destroys another."""
-    found = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
-    if not found:
+    """Move an earlier run's files to folder/old-TIME: a run never destroys another.
+
+    They are gathered in a folder of another name first, by which the next start knows that it has
+    to end the move.
+    """
+    if not run_files(folder):
         return
     target = folder / time.strftime("old-%Y%m%d-%H%M%S")
     for number in itertools.count(1):
-        if not target.exists():
+        if not target.exists() and not moving(target).exists():
             break
         target = folder / time.strftime(f"old-%Y%m%d-%H%M%S-{number}")
-    target.mkdir()
-    for path in found:
-        path.rename(target / path.name)
+    moving(target).mkdir()
+    gather(folder, moving(target), target, voice)
+
+
+def moving(target):
+    """The folder in which the files are that are being moved to another one."""
+    return target.with_name(f"{target.name}.moving")
+
+
+def run_files(folder):
+    """Paths of what a run has left in a folder."""
+    return [path for pattern in RUN_FILES for path in folder.glob(pattern)]
+
+
+def gather(folder, gathered, target, voice):
+    """Move the files of a run in `folder` to `gathered`, which is called `target` in the end."""
+    for path in run_files(folder):
+        path.rename(gathered / path.name)
+    gathered.rename(target)
     voice.note(f"an earlier run lay in {folder}; its files are now in {target}")
+
+
+def end_move(folder, is_resumed, voice):
+    """End the move of an earlier run that was stopped in its middle; take it back for --resume."""
+    for gathered in folder.glob("old-*.moving"):
+        if not is_resumed:
+            gather(folder, gathered, gathered.with_suffix(""), voice)
+            continue
+        for path in run_files(gathered):
+            path.rename(folder / path.name)
+        with contextlib.suppress(OSError):  # it holds what is no run's
+            gathered.rmdir()
 
 
 def write_demo_csvs(folder, files=20, rows=1500):
@@ -5488,12 +6379,9 @@ def evaluate(args, voice, stop):
     first_name, first = next(iter(students.items()))
     distilled = [opened for opened in students.values() if opened.content.get("teacher")]
     pupil = distilled[0] if distilled else first  # the teacher is that of this one's run
-    if args.with_teacher and pupil.path is None and not args.teacher_model:
-        teacher = (pupil.content.get("teacher") or {}).get("teacher", "none")
-        raise UserError(
-            f"--with_teacher: an exported student names its teacher itself ({teacher});"
-            " name the one to load with --teacher_model"
-        )
+    if args.with_teacher and not args.teacher_model:
+        pupil_name = next(shown for shown, opened in students.items() if opened is pupil)
+        tell_teacher(pupil_name, pupil, voice)
 
     inherited = inherit_arguments(args, first, pupil)
     data_dir = inherited.data_dir
@@ -5513,9 +6401,48 @@ def evaluate(args, voice, stop):
     request = None
     if args.with_teacher:
         request = pick(TeacherRequest, inherited)
-        if pupil.content.get("teacher") and not args.teacher_patch_size:
-            request.teacher_patch_size = pupil.content["teacher"]["patch_sizes"]
+        known_sizes = (pupil.content.get("teacher") or {}).get("patch_sizes")
+        if known_sizes and not args.teacher_patch_size:
+            request.teacher_patch_size = known_sizes
     compare(students, data, request, folder, job)
+
+
+def tell_teacher(pupil_name, pupil, voice):
+    """Tell which teacher is taken, as the user names none.
+
+    Raises UserError unless it is this program's own default, or the run of `pupil` is one of this
+    machine.
+    """
+    default = build_parser(demo=False).parse_args(["train"]).teacher_model
+    name = pupil.content.get("run_config", {}).get("teacher_model", default)
+    if name != default and not has_own_labels(pupil):
+        raise UserError(
+            "--with_teacher: {} names its teacher itself ({}), and no labels of it lie in the"
+            " cache of that run; name the one to load with --teacher_model",
+            *(pupil_name, name),
+        )
+    voice.note(
+        "the teacher is the one that {} names: {} (--teacher_model names another)",
+        *(pupil_name, name),
+    )
+
+
+def has_own_labels(pupil):
+    """Whether a checkpoint lies in the folder that its run wrote to, with its labels in the cache.
+
+    Both are places of this machine. That a stranger's file may say so by chance does no harm: a
+    teacher's files are data, of which nothing runs.
+    """
+    run_config = pupil.content.get("run_config", {})
+    made_with = pupil.content.get("teacher")
+    places = (run_config.get("save_dir"), run_config.get("label_cache"))
+    if not pupil.path or not made_with or not all(places):
+        return False
+    save_dir, cache = (user_path(place) for place in places)
+    if pupil.path.parent.resolve() != save_dir.resolve() or not made_with.get("key"):
+        return False
+    manifest = read_manifest(key_folder(cache, made_with["key"]))
+    return manifest is not None and manifest["teacher"] == made_with.get("teacher")
 
 
 def refuse_other_lengths(students, args):
@@ -5578,6 +6505,7 @@ def evaluation_folder(args, first):
         folder = first.path.parent
     if problem := unwritable(folder):
         raise UserError(f"{problem}; give --output_dir")
+    remove_leftovers(folder)
     return folder
 
 
@@ -5690,6 +6618,8 @@ def teacher_cost(request, labels, test, voice):
         return None
     teacher = load_teacher(request, torch.device("cpu"), voice.note)
     size = labels.manifest["patch_sizes"][test.freqs[test.series[0]]]
+    if size not in teacher.patch_sizes(test.context_length, test.horizon):
+        raise UserError("{}: its manifest names a patch size of no use: {}", labels.folder, size)
     asked = (test.horizon, size, request.teacher_point, request.num_samples)
     context, _, _ = test.batch(np.arange(1))
     return measure_cost(
@@ -5977,16 +6907,19 @@ def export(args, voice, _stop):
     base = opened.path.parent if opened.path else Path(".")
     default = "student.onnx" if args.format == "onnx" else "hub"
     output = user_path(args.output or base / default)
+    remove_leftovers(output.parent)
     if args.format == "onnx":
         contexts = random_contexts(opened.student.context_length)
-        difference = export_onnx(opened.student, output, contexts)
+        with telling_full_disk(output):
+            difference = export_onnx(opened.student, output, contexts)
         voice.say(
             "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation",
             len(contexts),
             difference,
         )
     else:
-        export_hub(opened, output, base / "evaluation.json")
+        with telling_full_disk(output):
+            export_hub(opened, output, base / "evaluation.json")
     voice.say("Exported: {}", output)
 
 
@@ -6050,13 +6983,14 @@ def export_onnx(student, path, contexts):
 def onnx_facts(student):
     """Metadata (str -> str) of the ONNX file."""
     teacher = student.info.get("teacher") or {"teacher": "none", "licence": "no teacher was used"}
-    return {
-        "context_length": str(student.context_length),
-        "prediction_length": str(student.prediction_length),
+    facts = {
+        "context_length": student.context_length,
+        "prediction_length": student.prediction_length,
         "sampling_frequency": ", ".join(student.info.get("freqs", [])),
-        "teacher": str(teacher["teacher"]),
-        "licence": str(teacher["licence"]),
+        "teacher": teacher.get("teacher", "unknown"),
+        "licence": teacher.get("licence", "unknown"),
     }
+    return {name: printable(str(value)) for name, value in facts.items()}
 
 
 def export_hub(opened, output, evaluation_file):
@@ -6064,13 +6998,14 @@ def export_hub(opened, output, evaluation_file):
     evaluation = read_evaluation(evaluation_file, opened)
     if evaluation:
         opened.student.info["evaluation"] = evaluation
-    names = {"config.json", "model.safetensors", "README.md"}
+    # In this order: a config.json knows its weights, so that no kill leaves a pair that opens.
+    names = ["config.json", "model.safetensors", "README.md"]
     if output.exists():
         there = {path.name for path in output.iterdir() if not path.name.startswith(".")}
-        if there - names:
+        if there - set(names):
             raise UserError(f"--output {output}: holds other files; choose another folder")
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
+    with temporary_folder(output.parent) as temporary:
         opened.student.save_pretrained(temporary)
         for name in names:
             follow_umask(Path(temporary, name))
@@ -6085,17 +7020,19 @@ def read_evaluation(path, opened):
     if not path.is_file():
         return None
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path, MOST_EVALUATION)
+        if found := misfit(table, EVALUATION):
+            raise ValueError(found)
         rows = {}
         for name, row in table["rows"].items():
             if row.get("weights") not in (None, opened.weights_id):
                 continue
             shown = "student" if "weights" in row else name
             rows[shown] = {metric: row[metric] for metric in METRICS}
-        if "student" not in rows or table["test"] != opened.content["data"]["test"]:
+        if "student" not in rows or table["test"] != opened.content.get("data", {}).get("test"):
             return None
         return {"windows": table["windows"], "rows": rows}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path}: damaged ({error!r}); evaluate writes it anew") from error
 
 
@@ -6125,7 +7062,7 @@ def list_labels(cache, voice):
             continue
         file = LabelFile(folder, manifest)
         key = manifest["key"]
-        done = 1 - len(file.missing()) / file.count
+        done = len(file.made()) / file.count
         megabytes = 4e-6 * file.windows * file.horizon
         facts = [
             manifest["teacher"],
@@ -6331,7 +7268,8 @@ def check_training(args):
     if args.resume:
         folder = user_path(args.save_dir)
         was_trying = args.alpha == "auto" and (folder / "trials").is_dir()  # these are repeated
-        if not (folder / "last.pt").is_file() and not was_trying:
+        is_moving = any(folder.glob("old-*.moving/last.pt"))  # it is taken back
+        if not (folder / "last.pt").is_file() and not was_trying and not is_moving:
             problems.append(
                 f"--resume: no {folder / 'last.pt'} to go on from; start without --resume"
             )
@@ -6353,6 +7291,8 @@ def main(argv=None):
         "export": export,
         "label": label,
     }
+    if is_started_by_fabric():
+        threading.Thread(target=end_with_parent, daemon=True).start()
     words = sys.argv[1:] if argv is None else argv
     language = language_of(words)  # of what ends the program, perhaps before all flags are read
     stop = Stop()
@@ -6413,7 +7353,7 @@ def language_of(words):
 
 def tell_end(message, language):
     """Print why the program ends; one of several processes speaks for all."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if speaks_for_all():
         print(in_language(message, language), file=sys.stderr)
 
 

@@ -516,7 +516,7 @@ def test_results_and_errors_are_chinese_in_a_chinese_locale(monkeypatch, capsys)
     code, out, err = run(capsys, *argv)
     assert out.splitlines()[:3] == ["数据目录: data", "上下文长度: 64", "预测长度: 16"]
     assert code == 2
-    assert "\r错误: " in err
+    assert err.startswith("错误: ")
     assert "nosuch" in err
     assert "没有列 nosuch" in err
     _, out, _ = run(capsys, *argv, "--lang", "en")

@@ -1,5 +1,6 @@
 """Several processes: the figures of one, labels to the bit, torchrun, --resume, a dead rank."""
 
+import contextlib
 import json
 import os
 import re
@@ -178,5 +179,75 @@ def test_a_process_that_dies_ends_the_run_with_its_error(data, tmp_path, victim)
             if is_running(pid):
                 os.kill(pid, signal.SIGKILL)
     told = r"terminated with code -9|Connection (reset|closed)"
-    assert re.search(told, err.read_text()), err.read_text()[-2000:]
+    if victim == "second":  # the first one tells of it; where that one is killed, its shell does
+        assert re.search(told, err.read_text()), err.read_text()[-2000:]
     assert (tmp_path / "run" / "last.pt").is_file()  # what was reached is kept
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="finds the second process in /proc"
+)
+@pytest.mark.parametrize("seconds", [0.3, 2])
+def test_a_process_ends_with_the_one_that_started_it_while_it_begins(data, tmp_path, seconds):
+    """Whether it imports, or waits for the first one: no signal reaches it then."""
+    words = command(data, tmp_path / "run", "none", "--alpha", 0, "--devices", 2)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*PYTHON, str(SCRIPT), *words], **quiet)
+    found = []
+
+    def has_begun():
+        with contextlib.suppress(OSError, ValueError):
+            found.append(other_process(process.pid))
+        return found
+
+    wait_until(has_begun, "the second process does not begin")
+    time.sleep(seconds)
+    assert is_running(found[0])
+    process.kill()
+    process.wait()
+    try:
+        began = time.monotonic()
+        wait_until(lambda: not is_running(found[0]), "the second process goes on")
+        assert time.monotonic() - began < 5
+    finally:
+        if is_running(found[0]):
+            os.kill(found[0], signal.SIGKILL)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="finds the second process in /proc"
+)
+def test_a_process_whose_parent_is_gone_before_it_looks_ends(tmp_path):
+    """Its parent has other words than it has itself."""
+    path = Path(SCRIPT).parent
+    code = f"import sys; sys.path.insert(0, {str(path)!r}); import moirai_distill as md; "
+    code += "md.end_with_parent()"
+    child = subprocess.run([*PYTHON, "-c", code, "--devices", "2"], timeout=100, check=False)
+    assert child.returncode == 1
+
+
+@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1"}, {"SLURM_NTASKS": "4"}])
+def test_what_is_no_launcher_leaves_a_run_alone_and_loud(data, tmp_path, variables):
+    words = command(data, tmp_path / "run", "none", "--alpha", 0, "--num_epochs", 1)
+    environment = dict(os.environ) | variables
+    done = subprocess.run(
+        [*PYTHON, str(SCRIPT), *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Epoch 1/1" in done.stdout
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_launcher_of_more_processes_than_are_asked_for_is_refused_once(
+    data, tmp_path, monkeypatch, capsys, rank
+):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert md.main(command(data, tmp_path / "run", "none", "--alpha", 0)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == (rank == "0") and not (tmp_path / "run").exists()
+    assert rank == "1" or ("torchrun" in error and "--devices" in error and "--num_nodes" in error)

@@ -300,6 +300,8 @@ def test_a_run_without_teacher_can_be_set_beside_one_chosen_on_training_windows(
 
     monkeypatch.setattr(md, "choose_patch_sizes", spy)
     words = ["--with_teacher", "--output_dir", tmp_path, "--label_cache", tmp_path / "labels"]
+    twin = md.open_student(trained / "twin")
+    words += ["--teacher_model", twin.content["run_config"]["teacher_model"]]
     assert evaluate(trained / "twin", *words) == 0
     assert judged == [windows_of(trained / "twin")["train"].digest]
     assert rows_of(tmp_path)["teacher"]["mse"] > 0
@@ -323,6 +325,7 @@ def test_a_run_from_a_gpu_is_labelled_in_float32_on_the_cpu(trained, tmp_path):
     flags = {"teacher_precision": "bf16", "device": "cuda", "precision": "bf16-mixed"}
     gpu = changed(trained / "distilled", tmp_path / "gpu", **flags)
     words = ["--with_teacher", "--output_dir", tmp_path, "--label_cache", tmp_path / "labels"]
+    words += ["--teacher_model", md.open_student(gpu).content["run_config"]["teacher_model"]]
     assert evaluate(gpu, *words) == 0
     (manifest,) = (tmp_path / "labels").glob("*/manifest.json")
     assert json.loads(manifest.read_text())["precision"] == "32"

@@ -268,10 +268,10 @@ def test_the_model_card_holds_scores_data_teacher_and_licence(trained, hub_folde
     rows = json.loads((trained / "distilled" / "evaluation.json").read_text())["rows"]
     for name in ("student", "seasonal-naive", "last value"):
         numbers = [f"{rows[name][metric]:.4f}" for metric in ("mse", "mae", "mase")]
-        assert f"| {name} | {' | '.join(numbers)} |" in card
+        assert f"| `{name}` | {' | '.join(numbers)} |" in card
     for part, (series, windows) in md.read_student(trained / "distilled")[0]["counts"].items():
         assert f"{series:,} {part} series ({windows:,} windows)" in card
-    assert "sampling frequency h" in card
+    assert "sampling frequency `h`" in card
     assert f"`{teacher_folder.name}`" in card
     assert "0.5 * MSE to its forecasts" in card
     assert "The teacher's licence binds its student" in card
@@ -299,7 +299,7 @@ def test_the_cards_licence_is_the_teachers(name, licence, identity):
     info = {"teacher": teacher, "run_config": {"alpha": 0.5}, "freqs": ["h"]}
     card = md.model_card(small_student(info))
     assert f"license: {identity}" in card
-    assert f"`{name}` (abc123)" in card
+    assert f"`{name}` (`abc123`)" in card
     assert licence in card
     alone = md.model_card(small_student())
     assert "without a teacher" in alone
@@ -376,7 +376,7 @@ def test_scores_on_windows_of_another_split_stay_out_of_the_card(trained, tmp_pa
     assert "Not evaluated yet" in (tmp_path / "hub" / "README.md").read_text()
     assert md.main(words) == 0
     assert export(checkpoint, "hub") == 0
-    assert "| student |" in (tmp_path / "hub" / "README.md").read_text()
+    assert "| `student` |" in (tmp_path / "hub" / "README.md").read_text()
 
 
 # -- The place -------------------------------------------------------------------------------------
@@ -420,3 +420,50 @@ def test_a_damaged_table_is_one_line(trained, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "evaluate writes it anew" in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_folder_whose_export_was_killed_is_not_two_models(
+    trained, tmp_path, monkeypatch, renames
+):
+    """Neither over a folder of this version nor over one that knows no digest of its weights."""
+    for name in ("new", "old"):
+        hub = tmp_path / name
+        words = ["export", "--format", "hub", "--output", str(hub), "--checkpoint"]
+        assert md.main([*words, str(trained / "twin")]) == 0
+        if name == "old":
+            config = json.loads((hub / "config.json").read_text())
+            del config["info"]["weights"]
+            (hub / "config.json").write_text(json.dumps(config))
+            md.open_student(hub)
+        replace, count = os.replace, []
+
+        def dying(source, target, replace=replace, count=count):
+            if len(count) == renames:
+                raise KeyboardInterrupt
+            count.append(target)
+            replace(source, target)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", dying)
+            md.main([*words, str(trained / "distilled")])
+        if renames == 1:
+            with pytest.raises(md.UserError, match="of two models"):
+                md.open_student(hub)
+        else:  # the card alone is the older one's
+            assert md.open_student(hub).weights_id == md.open_student(hub).content["weights"]
+        assert md.main([*words, str(trained / "distilled")]) == 0
+        md.open_student(hub)
+        assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_full_disk_is_told_whatever_the_package_that_writes_makes_of_it(
+    trained, tmp_path, monkeypatch, capsys
+):
+    def fail(*_, **_settings):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(md.PatchStudent, "save_pretrained", fail)
+    words = ["export", "--format", "hub", "--output", str(tmp_path / "hub"), "--lang", "en"]
+    assert md.main([*words, "--checkpoint", str(trained / "twin")]) == 2
+    assert "hub: cannot be written (No space left on device)" in capsys.readouterr().err

@@ -1,9 +1,11 @@
 """Files and signals: a write is whole or absent, no file runs, a signal waits where it must."""
 
+import dataclasses
 import json
 import math
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -295,4 +297,183 @@ def test_the_home_of_nobody_is_one_line():
 def test_only_one_function_looks_for_a_home():
     """Each other place would have to know what to do without one."""
     source = SCRIPT.read_text(encoding="utf-8")
-    assert source.count("expanduser") - source.partition("# == Reading")[2].count("expanduser") == 1
+    assert source.count("expanduser") == 1
+
+
+# -- Whose folder it is ----------------------------------------------------------------------------
+
+
+def owner_of(folder, **changes):
+    """Write an owner file into a folder; as it stands, it is of this process."""
+    own = {
+        "process": os.getpid(),
+        "started": md.process_start(os.getpid()),
+        "machine": md.machine_id(),
+        "host": "here",
+        "run": "another",
+    } | changes
+    (folder / md.OWNER_FILE).write_text(json.dumps(own))
+    return folder / md.OWNER_FILE
+
+
+def test_a_folder_has_one_owner_until_it_is_done(tmp_path):
+    run = tmp_path / "run"
+    with md.owned(run):
+        for _ in range(2):
+            with pytest.raises(UserError, match="another run writes here") as caught:
+                md.owned(run).__enter__()
+            assert str(run / md.OWNER_FILE) in str(caught.value)
+            assert "\n" not in str(caught.value)
+        assert os.listdir(run) == [md.OWNER_FILE]
+    assert not run.exists()  # it was made for the owner file alone
+    with md.owned(run):
+        (run / "last.pt").write_bytes(b"mine")
+    assert os.listdir(run) == ["last.pt"]
+
+
+@pytest.mark.parametrize("changes", [{"process": 2**22 + 1}, {"started": "1"}])
+def test_an_owner_that_is_gone_is_followed(tmp_path, changes):
+    owner_of(tmp_path, **changes)
+    with md.owned(tmp_path):
+        assert json.loads((tmp_path / md.OWNER_FILE).read_text())["process"] == os.getpid()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("junk", ["", "{}", "[", "[1]", '{"process": "x"}'])
+def test_what_is_no_owner_file_keeps_nobody_out(tmp_path, junk):
+    (tmp_path / md.OWNER_FILE).write_text(junk)
+    with md.owned(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("age", [0, md.FRESH + 60])
+def test_of_another_machine_the_age_of_the_file_decides(tmp_path, age):
+    path = owner_of(tmp_path, machine="another", process=1)
+    now = path.stat().st_mtime
+    os.utime(path, (now - age, now - age))
+    if age:
+        with md.owned(tmp_path):
+            pass
+    else:
+        with pytest.raises(UserError, match="process 1 on here"):
+            md.owned(tmp_path).__enter__()
+
+
+def test_an_owner_file_is_kept_fresh(tmp_path, monkeypatch):
+    monkeypatch.setattr(md, "HEARTBEAT", 0.01)
+    with md.owned(tmp_path):
+        path = tmp_path / md.OWNER_FILE
+        os.utime(path, (1, 1))
+        began = time.monotonic()
+        while path.stat().st_mtime == 1:
+            assert time.monotonic() - began < 20
+            time.sleep(0.01)
+
+
+def test_an_owner_whose_file_was_taken_over_does_not_take_it_back(tmp_path):
+    with md.owned(tmp_path):
+        path = owner_of(tmp_path)
+    assert json.loads(path.read_text())["run"] == "another"
+
+
+def test_leftovers_of_processes_that_are_gone_are_removed_and_no_others(tmp_path):
+    own = md.temporary_name()
+    _, pid, began, machine = own.removesuffix(".tmp").split("-")
+    assert (int(pid), machine) == (os.getpid(), md.machine_id())
+    start = own.partition("-")[0]
+    old = f".{'0' * 32}.tmp"  # as an earlier version named it
+    names = {
+        own: False,
+        f"{start}-{pid}-{began}1-{machine}.tmp": True,  # an earlier process of that number
+        f"{start}-{2**22 + 1}-7-{machine}.tmp": True,
+        f"{start}-{2**22 + 1}-7-00000000.tmp": False,  # of another machine
+        old: False,
+        ".mine.tmp": False,
+        "a.csv": False,
+    }
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    folder = tmp_path / f"{start}-{2**22 + 2}-7-{machine}.tmp"
+    folder.mkdir()
+    (folder / "inner").write_bytes(b"")
+    md.remove_leftovers(tmp_path)
+    assert set(os.listdir(tmp_path)) == {name for name, is_left in names.items() if not is_left}
+    for name in names:
+        if (tmp_path / name).exists():
+            os.utime(tmp_path / name, (1, 1))
+    md.remove_leftovers(tmp_path)
+    assert set(os.listdir(tmp_path)) == {own, ".mine.tmp", "a.csv"}
+    md.remove_leftovers(tmp_path / "none")
+
+
+# -- Who speaks, and who is started by whom --------------------------------------------------------
+
+FABRIC = {"MASTER_ADDR": "a", "MASTER_PORT": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}
+BATCH = {"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"LOCAL_RANK": "1"}, None),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, None),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, None),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, ("torchrun", 2, 1)),
+        (FABRIC | {"LOCAL_RANK": "1"}, ("Fabric", 2, 1)),
+        (FABRIC | {"LOCAL_RANK": "0"}, None),
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, None),
+        (BATCH, None),
+        (BATCH | {"SLURM_STEP_ID": "0"}, ("srun", 4, 0)),
+        (BATCH | {"SLURM_PROCID": "3"}, ("srun", 4, 3)),
+        (BATCH | {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "1"}, None),
+    ],
+)
+def test_what_started_a_process_is_told_by_a_launchers_own_variables(
+    monkeypatch, variables, expected
+):
+    for name in (*FABRIC, *BATCH, "RANK", "LOCAL_RANK", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = md.launcher()
+    assert found == (md.Launcher(*expected) if expected else None)
+    assert md.speaks_for_all() == (expected is None or expected[2] == 0)
+
+
+# -- What a file may say ---------------------------------------------------------------------------
+
+
+def test_the_shape_of_a_checkpoint_knows_all_that_a_run_keeps():
+    progress = {field.name for field in dataclasses.fields(md.Progress)}
+    assert md.CHECKPOINT["loop"].keys() == progress
+    flags = vars(md.build_parser(demo=False).parse_args(["train"]))
+    assert md.run_config_shape().keys() == flags.keys() - {"command", "lang"}
+    assert md.misfit(flags, md.run_config_shape()) == ""
+    assert set(md.LABEL_KEY) - {"patch"} == md.MANIFEST["key"].keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "found"),
+    [
+        (3, md.is_count, ""),
+        (True, md.is_count, " is True"),
+        ({"a": None}, {"a": md.Maybe(md.is_text)}, ""),
+        ({"a": None}, {"a": md.is_text}, "a is None"),
+        ({"b": None}, {"a": md.is_text}, ""),
+        ({"b": None}, {"a": md.is_text, "*": md.is_real}, "b is None"),
+        ({"a": [1, "x"]}, {"a": [md.is_real]}, "a.1 is 'x'"),
+        ({"a": {"b": [{"c": 1}, {"c": ()}]}}, {"a": {"b": [{"c": md.is_real}]}}, "a.b.1.c is ()"),
+        ({3: 1}, {"*": md.is_real}, "a name in it is 3"),
+        ({"a": 5}, {"a": {"*": md.is_real}}, "a is 5"),
+    ],
+)
+def test_a_misfit_is_named_with_its_place(value, shape, found):
+    assert md.misfit(value, shape) == found
+
+
+def test_a_value_of_any_size_is_told_in_short():
+    nested = ["x" * 1_000_000] * 1_000
+    found = md.misfit({"a": {"b": nested}}, {"a": {"b": md.is_text}})
+    assert found.startswith("a.b is ['xxx") and len(found) < 500

@@ -582,9 +582,9 @@ def test_two_processes_make_the_bytes_of_one(lab, whole, start_fork):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])  # which is free
     words = lab.words(LABEL, "--devices", 2)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    first = start_fork(words, "first", LOCAL_RANK="0", **place)
-    second = start_fork(words, "second", LOCAL_RANK="1", **place)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    first = start_fork(words, "first", RANK="0", LOCAL_RANK="0", **place)
+    second = start_fork(words, "second", RANK="1", LOCAL_RANK="1", **place)
     code, out, err = first.end()
     assert code == 0, err
     assert out.count("Labelling 40 windows") == 1 and out.count("Labels of 40 windows") == 1
@@ -844,3 +844,42 @@ def test_the_cache_may_lie_below_the_home_directory(lab, monkeypatch):
     lab.cache = "~/cache"
     assert lab.run(LABEL)[0] == 0
     assert len(list(Path(lab.root, "home", "cache").glob("*/labels.bin"))) == 1
+
+
+def test_a_block_that_another_run_has_cleared_is_looked_for_again(lab, whole, monkeypatch):
+    """The other one joins all blocks and clears them while this one writes its last."""
+    replace, inner = os.replace, []
+
+    def overtaken(source, target):
+        if not inner and str(target).endswith("00000004.bin"):
+            inner.append("begun")
+            inner.append(md.main(lab.words(LABEL)))
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", overtaken)
+    assert lab.run(LABEL)[0] == 0 and inner == ["begun", 0]
+    assert lab.bytes() == whole
+
+
+def test_a_block_that_cannot_be_written_and_is_nowhere_is_an_error(lab, monkeypatch, capsys):
+    def refuse(_source, _target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert lab.run(LABEL)[0] == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_a_manifest_of_a_billion_blocks_is_listed_at_once(lab, capsys):
+    assert lab.run(LABEL)[0] == 0
+    folder = lab.folder()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["key"]["windows"] = 10**9
+    manifest["block"] = 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    folder.rename(md.key_folder(lab.cache, manifest["key"]))
+    capsys.readouterr()
+    began = time.monotonic()
+    assert md.main(["label", "--list", "--label_cache", str(lab.cache), "--lang", "en"]) == 0
+    assert time.monotonic() - began < 5
+    assert "1,000,000,000 windows" in capsys.readouterr().out

@@ -446,3 +446,160 @@ def test_a_series_that_varies_by_rounding_alone_is_skipped(tmp_path):
     assert values.std() > 0
     with pytest.raises(md.Unusable, match="nearly constant"):
         md.fit_scaler(values)
+
+
+# -- Pickles, sizes and replaced files -------------------------------------------------------------
+
+
+class Call:
+    """Pickled, it becomes a call of a function."""
+
+    def __init__(self, function, *values):
+        self.function = function
+        self.values = values
+
+    def __reduce__(self):
+        return self.function, self.values
+
+
+def with_spare(trained, path, spare):
+    content = torch.load(best_of(trained / "distilled"), weights_only=True)
+    torch.save(content | {"spare": spare}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("spare", "reason"),
+    [
+        (Call(bytearray, 10**12), "bytearray"),
+        (b"bytes", "encode"),
+        ({1, 2}, "set"),
+        (torch.float32, "names torch float32"),
+        (torch.zeros(1000, 1000), "four times"),
+        ((shared := (1, 2), shared), "a tuple twice"),
+        (2**3000, "LONG4"),
+    ],
+)
+def test_what_a_run_never_saves_is_refused_before_it_is_loaded(
+    trained, tmp_path, monkeypatch, spare, reason
+):
+    path = with_spare(trained, tmp_path / "a.pt", spare)
+    if reason != "four times":
+        monkeypatch.setattr(torch, "load", None)
+    assert reason in checkpoint_refusal(path)
+
+
+def test_parts_that_no_tensor_uses_are_refused(trained, tmp_path):
+    path = shutil.copy(best_of(trained / "distilled"), tmp_path / "a.pt")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/999999", bytes(2_000_000))
+    assert "more than its tensors" in checkpoint_refusal(path)
+
+
+def test_sizes_that_the_weights_do_not_have_are_refused_before_these_are_read(
+    trained, tmp_path, monkeypatch
+):
+    path = tmp_path / "a.pt"
+    content = torch.load(best_of(trained / "distilled"), weights_only=True)
+    content["student_config"]["d_model"] = 2**20
+    torch.save(content, path)
+    load = torch.load
+
+    def outline(file, place, **settings):
+        assert place == "meta"
+        return load(file, place, **settings)
+
+    monkeypatch.setattr(torch, "load", outline)
+    assert "shapes" in checkpoint_refusal(path)
+
+
+def test_a_list_of_a_million_weights_is_refused_unread(trained, tmp_path):
+    hub = tmp_path / "hub"
+    words = ["--checkpoint", str(trained / "distilled"), "--format", "hub"]
+    assert md.main(["export", *words, "--output", str(hub)]) == 0
+    header = b"{" + b" " * md.MOST_HEADER + b"}"
+    (hub / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "list of weights" in checkpoint_refusal(hub)
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_the_old_one(
+    trained, tmp_path, monkeypatch
+):
+    path = shutil.copy(best_of(trained / "distilled"), tmp_path / "a.pt")
+    newer = shutil.copy(best_of(trained / "twin"), tmp_path / "b.pt")
+    before = md.open_student(path).weights_id
+    check = md.check_archive
+
+    def replaced(file):
+        os.replace(newer, path)
+        return check(file)
+
+    monkeypatch.setattr(md, "check_archive", replaced)
+    assert md.open_student(path).weights_id == before
+    monkeypatch.undo()
+    assert md.open_student(path).weights_id != before
+
+
+def test_a_best_that_goes_while_it_is_looked_for_is_looked_for_again(
+    trained, tmp_path, monkeypatch
+):
+    run = shutil.copytree(trained / "distilled", tmp_path / "run")
+    best, best_in = best_of(run), md.best_in
+
+    def outdated(folder):
+        monkeypatch.setattr(md, "best_in", best_in)
+        return best.with_name("best_model_epoch_0.pt")
+
+    monkeypatch.setattr(md, "best_in", outdated)
+    assert md.open_student(run).path == best
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_teacher_that_a_strangers_checkpoint_names_is_not_loaded_unasked(
+    trained, tmp_path, capsys, monkeypatch, is_named
+):
+    path = shutil.copy(best_of(trained / "distilled"), tmp_path / "a.pt")
+    words = ["--checkpoint", str(path), "--with_teacher", "--device", "cpu", "--lang", "en"]
+    monkeypatch.setattr(md, "compare", lambda *_: None)
+    if is_named:
+        content = torch.load(path, weights_only=True)
+        words += ["--teacher_model", content["run_config"]["teacher_model"]]
+    assert md.main(["evaluate", *words, "--output_dir", str(tmp_path)]) == (0 if is_named else 2)
+    assert ("--teacher_model" in capsys.readouterr().err) != is_named
+
+
+def test_the_teacher_of_a_run_in_its_own_folder_is_told_and_loaded(trained, capsys, monkeypatch):
+    words = ["--checkpoint", str(trained / "distilled"), "--with_teacher", "--device", "cpu"]
+    monkeypatch.setattr(md, "compare", lambda *_: None)
+    assert md.main(["evaluate", *words, "--lang", "en"]) == 0
+    assert "note: the teacher is the one that" in capsys.readouterr().err
+
+
+# -- A model card ----------------------------------------------------------------------------------
+
+MARKUP = "</code>`\n---\nlicense: mit\n# h | a | <script> [x](http://y) \x1b[2J ${x} {y} `"
+
+
+def test_nothing_that_a_checkpoint_says_is_markup_in_its_card():
+    import yaml
+
+    info = {
+        "teacher": {"teacher": MARKUP, "commit": MARKUP, "licence": MARKUP},
+        "run_config": {"alpha": 0.5},
+        "evaluation": {"windows": 3, "rows": {MARKUP: {"mse": 1.0, "mae": None}}},
+        "freqs": [MARKUP],
+        "counts": {"train": [1, 2]},
+    }
+    student = md.PatchStudent(64, 16, 16, 1, 2, 8, 0.1, info=info)
+    card = md.model_card(student)
+    plain = md.model_card(md.PatchStudent(64, 16, 16, 1, 2, 8, 0.1))
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front) == yaml.safe_load(plain.split("---\n")[1])
+    assert body.count("\n") == plain.count("\n") - 5 + 2  # a table of three lines for one line
+    (row,) = [line for line in body.splitlines() if line.startswith("| `")]
+    assert row.count("|") == 5
+    outside = "".join(body.split("`")[0::2])  # of all code
+    for mark in ("<", "license: mit", "[x]", "\x1b", "${"):
+        assert mark not in outside
+    facts = md.onnx_facts(student)
+    assert all(text.isprintable() for text in facts.values())

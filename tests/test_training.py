@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SCRIPT, SMALL, hourly, save_module, split_folder
+from conftest import SCRIPT, SMALL, hourly, quiet_voice, save_module, split_folder
 
 import moirai_distill as md
 
@@ -1057,3 +1057,88 @@ def test_augment_off_trains_on_the_windows_as_they_are(data, tmp_path, monkeypat
     assert seen["off"] == every
     assert not seen["on"] & every
     assert (weights(tmp_path / "on") - weights(tmp_path / "off")).abs().max() > 1e-3
+
+
+# -- Whose folder it is ----------------------------------------------------------------------------
+
+
+def test_a_second_run_is_refused_while_the_first_lives(data, tmp_path, monkeypatch, capsys):
+    save = md.save_run
+    seen = []
+
+    def watched(*parts, **more):
+        if not seen:
+            seen.append("begun")
+            seen.append(run(data, tmp_path, "--num_epochs", 1))
+            (tmp_path / "last.pt").write_bytes(b"")  # so that there is one to go on from
+            seen.append(run(data, tmp_path, "--num_epochs", 1, "--resume"))
+        save(*parts, **more)
+
+    monkeypatch.setattr(md, "save_run", watched)
+    assert run(data, tmp_path, "--num_epochs", 1) == 0
+    assert seen == ["begun", 2, 2]
+    assert capsys.readouterr().err.count("another run writes here") == 2
+    assert md.OWNER_FILE not in os.listdir(tmp_path)
+
+
+def test_of_several_processes_the_first_alone_is_the_owner(data, tmp_path, monkeypatch):
+    claimed = []
+    monkeypatch.setattr(md, "claim", lambda path, own: claimed.append(path))
+    monkeypatch.setattr(md.Job, "rank", 1)
+    monkeypatch.setattr(md, "train_in", lambda *_: None)
+    assert run(data, tmp_path / "run") == 0
+    assert claimed == [] and not (tmp_path / "run").exists()
+
+
+class Killed(BaseException):
+    """As if the process had ended here."""
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("moment", range(12))
+def test_a_kill_in_a_move_never_splits_an_earlier_run(plain, tmp_path, monkeypatch, moment, resume):
+    folder = tmp_path / "run"
+    shutil.copytree(plain, folder)
+    before = files_of(folder)
+    rename, moves = Path.rename, []
+
+    def dying(path, target):
+        if len(moves) == moment:
+            raise Killed
+        moves.append(path)
+        return rename(path, target)
+
+    voice = quiet_voice()
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(Path, "rename", dying)
+        md.move_old_run(folder, voice)
+    was_killed = any(folder.glob("*.moving"))
+    assert was_killed == (moment <= len(os.listdir(plain)))
+
+    md.end_move(folder, resume, voice)
+    assert not any(folder.glob("*.moving"))
+    if resume and was_killed:
+        assert files_of(folder) == before
+    else:
+        (old,) = folder.glob("old-*")
+        assert files_of(old) == before and os.listdir(folder) == [old.name]
+
+
+def test_a_run_whose_move_was_stopped_can_be_resumed(data, plain, tmp_path):
+    assert run(data, tmp_path, "--num_epochs", 1) == 0
+    moving = tmp_path / "old-20260101-000000.moving"
+    moving.mkdir()
+    for name in ("last.pt", "metrics.jsonl"):
+        (tmp_path / name).rename(moving / name)
+    assert run(data, tmp_path, "--resume") == 0
+    assert_same_run(tmp_path, plain)
+
+
+def test_a_folder_that_is_removed_during_a_run_is_no_traceback(data, tmp_path, monkeypatch, capsys):
+    def remove(number, _result):
+        if number == 2:
+            shutil.rmtree(tmp_path / "run")
+
+    each_call(monkeypatch, "end_epoch", remove)
+    assert run(data, tmp_path / "run") in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err

@@ -5,6 +5,7 @@ import os
 import re
 import string
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import SCRIPT, quiet_voice
@@ -229,3 +230,35 @@ def test_no_bar_is_where_stderr_is_no_terminal(capsys):
     """A log file would hold one line of a thousand bars."""
     work(md.Voice("en"))
     assert capsys.readouterr() == ("", "")
+
+
+NAME = "a\x1b[2Jb\nerror: c\r\x9b\u2028\u202e\ud800d e\u3000é时"
+SHOWN = r"a\x1b[2Jb\nerror: c\r\x9b\u2028\u202e\ud800d e" + "\u3000é时"
+
+
+def test_control_characters_of_names_are_printed_escaped(capsys):
+    voice = md.Voice("en")
+    voice.say("  {}: {}", NAME, Path(NAME))
+    voice.note(f"{NAME}: a note")
+    voice.warn("{}", md.Unusable(NAME))
+    md.tell_end(md.Message("error: {}", (md.UserError("{}: no", NAME),)), "en")
+    captured = capsys.readouterr()
+    assert captured.out == f"  {SHOWN}: {SHOWN}\n"
+    lines = captured.err.splitlines()
+    assert lines == [f"note: {SHOWN}: a note", f"WARNING: {SHOWN}", f"error: {SHOWN}: no"]
+
+
+def test_an_error_of_several_lines_keeps_them(capsys):
+    md.tell_end(md.Message("error: {}", (md.UserError("a\n  b\x1b"),)), "en")
+    assert capsys.readouterr().err == "error: a\n  b\\x1b\n"
+
+
+def test_a_list_under_an_error_has_a_line_for_each_file():
+    told = md.in_language(md.listing({NAME: [NAME], "b": ["c"]}), "en")
+    assert told == f"\n  {SHOWN}: skipped: {SHOWN}\n  b: skipped: c"
+
+
+def test_a_bar_shows_its_description_escaped(monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with md.Voice("en").bar("a\x1b", total=1) as bar:
+        assert bar.desc.startswith(r"a\x1b")
