@@ -400,6 +400,9 @@ AVERAGE_DECAY = 9  # the averaged weights reach back over about 1/9 of all steps
 MAX_FAILED = 10  # steps in a row with a non-finite loss or gradient that end the run
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # what --alpha auto tries (0 and at least one more) ...
 TRIAL_EPOCHS = 3  # ... for so many epochs each
+FEW_STEPS = 200  # a whole run of fewer steps than this is told, with ...
+ADVISED_STEPS = 300  # ... a command whose run takes about so many ...
+ADVISED_RATE = 1e-3  # ... at a learning rate of at least this
 
 # Time and memory. Results stay as they are, up to rounding.
 EVAL_BATCH = 512  # windows per forward pass where nothing is trained
@@ -535,6 +538,9 @@ CHINESE = {
         "教师在这里没有帮助: 只用真值训练"
     ),
     "\nTraining for {} epochs": "\n开始训练，共 {} 个 epoch",
+    "Steps: {:,} in an epoch ({:,} windows, {} in a step), {:,} in all": (
+        "步数: 每个 epoch {:,} 步 ({:,} 个窗口，每步 {} 个)，共 {:,} 步"
+    ),
     "Checkpoints: {}": "模型保存目录: {}",
     "\nEpoch {}/{}": "\nEpoch {}/{}",
     "Training loss: {:.4f} (MSE: {:.4f}, Distill: {})": (
@@ -548,8 +554,36 @@ CHINESE = {
     "\nBest epoch: {}, {}": "\n最佳 epoch: {}，{}",
     "\nNext: {} {}": "\n下一步: {} {}",
     "\nTest error on {:,} windows:": "\n{:,} 个测试窗口上的误差:",
-    "{} keeps {:.0f} % of what the teacher gains over seasonal-naive": (
-        "{} 保留了教师相对季节性朴素预测的 {:.0f} % 优势"
+    "{} keeps {:.0f} % of what the teacher gains over {}": (
+        "{} 保留了 {:.0f} % 的教师优势 (相对 {})"
+    ),
+    "{} passes its teacher: its MSE is {:.1f} % lower than the teacher's": (
+        "{} 超过了教师: 它的 MSE 比教师低 {:.1f} %"
+    ),
+    "The teacher does not beat {} here: it has no gain that {} could keep": (
+        "教师在这里不优于 {}: 没有可供 {} 保留的优势"
+    ),
+    "the whole run takes only {:,} steps, in which a student learns little; try\n  {}": (
+        "整个训练只有 {:,} 步，学生学不到多少；可以试试\n  {}"
+    ),
+    (
+        "the best epoch was the last one: it was still learning; "
+        "raise --num_epochs or --learning_rate"
+    ): ("最佳 epoch 是最后一个: 模型仍在学习；请增大 --num_epochs 或 --learning_rate"),
+    "to learn more, try\n  {}": "要学得更多，可以试试\n  {}",
+    (
+        "more epochs would not help, the best one was {} of {}: take more data, other lengths, "
+        "or the naive forecast as it is"
+    ): (
+        "再多的 epoch 也没有帮助 (最佳是第 {} 个，共 {} 个): 请用更多数据或其他长度，"
+        "或直接用朴素预测"
+    ),
+    "{} is not better than {} on the test windows": "{} 在测试窗口上不优于 {}",
+    "Whether the teacher helped {} cannot be told beside {}, which is no twin: {}": (
+        "无法判断教师是否帮助了 {}: {} 不是它的孪生模型 ({})"
+    ),
+    "at step {} the teacher is worse than a naive forecast; labels may do harm": (
+        "步长 {} 上教师不如朴素预测；标签可能有害"
     ),
     (
         "Whether the teacher helped {} shows beside a twin: train one with --alpha 0, and "
@@ -3044,15 +3078,9 @@ def choose_patch_sizes(teacher, task, voice):
     chosen = {}
     seconds = 0.0
     for freq, sizes in asked.items():
-        member = np.flatnonzero(windows.freq_of(np.arange(len(windows))) == freq)
-        count = min(JUDGED_WINDOWS, len(member))
-        index = member[np.linspace(0, len(member) - 1, count).astype(np.int64)]
-        context, truth, observed = windows.batch(index)
-
-        naive = {}
-        for name, naive_forecast in task.baselines.items():
-            forecast = naive_forecast(context, windows.season(index), windows.horizon)
-            naive[name] = observed_mse(forecast, truth, observed)
+        member, index = sample_of(windows, freq)
+        _, truth, observed = windows.batch(index)
+        naive = naive_errors(task.baselines, windows, index)
         errors_of = {}
         took = {}
         for size in sizes:
@@ -3064,13 +3092,48 @@ def choose_patch_sizes(teacher, task, voice):
 
         chosen[freq] = best_size(errors_of)
         seconds += took[chosen[freq]] * len(member) / len(windows)
-        tell_errors(freq, len(index), naive, errors_of, voice)
-        if not errors_of[chosen[freq]] <= min(naive.values()):
-            voice.warn(
-                f"at step {freq or '?'} the teacher is worse than a naive forecast;"
-                " labels may do harm"
-            )
+        named = {f"patch {size}": error for size, error in errors_of.items()}
+        tell_errors(freq, len(index), naive | named, voice)
+        warn_of_bad_teacher(freq, naive, errors_of[chosen[freq]], voice)
     return chosen, seconds
+
+
+def tell_cached_errors(labels, task, voice):
+    """Say how good the labels of a cache hit are, as it was said when they were made."""
+    windows = task.windows
+    for freq in sorted(set(windows.freqs)):
+        _, index = sample_of(windows, freq)
+        _, truth, observed = windows.batch(index)
+        naive = naive_errors(task.baselines, windows, index)
+        label, is_finite = labels.batch(index)
+        error = observed_mse(label, truth, observed * is_finite)
+        tell_errors(freq, len(index), naive | {"teacher": error}, voice)
+        warn_of_bad_teacher(freq, naive, error, voice)
+
+
+def sample_of(windows, freq):
+    """(all windows of a frequency, at most JUDGED_WINDOWS of them, spread evenly), as indices."""
+    member = np.flatnonzero(windows.freq_of(np.arange(len(windows))) == freq)
+    count = min(JUDGED_WINDOWS, len(member))
+    return member, member[np.linspace(0, len(member) - 1, count).astype(np.int64)]
+
+
+def naive_errors(baselines, windows, index):
+    """Name -> mean squared error of each naive forecast of windows."""
+    context, truth, observed = windows.batch(index)
+    found = {}
+    for name, naive_forecast in baselines.items():
+        forecast = naive_forecast(context, windows.season(index), windows.horizon)
+        found[name] = observed_mse(forecast, truth, observed)
+    return found
+
+
+def warn_of_bad_teacher(freq, naive, error, voice):
+    """Warn where the teacher's error is not below those of all naive forecasts (name -> error)."""
+    if not error <= min(naive.values()):
+        voice.warn(
+            "at step {} the teacher is worse than a naive forecast; labels may do harm", freq or "?"
+        )
 
 
 def asked_patch_sizes(teacher, windows, request):
@@ -3103,10 +3166,9 @@ def best_size(errors_of):
     return min(errors_of, key=rank)
 
 
-def tell_errors(freq, count, naive, errors_of, voice):
-    """Print the errors of naive forecasts and of the teacher with each patch size."""
-    facts = [f"{name} {error:.4f}" for name, error in naive.items()]
-    facts += [f"patch {size} {error:.4f}" for size, error in errors_of.items()]
+def tell_errors(freq, count, errors_of, voice):
+    """Print the errors (name -> MSE) on a sample of windows of one frequency."""
+    facts = [f"{name} {error:.4f}" for name, error in errors_of.items()]
     voice.say("MSE on {} windows of step {}: {}", count, freq or "?", ", ".join(facts))
 
 
@@ -3161,13 +3223,15 @@ def get_labels(task, job):
 
     Raises Interrupted between two blocks; the whole ones stay.
     """
-    file = job.on_rank_zero(lambda: find_labels(task))
-    if file:
-        job.voice.say("Label cache hit, no teacher call: {}", file.folder)
-    else:
-        file = make_labels(task, job)
+    cached = job.on_rank_zero(lambda: find_labels(task))
+    if cached:
+        job.voice.say("Label cache hit, no teacher call: {}", cached.folder)
+    file = cached or make_labels(task, job)
     job.on_rank_zero(file.join)
-    return file.open()
+    labels = file.open()
+    if cached:
+        tell_cached_errors(labels, task, job.voice)
+    return labels
 
 
 def make_labels(task, job):
@@ -3730,11 +3794,65 @@ def train(args, voice, stop):
     if args.demo and labels:
         sizes = labels.manifest["patch_sizes"]
         teacher_beside = dataclasses.replace(request, teacher_patch_size=sizes)
-    compare({"student": open_student(best)}, data, teacher_beside, folder, job)
+    rows = compare({"student": open_student(best)}, data, teacher_beside, folder, job)
+    if rows:
+        advise(args, progress, rows, len(data.windows["train"]), voice)
     command = "python moirai_distill.py evaluate --checkpoint"
     if labels:
         command = "python moirai_distill.py evaluate --with_teacher --checkpoint"
     voice.say("\nNext: {} {}", command, shlex.quote(args.save_dir))
+
+
+def advise(args, progress, rows, windows, voice):
+    """Say in words where a run has not learnt enough, and which command would learn more."""
+    is_at_its_end = 0 < progress.best_epoch == progress.epoch
+    if is_at_its_end:
+        voice.note(
+            "the best epoch was the last one: it was still learning;"
+            " raise --num_epochs or --learning_rate"
+        )
+    is_slow = args.learning_rate < ADVISED_RATE
+    is_bad = is_worse_than_naive(rows["student"], rows)
+    if is_at_its_end or (is_bad and is_slow):
+        steps = math.ceil(windows / args.batch_size)
+        voice.note("to learn more, try\n  {}", command_to_learn_more(args, steps))
+    elif is_bad:
+        voice.note(
+            "more epochs would not help, the best one was {} of {}: take more data, other lengths,"
+            " or the naive forecast as it is",
+            *(progress.best_epoch, progress.epoch),
+        )
+
+
+def command_to_learn_more(args, steps):
+    """The command line of a run like this one that learns more; `steps` are those of an epoch."""
+    epochs = max(2 * args.num_epochs, math.ceil(ADVISED_STEPS / steps))
+    changes = {"num_epochs": epochs}
+    if args.learning_rate < ADVISED_RATE:
+        changes["learning_rate"] = ADVISED_RATE
+    return command_line(args, **changes)
+
+
+def command_line(args, **changes):
+    """The command line that gives these arguments, with changes, to be copied.
+
+    It names what is not the default. What is asked for once (--resume) is left out.
+    """
+    usual = vars(build_parser(demo=getattr(args, "demo", False)).parse_args([args.command]))
+    words = ["python", "moirai_distill.py"]
+    if args.command != "train":
+        words.append(args.command)
+    for name, value in (vars(args) | changes).items():
+        if value == usual[name] or name == "resume":
+            continue
+        words.append(f"--{name}")
+        if isinstance(value, list):
+            words += value
+        elif isinstance(value, tuple):  # --split_ratio
+            words.append(":".join(f"{share:g}" for share in value))
+        elif value is not True:
+            words.append(str(value))
+    return shlex.join(words)
 
 
 def train_student(args, data, labels, facts, content, job):
@@ -3757,7 +3875,18 @@ def train_student(args, data, labels, facts, content, job):
     alpha = facts["run_config"]["alpha"]
     if alpha == "auto":
         alpha, facts["alpha_tried"] = choose_alpha(training, job)
+    steps = math.ceil(len(training.windows) / args.batch_size)  # of an epoch
     job.voice.say("\nTraining for {} epochs", args.num_epochs)
+    job.voice.say(
+        "Steps: {:,} in an epoch ({:,} windows, {} in a step), {:,} in all",
+        *(steps, len(training.windows), args.batch_size, steps * args.num_epochs),
+    )
+    if steps * args.num_epochs < FEW_STEPS:
+        job.voice.note(
+            "the whole run takes only {:,} steps, in which a student learns little; try\n  {}",
+            steps * args.num_epochs,
+            command_to_learn_more(args, steps),
+        )
     job.voice.say("Checkpoints: {}", args.save_dir)
     progress = fit(new_student(facts), with_alpha(training, alpha), job, content)
     if args.alpha == "auto":
@@ -4074,6 +4203,7 @@ class Row:
     cost: Cost | None = None
     alpha: float | None = None  # of a student
     weights_id: str | None = None  # of a student
+    making: dict | None = None  # of a student, see `making_of`
 
     def to_json(self):
         """The row of evaluation.json."""
@@ -4090,6 +4220,7 @@ def compare(students, data, request, folder, job):
     """Score students (name -> OpenedStudent) beside naive forecasts on all test windows.
 
     With a TeacherRequest the teacher, too. Prints a table, and leaves it in `folder` with pictures.
+    Returns name -> Row on the first process, None on others.
     """
     test = data.windows["test"]
     forecasters = {}
@@ -4107,10 +4238,11 @@ def compare(students, data, request, folder, job):
     for name, forecast in forecasters.items():
         rows[name] = Row(score(forecast, test, EVAL_BATCH, job))
     if job.rank != 0:
-        return
+        return None
     for name, opened in students.items():
         rows[name].alpha = opened.content.get("run_config", {}).get("alpha")
         rows[name].weights_id = opened.weights_id
+        rows[name].making = making_of(opened.content)
         rows[name].cost = student_cost(opened, test)
     if labels:
         rows["teacher"].cost = teacher_cost(request, labels, test, job.voice)
@@ -4120,6 +4252,7 @@ def compare(students, data, request, folder, job):
     save_evaluation(folder / "evaluation.json", rows, test)
     draw_evaluation(folder, rows, forecasters, test)
     job.voice.say("Table and pictures: {}", folder)
+    return rows
 
 
 def naive_forecaster(naive, windows):
@@ -4189,46 +4322,133 @@ def tell_rows(rows, count, voice):
 
 
 def tell_verdict(rows, voice):
-    """Say what each distilled student keeps of its teacher, and whether the teacher helped it."""
-    naive = rows["seasonal-naive"].scores.mse
-    mse_of_twins = {name: row.scores.mse for name, row in rows.items() if row.alpha == 0}
-    twin = min(mse_of_twins, key=mse_of_twins.get, default=None)
+    """Say which student is worse than a naive forecast, and what the teacher gave each one."""
     for name, row in rows.items():
-        if not row.alpha:  # no student, or one without a teacher
+        if row.alpha is None:  # no student
             continue
-        mse = row.scores.mse
-        if "teacher" in rows and max(rows["teacher"].scores.mse, mse) < naive:
-            kept = 100 * (naive - mse) / (naive - rows["teacher"].scores.mse)
-            voice.say("{} keeps {:.0f} % of what the teacher gains over seasonal-naive", name, kept)
-        if twin is None:
-            voice.say(
-                "Whether the teacher helped {} shows beside a twin:"
-                " train one with --alpha 0, and evaluate both",
-                name,
-            )
+        warn_of_bad_student(name, rows, voice)
+        if row.alpha == 0:  # it had no teacher
             continue
-        change = 100 * (mse / (mse_of_twins[twin] or math.nan) - 1)
-        pairs = zip(row.scores.mse_by_series, rows[twin].scores.mse_by_series, strict=True)
-        lower = sum(own < other for own, other in pairs)
-        series = len(row.scores.mse_by_series)
-        if change <= -1:
-            voice.say(
-                "The teacher helped: {} has {:+.1f} % of MSE beside {} (alpha 0),"
-                " and a lower one on {} of {} series",
-                *(name, change, twin, lower, series),
-            )
-        elif change >= 1:
-            voice.say(
-                "The teacher did harm: {} has {:+.1f} % of MSE beside {} (alpha 0),"
-                " and a lower one on {} of {} series",
-                *(name, change, twin, lower, series),
-            )
+        if "teacher" in rows:
+            tell_beside_teacher(name, rows, voice)
+        tell_beside_twin(name, rows, voice)
+
+
+def better_naive(rows):
+    """Name of the naive forecast with the lower MSE."""
+    return min(BASELINES, key=lambda name: rows[name].scores.mse)
+
+
+def is_worse_than_naive(row, rows):
+    """Whether a forecaster does not beat every naive forecast; one that is not finite does not."""
+    return not row.scores.mse < rows[better_naive(rows)].scores.mse
+
+
+def warn_of_bad_student(name, rows, voice):
+    """Warn of a student that does not beat every naive forecast."""
+    row = rows[name]
+    if not is_worse_than_naive(row, rows):
+        return
+    better = [naive for naive in BASELINES if not row.scores.mse < rows[naive].scores.mse]
+    voice.warn("{} is not better than {} on the test windows", name, " and ".join(better))
+
+
+def tell_beside_teacher(name, rows, voice):
+    """Say how much of the teacher's gain over the better naive forecast a student keeps."""
+    naive = better_naive(rows)
+    teacher_mse = rows["teacher"].scores.mse
+    mse = rows[name].scores.mse
+    if is_worse_than_naive(rows["teacher"], rows):
+        voice.say(
+            "The teacher does not beat {} here: it has no gain that {} could keep", naive, name
+        )
+    elif mse < teacher_mse:
+        less = 100 * (1 - mse / teacher_mse)
+        voice.say("{} passes its teacher: its MSE is {:.1f} % lower than the teacher's", name, less)
+    elif not is_worse_than_naive(rows[name], rows):
+        naive_mse = rows[naive].scores.mse
+        kept = 100 * (naive_mse - mse) / (naive_mse - teacher_mse)
+        voice.say("{} keeps {:.0f} % of what the teacher gains over {}", name, kept, naive)
+
+
+def tell_beside_twin(name, rows, voice):
+    """Say whether the teacher helped a student: beside a true twin alone, else what differs."""
+    row = rows[name]
+    differences = {}  # name of a student that had no teacher -> in what it was made otherwise
+    for other, other_row in rows.items():
+        if other_row.alpha == 0:
+            differences[other] = differences_of(row.making, other_row.making)
+    if not differences:
+        voice.say(
+            "Whether the teacher helped {} shows beside a twin:"
+            " train one with --alpha 0, and evaluate both",
+            name,
+        )
+        return
+    twin = min(differences, key=lambda other: len(differences[other]))
+    if differences[twin]:
+        voice.say(
+            "Whether the teacher helped {} cannot be told beside {}, which is no twin: {}",
+            *(name, twin, ", ".join(differences[twin])),
+        )
+        return
+
+    change = 100 * (row.scores.mse / (rows[twin].scores.mse or math.nan) - 1)
+    pairs = zip(row.scores.mse_by_series, rows[twin].scores.mse_by_series, strict=True)
+    lower = sum(own < other for own, other in pairs)
+    series = len(row.scores.mse_by_series)
+    if change <= -1:
+        voice.say(
+            "The teacher helped: {} has {:+.1f} % of MSE beside {} (alpha 0),"
+            " and a lower one on {} of {} series",
+            *(name, change, twin, lower, series),
+        )
+    elif change >= 1:
+        voice.say(
+            "The teacher did harm: {} has {:+.1f} % of MSE beside {} (alpha 0),"
+            " and a lower one on {} of {} series",
+            *(name, change, twin, lower, series),
+        )
+    else:
+        voice.say(
+            "The teacher made no difference: {} has {:+.1f} % of MSE beside {} (alpha 0),"
+            " and a lower one on {} of {} series",
+            *(name, change, twin, lower, series),
+        )
+
+
+def making_of(content):
+    """How the student of a checkpoint was made, but for its teacher: name -> plain value.
+
+    Two students that differ in alpha alone are twins: what they differ in is what the teacher gave.
+    """
+    making = {}
+    run_config = content.get("run_config", {})
+    for field in dataclasses.fields(TrainConfig):
+        if field.name not in ("alpha", "save_dir"):
+            making[f"--{field.name}"] = run_config.get(field.name)
+    making["--precision"] = run_config.get("precision")
+    for name, value in content.get("student_config", {}).items():
+        making[f"--{name}"] = value
+    data = content.get("data", {})
+    making["training data"] = data.get("train")
+    making["validation data"] = data.get("validation")
+    return making
+
+
+def differences_of(making, other):
+    """In what two students were made in another way, in words."""
+    found = []
+    for name in sorted({*making, *other}):
+        own_value = making.get(name)
+        other_value = other.get(name)
+        if own_value == other_value:
+            continue
+        if name.startswith("--"):
+            found.append(f"{name} {own_value} and {other_value}")
         else:
-            voice.say(
-                "The teacher made no difference: {} has {:+.1f} % of MSE beside {} (alpha 0),"
-                " and a lower one on {} of {} series",
-                *(name, change, twin, lower, series),
-            )
+            found.append(f"other {name}")
+    return found
 
 
 def save_evaluation(path, rows, test):

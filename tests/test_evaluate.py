@@ -242,11 +242,13 @@ def test_it_says_in_words_whether_the_teacher_helped(trained, evaluated):
     ],
 )
 def test_the_verdict_follows_the_errors(student, twin, words, capsys):
+    making = {"--num_epochs": 10, "--seed": 0}
     rows = {
-        "a": md.Row(scores_of(student, [1.0, 2.0, 3.0]), alpha=0.5),
-        "b": md.Row(scores_of(twin, [1.5, 2.0, 2.5]), alpha=0.0),
+        "a": md.Row(scores_of(student, [1.0, 2.0, 3.0]), alpha=0.5, making=making),
+        "b": md.Row(scores_of(twin, [1.5, 2.0, 2.5]), alpha=0.0, making=making),
         "teacher": md.Row(scores_of(0.6)),
         "seasonal-naive": md.Row(scores_of(1.6)),
+        "last value": md.Row(scores_of(1.7)),
     }
     md.tell_verdict(rows, md.Voice("en"))
     out = capsys.readouterr().out
@@ -261,6 +263,78 @@ def test_the_verdict_follows_the_errors(student, twin, words, capsys):
     rows["teacher"] = md.Row(scores_of(2.0))  # no better than naive: it gives nothing to keep
     md.tell_verdict(rows, md.Voice("en"))
     assert "keeps" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def four_rows():
+    """A student beside teacher and naive forecasts; last value is the better naive one."""
+    return {
+        "a": md.Row(scores_of(0.8), alpha=0.5, making={}),
+        "teacher": md.Row(scores_of(0.5)),
+        "seasonal-naive": md.Row(scores_of(2.0)),
+        "last value": md.Row(scores_of(1.0)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "words"),
+    [
+        (0.8, 0.5, "a keeps 40 % of what the teacher gains over last value"),
+        (0.4, 0.5, "a passes its teacher: its MSE is 20.0 % lower than the teacher's"),
+        # 305 % was said of a student whose teacher gained next to nothing.
+        (0.4, 0.999, "a passes its teacher"),
+        # It beats one naive forecast alone: there is nothing to keep.
+        (0.8, 1.5, "The teacher does not beat last value here"),
+        (0.8, math.nan, "The teacher does not beat last value here"),
+    ],
+)
+def test_what_is_kept_of_a_teacher_is_said_in_words(student, teacher, words, four_rows, capsys):
+    four_rows["a"].scores.mse = student
+    four_rows["teacher"].scores.mse = teacher
+    md.tell_verdict(four_rows, md.Voice("en"))
+    out, err = capsys.readouterr()
+    assert words in out
+    assert ("keeps" in out) == ("keeps" in words)
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [
+        (1.5, "a is not better than last value on"),
+        (2.5, "a is not better than seasonal-naive and last value on"),
+        (math.nan, "a is not better than seasonal-naive and last value on"),
+    ],
+)
+def test_a_student_that_is_worse_than_a_naive_forecast_is_warned_of(
+    student, words, four_rows, capsys
+):
+    for alpha in (0.5, 0):
+        four_rows["a"].alpha = alpha
+        four_rows["a"].scores.mse = student
+        md.tell_verdict(four_rows, md.Voice("en"))
+        out, err = capsys.readouterr()
+        assert f"WARNING: {words}" in err
+        assert "keeps" not in out
+
+
+def test_nothing_is_said_of_a_teachers_help_beside_a_student_that_is_no_twin(
+    trained, tmp_path, capsys
+):
+    other = changed(trained / "twin", tmp_path / "other", num_epochs=99, learning_rate=0.5)
+    words = [trained / "distilled", other, "--output_dir", tmp_path / "out"]
+    assert evaluate(*words) == 0
+    out = capsys.readouterr().out
+    run = flags_of(trained / "distilled")
+    assert "The teacher helped" not in out and "did harm" not in out
+    assert "made no difference" not in out
+    assert f"--num_epochs {run.num_epochs} and 99" in out
+    assert f"--learning_rate {run.learning_rate} and 0.5" in out
+
+    # What makes no other student, such as a place or a device, makes no other twin.
+    same = changed(trained / "twin", tmp_path / "same", save_dir="x", device="mps", lang="zh")
+    assert evaluate(trained / "distilled", other, same, "--output_dir", tmp_path / "out") == 0
+    assert f"beside {same} (alpha 0)" in capsys.readouterr().out
 
 
 # -- The teacher -----------------------------------------------------------------------------------
