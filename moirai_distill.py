@@ -433,6 +433,16 @@ MOST_NUMBERS = 0.9  # share of its values that makes a column numeric
 MOST_ON_RULE = 0.95  # share of the stamps that must lie on a calendar rule
 MOST_PLACED = 0.9  # share of the stamps that must find a place of their own on the grid
 ABSURD = 1e6  # deviations from the mean beyond which a value counts as missing
+# Lengths (context, horizon) that are proposed where those asked for are too long, by season. With
+# another season it is 14 of them -> one of them, as far as the lengths asked for reach.
+USUAL_LENGTHS = {
+    1: (24, 6),  # a year
+    4: (24, 4),  # a quarter
+    12: (48, 12),  # a month
+    52: (156, 13),  # a week
+    5: (260, 20),  # a business day
+    7: (364, 28),  # a day
+}
 MANY_FILES = 10  # from so many usable files on, --split_by auto holds out whole files
 JUDGED_WINDOWS = 64  # training windows per sampling frequency that choose the teacher's patch size
 
@@ -528,6 +538,7 @@ CHINESE = {
     "{}: its manifest is damaged": "{}: 清单文件已损坏",
     "\nCreating student...": "\n创建学生模型...",
     "Student parameters: {:,}": "学生模型参数量: {:,}",
+    "Student patches: {} of {} points": "学生模型 patch: {} 个，每个 {} 点",
     "Validation loss of seasonal-naive: {:.4f}": "季节性朴素预测的验证损失: {:.4f}",
     "\nTrying each alpha for {} epochs:": "\n每个 alpha 试训 {} 个 epoch:",
     "  alpha {:g}: validation loss {:.4f}": "  alpha {:g}: 验证损失 {:.4f}",
@@ -613,6 +624,38 @@ CHINESE = {
     ),
     "Exported: {}": "已导出: {}",
     # notes, warnings and errors
+    (
+        "too short: {} rows, of which the first {} train; "
+        "a window takes {} (--context_length {} + --prediction_length {})"
+    ): (
+        "太短: {} 行，其中前 {} 行用于训练；"
+        "一个窗口需要 {} 行 (--context_length {} + --prediction_length {})"
+    ),
+    "too short: {} rows; a window takes {} (--context_length {} + --prediction_length {})": (
+        "太短: {} 行；一个窗口需要 {} 行 (--context_length {} + --prediction_length {})"
+    ),
+    "{} of {} rows, fewer than the {} of --prediction_length": (
+        "{} 行 (共 {} 行)，少于 --prediction_length 的 {} 行"
+    ),
+    (
+        "no {} rows (--context_length {} + --prediction_length {}) "
+        "without a gap longer than {} (--max_gap)"
+    ): (
+        "没有连续 {} 行 (--context_length {} + --prediction_length {}) "
+        "不含长于 {} 的缺口 (--max_gap)"
+    ),
+    (
+        "the data gives no {} window; use more or longer series, or shorter lengths "
+        "(--context_length, --prediction_length){}"
+    ): (
+        "数据中没有 {} 窗口；请用更多或更长的序列，或更短的长度 "
+        "(--context_length, --prediction_length){}"
+    ),
+    "{} usable files, it takes {}; or use --split_by time{}": (
+        "可用文件 {} 个，需要 {} 个；或使用 --split_by time{}"
+    ),
+    "{}\nA student of shorter lengths fits:\n  {}": "{}\n更短长度的学生适用:\n  {}",
+    "{}\nThese lengths work with this data:\n  {}": "{}\n以下长度适用于这些数据:\n  {}",
     "note: {}": "注意: {}",
     "WARNING: {}": "警告: {}",
     "error: {}": "错误: {}",
@@ -1729,14 +1772,13 @@ def prepare_series(series, bounds, config):
     observed = ~np.isnan(filled)
     for begin, end in bounds.values():
         filled[begin:end] = fill_gaps(filled[begin:end], config.max_gap)
+    for earlier, later in itertools.pairwise(bounds.values()):
+        fill_edge(filled, earlier, later, config.max_gap)
 
     known = ~np.isnan(filled)
     starts = {part: find_starts(known, observed, rows, config) for part, rows in bounds.items()}
     if not len(starts[first_part]):
-        raise Unusable(
-            f"too short: {high - low} rows; a window takes {config.window_length}"
-            f" without a gap longer than {config.max_gap}"
-        )
+        raise why_no_window(len(filled), bounds[first_part], config)
     scaled = scaler.transform(filled[:, None])[:, 0].astype(np.float32)
     return PreparedSeries(
         series.name, series.freq, filled, scaled, observed, mean, deviation, starts
@@ -1769,6 +1811,80 @@ def fill_gaps(values, max_gap):
     gap_length = values.isna().groupby(values.notna().cumsum()).transform("sum")
     filled = values.interpolate(limit_area="inside")
     return filled.where(values.notna() | (gap_length <= max_gap))
+
+
+def fill_edge(values, earlier, later, max_gap):
+    """Fill, in place, a gap of at most `max_gap` where two parts (first row, row after) meet.
+
+    The earlier one's last known value and the later one's first known value are carried to the
+    edge, each inside its own part. Else one missing value there would be in the context of every
+    window of a short part.
+    """
+    low, edge = earlier
+    _, high = later
+    known_before = np.flatnonzero(~np.isnan(values[low:edge]))
+    known_after = np.flatnonzero(~np.isnan(values[edge:high]))
+    if not len(known_before) or not len(known_after):
+        return
+    last = low + known_before[-1]
+    first = edge + known_after[0]
+    if first - last - 1 <= max_gap:
+        values[last:edge] = values[last]
+        values[edge:first] = values[first]
+
+
+def why_no_window(rows, bounds, config):
+    """Unusable that says why the part `bounds` of a series of so many rows has no window."""
+    low, high = bounds
+    lengths = (config.window_length, config.context_length, config.prediction_length)
+    if high < config.window_length:
+        if high < rows:
+            return Unusable(
+                "too short: {} rows, of which the first {} train;"
+                " a window takes {} (--context_length {} + --prediction_length {})",
+                *(rows, high, *lengths),
+            )
+        return Unusable(
+            "too short: {} rows; a window takes {} (--context_length {} + --prediction_length {})",
+            *(rows, *lengths),
+        )
+    if high - low < config.prediction_length:
+        return Unusable(
+            "{} of {} rows, fewer than the {} of --prediction_length",
+            *(high - low, rows, config.prediction_length),
+        )
+    return Unusable(
+        "no {} rows (--context_length {} + --prediction_length {})"
+        " without a gap longer than {} (--max_gap)",
+        *(*lengths, config.max_gap),
+    )
+
+
+def propose_lengths(rows, freq, config):
+    """(context length, horizon) that give a series of so many rows windows in all parts, or None.
+
+    They suit its step, and are no longer than those of the config.
+    """
+    season = season_of(freq) if config.season == "auto" else config.season
+    context_length, horizon = USUAL_LENGTHS.get(season, (14 * season, season))
+    context_length = min(context_length, config.context_length)
+    horizon = min(horizon, config.prediction_length)
+    if config.split_by == "files":
+        for_training = rows
+        horizon = min(horizon, rows // 5)
+    else:
+        shares = dict(zip(PARTS, config.split_ratio, strict=True))
+        sizes = [high - low for low, high in part_bounds(rows, shares).values()]
+        for_training = sizes[0]
+        horizon = min(horizon, *sizes[1:])
+
+    # A third of the training rows is left for windows to begin in.
+    context_length = min(context_length, 2 * (for_training - horizon) // 3)
+    if context_length >= season:
+        context_length -= context_length % season
+    if horizon < 1 or context_length < 2:
+        return None
+    return context_length, horizon
 
 
 def find_starts(known, observed, bounds, config):
@@ -1911,6 +2027,12 @@ def label_digest(series, starts, length):
 # -- The split -------------------------------------------------------------------------------------
 
 
+class NoWindow(UserError):
+    """The data gives no window for a part; `lengths` (L, H) would, if there are such lengths."""
+
+    lengths = None
+
+
 @dataclasses.dataclass
 class SplitData:
     """The windows of all parts, and what is told about the files they come from."""
@@ -1922,7 +2044,37 @@ class SplitData:
 
 
 def split_data(files, config):
-    """SplitData of FilesRead. Raises UserError where a part has no window."""
+    """SplitData of FilesRead. Raises NoWindow where a part has no window."""
+    try:
+        return split_windows(files, config)
+    except NoWindow as error:
+        error.lengths = lengths_that_work(files, config)
+        raise
+
+
+def lengths_that_work(files, config):
+    """(L, H) that are proposed for one of the series, and give windows in all parts; or None."""
+    series = [one for of_file in files.series.values() for one in of_file]
+    series.sort(key=lambda one: len(one.values))
+    for share in (0.5, 0.25, 0, 1):  # the middle one by its rows, shorter ones, the longest one
+        if not series:
+            return None
+        one = series[round(share * (len(series) - 1))]
+        lengths = propose_lengths(len(one.values), one.freq, config)
+        if lengths is None:
+            continue
+        context_length, horizon = lengths
+        shorter = dataclasses.replace(
+            config, context_length=context_length, prediction_length=horizon
+        )
+        with contextlib.suppress(UserError):
+            split_windows(files, shorter)
+            return lengths
+    return None
+
+
+def split_windows(files, config):
+    """As `split_data`, without lengths that would work."""
     prepared, split_by, notes = prepare_and_choose(files, config)
     part_of = {}
     if split_by == "files":
@@ -1944,9 +2096,10 @@ def split_data(files, config):
 
     empty = [part for part in PARTS if not chosen[part]]
     if empty:
-        raise UserError(
-            f"the data gives no {' and no '.join(empty)} window;"
-            f" use more or longer series, or shorter lengths{listing(notes)}"
+        raise NoWindow(
+            "the data gives no {} window; use more or longer series, or shorter lengths"
+            " (--context_length, --prediction_length){}",
+            *(" and no ".join(empty), listing(notes)),
         )
     windows = {part: make_windows(chosen[part], config) for part in PARTS}
     counts = {part: len(names[part]) for part in PARTS}
@@ -1975,10 +2128,16 @@ def prepare_files(files, by_time, config):
             bounds = part_bounds(len(series.values), shares)
             try:
                 ready = prepare_series(series, bounds, config)
-                prepared.setdefault(name, []).append(ready)
             except Unusable as reason:
                 which = "" if series.name == name else f"{series.name}: "
                 notes[name].append(f"skipped: {which}{reason}")
+                continue
+            prepared.setdefault(name, []).append(ready)
+            for part, starts in ready.starts.items():
+                if not len(starts):
+                    which = "" if series.name == name else f"{series.name}: "
+                    reason = why_no_window(len(series.values), bounds[part], config)
+                    notes[name].append(f"{which}no {part} window: {reason}")
     return prepared, {name: shortened(lines) for name, lines in notes.items()}
 
 
@@ -1997,8 +2156,9 @@ def split_files(prepared, config, notes):
     """
     count = len(prepared)
     if count < FEWEST_FILES:
-        raise UserError(
-            f"{count} usable files, it takes {FEWEST_FILES}; or use --split_by time{listing(notes)}"
+        raise NoWindow(
+            "{} usable files, it takes {}; or use --split_by time{}",
+            *(count, FEWEST_FILES, listing(notes)),
         )
     total = sum(config.split_ratio)
     held_out = [max(1, round(count * share / total)) for share in config.split_ratio[1:]]
@@ -3733,6 +3893,21 @@ def load_data(config, voice):
     return data
 
 
+def load_data_or_offer(args, voice):
+    """As `load_data`, of arguments; where their lengths are too long, shorter ones are offered."""
+    try:
+        return load_data(pick(DataConfig, args), voice)
+    except NoWindow as error:
+        if not error.lengths:
+            raise
+        context_length, horizon = error.lengths
+        changes = {"context_length": context_length, "prediction_length": horizon}
+        if args.command == "train" and args.patch_size > context_length:
+            changes["patch_size"] = context_length
+        command = command_line(args, **changes)
+        raise UserError("{}\nThese lengths work with this data:\n  {}", error, command) from error
+
+
 def labels_of(windows, training_windows, request, job):
     """LabelFile of windows by the teacher that is asked for; it is judged on training windows."""
     device = job.device
@@ -3766,7 +3941,7 @@ def train(args, voice, stop):
     job = start_job(args, args.precision, voice, stop)
     if args.demo and args.data_dir == DEMO["data_dir"]:
         job.on_rank_zero(lambda: write_demo_csvs(args.data_dir))
-    data = load_data(pick(DataConfig, args), voice)
+    data = load_data_or_offer(args, voice)
     facts = run_facts(args, data)
     folder = Path(args.save_dir).expanduser()
     content = None  # of the last.pt to go on from
@@ -3783,6 +3958,8 @@ def train(args, voice, stop):
     voice.say("\nCreating student...")
     size = sum(weight.numel() for weight in new_student(facts).parameters())
     voice.say("Student parameters: {:,}", size)
+    patches = math.ceil(args.context_length / args.patch_size)
+    voice.say("Student patches: {} of {} points", patches, args.patch_size)
     if not args.resume:
         job.on_rank_zero(lambda: move_old_run(folder, voice))
     progress = train_student(args, data, labels, facts, content, job)
@@ -4524,7 +4701,11 @@ def predict(args, voice, _stop):
         notes += context_notes(one, context, opened.content.get("freqs", []))
     if not forecasts:
         lines = [f"--input {args.input}: no series to forecast", *notes[:MOST_NOTES]]
-        raise UserError("\n  ".join(lines))
+        problem = UserError("\n  ".join(lines))
+        command = command_for_short_series(args.input, columns, series, opened.student)
+        if command:
+            problem = UserError("{}\nA student of shorter lengths fits:\n  {}", problem, command)
+        raise problem
     for note in notes[:MOST_NOTES]:
         voice.note(note)
     if len(notes) > MOST_NOTES:
@@ -4543,6 +4724,23 @@ def predict(args, voice, _stop):
         voice.say("Forecast: {}, {}", output, picture)
     else:
         voice.say("Forecast: {}", output)
+
+
+def command_for_short_series(data_dir, columns, series, student):
+    """The command that trains a student for series which are too short for this one, or None."""
+    longest = max(series, key=lambda one: len(one.values))
+    if len(longest.values) >= student.context_length + student.prediction_length:
+        return None
+    wanted = vars(build_parser(demo=False).parse_args(["train"]))
+    wanted["data_dir"] = data_dir
+    wanted["columns"] = columns
+    wanted["context_length"] = student.context_length
+    wanted["prediction_length"] = student.prediction_length
+    args = argparse.Namespace(**wanted)
+    lengths = propose_lengths(len(longest.values), longest.freq, pick(DataConfig, args))
+    if lengths is None:
+        return None
+    return command_line(args, context_length=lengths[0], prediction_length=lengths[1])
 
 
 def context_notes(series, context, trained_on):
@@ -4753,7 +4951,7 @@ def label(args, voice, stop):
         list_labels(Path(args.label_cache).expanduser(), voice)
         return
     job = start_job(args, "32-true", voice, stop)
-    windows = load_data(pick(DataConfig, args), voice).windows["train"]
+    windows = load_data_or_offer(args, voice).windows["train"]
     labels = labels_of(windows, windows, pick(TeacherRequest, args), job)
     voice.say("Labels of {:,} windows: {}", labels.windows, labels.folder)
 
@@ -4795,6 +4993,7 @@ def parse_arguments(argv):
         words = ["train", *words]
     parser = build_parser(demo="--demo" in words)
     args, unknown = parser.parse_known_args(words)
+    args = fit_patch_size(args, words)
     problems = [tell_unknown(word, args) for word in unknown]
     problems += check_ranges(args)
     if not getattr(args, "list", False):  # label --list reads the cache, and nothing else
@@ -4808,6 +5007,15 @@ def parse_arguments(argv):
         count = f"{len(problems)} problem(s) with the arguments"
         raise UserError("\n  ".join([count, *problems]))
     return args
+
+
+def fit_patch_size(args, words):
+    """The arguments, with patches that fit a short context, unless --patch_size was typed."""
+    is_typed = any(word.partition("=")[0] == "--patch_size" for word in words)
+    if "patch_size" not in args or is_typed or args.patch_size <= args.context_length:
+        return args
+    lowered = {"patch_size": max(1, args.context_length // 2)}
+    return argparse.Namespace(**(vars(args) | lowered))
 
 
 def tell_unknown(word, args):

@@ -157,6 +157,25 @@ def test_given_values_replace_the_defaults():
     assert parse(*text.split()) == parse() | expected
 
 
+def test_patches_follow_a_short_context_unless_they_are_given():
+    usual = defaults("train")["patch_size"]
+    flags = ["train", *MACHINE_GIVEN.split(), "--data_dir", "data", "--label_cache", "labels"]
+    flags += ["--alpha", "0"]
+
+    def patch_of(*more):
+        return md.parse_arguments([*flags, *more]).patch_size
+
+    assert patch_of("--context_length", str(usual)) == usual
+    assert patch_of("--context_length", str(usual + 1)) == usual
+    short = max(2, usual - 1)
+    if short < usual:
+        assert patch_of("--context_length", str(short)) == short // 2
+    for given in (["--patch_size", "9"], ["--patch_size=9"]):
+        with pytest.raises(md.UserError, match="--patch_size 9: longer than"):
+            patch_of("--context_length", "8", *given)
+        assert patch_of("--context_length", "9", *given) == 9
+
+
 def test_a_number_that_may_be_auto_may_be_auto():
     flags = ("season", "teacher_patch_size", "alpha")
     for name in flags:

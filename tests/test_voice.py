@@ -10,7 +10,7 @@ from conftest import SCRIPT, quiet_voice
 import moirai_distill as md
 
 TREE = ast.parse(SCRIPT.read_text(encoding="utf-8"))
-TELLING = ("say", "note", "warn", "Message", "UserError", "Unusable")
+TELLING = ("say", "note", "warn", "Message", "UserError", "Unusable", "NoWindow")
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
