@@ -447,6 +447,7 @@ MANY_FILES = 10  # from so many usable files on, --split_by auto holds out whole
 JUDGED_WINDOWS = 64  # training windows per sampling frequency that choose the teacher's patch size
 
 # What is told, and what is kept.
+MOST_PANELS = 4  # series that --plot draws
 MOST_NOTES = 20  # notes that are shown, or listed under an error
 ONNX_TOLERANCE = 1e-4  # deviations of a context by which an ONNX file may differ from PyTorch
 
@@ -504,6 +505,7 @@ RUN_FILES = (
     "*.png",
     "tensorboard",
     "evaluation.json",
+    "comparison",
     "student.onnx",
     "hub",
     "trials",
@@ -1745,6 +1747,25 @@ class DataConfig:
 
 
 @dataclasses.dataclass
+class Origin:
+    """What it takes to show the rows of a prepared series as its file has them."""
+
+    series: RawSeries  # without its values
+    rows: int  # T
+    mean: float  # of the train rows
+    deviation: float  # of the train rows
+    offset: int = 0  # of its first row in the values of its Windows
+
+    def index(self, row, count):
+        """Index (count,) of the rows from `row` on: timestamps, or numbers of steps."""
+        return steps_after(self.series, count, back=self.rows - row)
+
+    def in_units(self, scaled):
+        """Standardised values in the file's units."""
+        return np.asarray(scaled, np.float64) * self.deviation + self.mean
+
+
+@dataclasses.dataclass
 class PreparedSeries:
     """A series whose gaps are filled, standardised, with the starts of its windows."""
 
@@ -1756,6 +1777,7 @@ class PreparedSeries:
     mean: float  # of the train rows
     deviation: float  # of the train rows
     starts: dict  # part -> (w,) int64, starts of the windows whose target lies in the part
+    origin: Origin
 
 
 def prepare_series(series, bounds, config):
@@ -1780,8 +1802,17 @@ def prepare_series(series, bounds, config):
     if not len(starts[first_part]):
         raise why_no_window(len(filled), bounds[first_part], config)
     scaled = scaler.transform(filled[:, None])[:, 0].astype(np.float32)
+    without_values = dataclasses.replace(series, values=series.values[:0].copy())
     return PreparedSeries(
-        series.name, series.freq, filled, scaled, observed, mean, deviation, starts
+        name=series.name,
+        freq=series.freq,
+        values=filled,
+        scaled=scaled,
+        observed=observed,
+        mean=mean,
+        deviation=deviation,
+        starts=starts,
+        origin=Origin(without_values, len(filled), mean, deviation),
     )
 
 
@@ -1954,6 +1985,7 @@ class Windows:
     context_length: int  # L
     horizon: int  # H
     digest: str  # of all that a label depends on, but for the teacher
+    origins: list | tuple = ()  # of each series, an Origin: for pictures
 
     def __len__(self):
         return len(self.starts)
@@ -1989,7 +2021,9 @@ def make_windows(chosen, config):
     offsets = np.cumsum([0, *lengths[:-1]])
     digest = hashlib.sha256()
     seasons = []
-    for series, starts in chosen:
+    origins = []
+    for (series, starts), offset in zip(chosen, offsets.tolist(), strict=True):
+        origins.append(dataclasses.replace(series.origin, offset=offset))
         digest.update(label_digest(series, starts, config.window_length))
         seasons.append(season_of(series.freq) if config.season == "auto" else config.season)
     return Windows(
@@ -2003,6 +2037,7 @@ def make_windows(chosen, config):
         context_length=config.context_length,
         horizon=config.prediction_length,
         digest=digest.hexdigest(),
+        origins=origins,
     )
 
 
@@ -4218,41 +4253,114 @@ def write_demo_csvs(folder, files=20, rows=1500):
 # -- Pictures --------------------------------------------------------------------------------------
 
 
+# One colour for each forecaster in all pictures; the first student is "student" or "forecast".
+COLOURS = {
+    "student": "tab:blue",
+    "forecast": "tab:blue",
+    "teacher": "tab:orange",
+    "seasonal-naive": "tab:green",
+    "last value": "tab:brown",
+}
+OTHER_COLOURS = ("tab:purple", "tab:red", "tab:cyan", "tab:olive", "tab:pink")
+FAR_APART = 5  # times the lowest error, from which on errors are drawn on a logarithmic axis
+
+
 @dataclasses.dataclass
 class Panel:
     """One plot of a picture."""
 
     title: str
-    steps: object  # (T,) of the known values
+    steps: object  # (T,) of the known values: timestamps or numbers
     known: object  # (T,) values, or none
     ahead: object  # (H,) steps of the curves
     curves: dict  # name -> (H,)
+    begins: object = None  # the last step before the forecast, where a line is drawn
+    x_label: str = ""
+    y_label: str = ""
+    is_log: bool = False
+    heading: str = ""  # of the whole picture, from its first panel
 
 
 def draw(path, panels):
-    """Write a picture of panels, one below the other."""
+    """Write a picture of panels, one below the other, with one legend beside them."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1.5 + 2.2 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(10, 1 + 2.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    colours = colours_of(panels)
+    lines = {}  # name -> a line of it, for the legend
     for axis, panel in zip(axes, panels, strict=True):
-        axis.plot(panel.steps, panel.known, color="0.6", label="known" if len(panel.known) else "")
+        if len(panel.known):
+            known = axis.plot(on_clock(panel.steps), panel.known, color="0.55")
+            lines.setdefault("truth", known[0])
         for name, curve in panel.curves.items():
-            axis.plot(panel.ahead, curve, label=name[-40:], linewidth=1.2)
-        axis.set_title(panel.title, fontsize="small", parse_math=False)  # $ in a name is a dollar
-    legend = axes[0].legend(ncols=3, loc="upper left", fontsize="small")
+            style = {"color": colours[name], "linewidth": 1.3}
+            (line,) = axis.plot(on_clock(panel.ahead), curve, **style)
+            lines.setdefault(name, line)
+        if panel.begins is not None:
+            axis.axvline(on_clock(panel.begins), color="0.8", linestyle="--", zorder=0)
+        set_ticks(axis, panel)
+        # Without mathematics, as $ in a name is a dollar.
+        axis.set_title(shortened_name(panel.title, 90), fontsize="small", parse_math=False)
+        axis.set_xlabel(panel.x_label, fontsize="small", parse_math=False)
+        axis.set_ylabel(shortened_name(panel.y_label, 24), fontsize="small", parse_math=False)
+    figure.suptitle(panels[0].heading, fontsize="medium", parse_math=False)
+    names = [shortened_name(name, 28) for name in lines]
+    legend = figure.legend(lines.values(), names, loc="outside right upper", fontsize="small")
     for text in legend.get_texts():
         text.set_parse_math(False)
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
 
+def colours_of(panels):
+    """Name -> colour of all curves; the first name that is no usual one is that of a student."""
+    colours = dict(COLOURS)
+    names = [name for panel in panels for name in panel.curves]
+    unknown = [name for name in dict.fromkeys(names) if name not in colours]
+    choice = itertools.chain([COLOURS["student"]], itertools.cycle(OTHER_COLOURS))
+    colours.update(zip(unknown, choice, strict=False))
+    return colours
+
+
+def on_clock(steps):
+    """Steps as matplotlib wants them: timestamps without their zone, as their clock shows them."""
+    if getattr(steps, "tzinfo", None) is not None:
+        return steps.tz_localize(None)
+    return steps
+
+
+def set_ticks(axis, panel):
+    """Few enough ticks, dates where the steps are dates, and a logarithmic axis where it helps."""
+    from matplotlib import dates, ticker
+
+    if isinstance(panel.ahead, pd.DatetimeIndex):
+        locator = dates.AutoDateLocator(minticks=3, maxticks=8)
+        axis.xaxis.set_major_locator(locator)
+        axis.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+    else:
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
+    if panel.is_log:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _place: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axis.tick_params(labelsize="small")
+
+
+def shortened_name(name, most):
+    """The end of a name that is longer than `most` characters."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
 def draw_history(path, history):
     """Draw the losses of a run by epoch."""
     table = pd.DataFrame(history)
     curves = table[["train_loss", "train_mse", "train_distill", "validation_mse"]].astype(float)
-    title = "losses by epoch, in squared deviations of each series"
-    draw(path, [Panel(title, [], [], table["epoch"], curves)])
+    panel = Panel("losses by epoch", [], [], table["epoch"], curves)
+    panel.x_label = "epoch"
+    panel.y_label = "squared deviations"
+    draw(path, [panel])
 
 
 # -- evaluate --------------------------------------------------------------------------------------
@@ -4357,6 +4465,8 @@ def evaluation_folder(args, first):
         folder = Path(args.output_dir)
     elif is_own_data and first.path:
         folder = first.path.parent
+        if len(args.checkpoint) > 1:  # those of the run alone stay
+            folder = folder / "comparison"
     folder = folder.expanduser()
     if problem := unwritable(folder):
         raise UserError(f"{problem}; give --output_dir")
@@ -4646,21 +4756,46 @@ def save_evaluation(path, rows, test):
 def draw_evaluation(folder, rows, forecasters, test):
     """Draw the error by step of the horizon, and forecasts of three test windows."""
     names = [name for name in rows if name != "last value"]
-    steps = np.arange(1, test.horizon + 1)
     curves = {name: rows[name].scores.mse_by_step for name in names}
-    panel = Panel("MSE by step of the horizon", [], [], steps, curves)
-    draw(folder / "error_by_horizon.png", [panel])
+    draw(folder / "error_by_horizon.png", [error_panel(curves, test.horizon)])
 
     index = np.linspace(0, len(test) - 1, 5).astype(np.int64)[1:-1]
     context, truth, _ = test.batch(index)
     forecasts = {name: forecasters[name](index, context) for name in names}
     panels = []
-    for row, series in enumerate(test.series[index]):
-        known = torch.cat([context[row, -2 * test.horizon :], truth[row]])
-        known_steps = test.horizon + 1 + np.arange(-len(known), 0)
-        curves = {name: forecast[row] for name, forecast in forecasts.items()}
-        panels.append(Panel(test.names[series], known_steps, known, steps, curves))
+    for row, window in enumerate(index):
+        own = {name: forecast[row] for name, forecast in forecasts.items()}
+        panels.append(window_panel(test, window, (context[row], truth[row]), own))
+    panels[0].heading = f"{len(index)} of {len(test):,} test windows"
     draw(folder / "forecast.png", panels)
+
+
+def error_panel(curves, horizon):
+    """Panel of the MSE (H,) of each forecaster by step, on an axis on which all can be read."""
+    steps = np.arange(1, horizon + 1)
+    panel = Panel("MSE by step of the horizon", [], [], steps, curves)
+    panel.x_label = "steps ahead"
+    panel.y_label = "squared deviations"
+    largest = np.max(list(curves.values()))
+    smallest = np.min(list(curves.values()))
+    panel.is_log = bool(smallest > 0 and largest > FAR_APART * smallest)
+    return panel
+
+
+def window_panel(test, window, points, forecasts):
+    """Panel of a test window in its file's units; `points` are its scaled (context, truth)."""
+    origin = test.origins[test.series[window]]
+    context, truth = points
+    shown = min(len(context), 2 * test.horizon)
+    first = int(test.starts[window]) - origin.offset + len(context) - shown
+    index = origin.index(first, shown + len(truth))
+    known = origin.in_units(torch.cat([context[-shown:], truth]))
+    curves = {name: origin.in_units(forecast) for name, forecast in forecasts.items()}
+    title = test.names[test.series[window]]
+    panel = Panel(title, index, known, index[shown:], curves, begins=index[shown - 1])
+    panel.x_label = index.name or ""
+    panel.y_label = origin.series.column
+    return panel
 
 
 # -- predict ---------------------------------------------------------------------------------------
@@ -4720,7 +4855,7 @@ def predict(args, voice, _stop):
     save_forecasts(output, forecasts)
     picture = output.with_suffix(".png")
     if args.plot:
-        draw_forecasts(picture, forecasts, held_out)
+        draw_forecasts(picture, forecasts, held_out, run_config.get("season", "auto"))
         voice.say("Forecast: {}, {}", output, picture)
     else:
         voice.say("Forecast: {}", output)
@@ -4785,7 +4920,7 @@ def tell_backtest(forecast, season, voice):
     context = torch.from_numpy(forecast.context.values)[None]  # (1, L)
     period = torch.tensor([season_of(series.freq) if season == "auto" else season])
     unit = float(seasonal_scale(context, period)) or math.nan
-    naive = seasonal_naive(context, period, horizon)[0].numpy()
+    naive = naive_values(forecast, season)
     for name, values in (("student", forecast.values), ("seasonal-naive", naive)):
         error = np.abs(values - truth)
         mae = np.nanmean(error)  # over what is not missing
@@ -4794,6 +4929,13 @@ def tell_backtest(forecast, season, voice):
             "  {}: {:<15} MAE {:.6g}  RMSE {:.6g}  MASE {:.4f}",
             *(series.column, name, mae, rmse, mae / unit),
         )
+
+
+def naive_values(forecast, season):
+    """Values (H,) of seasonal-naive beside a SeriesForecast."""
+    context = torch.from_numpy(forecast.context.values)[None]  # (1, L)
+    period = torch.tensor([season_of(forecast.series.freq) if season == "auto" else season])
+    return seasonal_naive(context, period, len(forecast.values))[0].numpy()
 
 
 def save_forecasts(output, forecasts):
@@ -4806,16 +4948,24 @@ def save_forecasts(output, forecasts):
         file.write(table.to_csv().encode())
 
 
-def draw_forecasts(picture, forecasts, held_out):
-    """Draw the first forecasts, each after the end of its series."""
+def draw_forecasts(picture, forecasts, held_out, season):
+    """Draw the first forecasts, each after the end of its series; seasonal-naive in a backtest."""
     panels = []
-    for forecast in forecasts[:4]:
+    for forecast in forecasts[:MOST_PANELS]:
         series = forecast.series
         shown = held_out + min(len(forecast.context.values), 2 * len(forecast.values))
         known = series.values[-shown:]
         steps = steps_after(series, len(known), len(known))
         curves = {"forecast": forecast.values}
-        panels.append(Panel(series.column, steps, known, forecast.index, curves))
+        if held_out:
+            curves["seasonal-naive"] = naive_values(forecast, season)
+        begins = steps[len(steps) - held_out - 1]
+        panel = Panel(series.name, steps, known, forecast.index, curves, begins)
+        panel.x_label = forecast.index.name or ""
+        panel.y_label = series.column
+        panels.append(panel)
+    if len(forecasts) > len(panels):
+        panels[0].heading = f"{len(panels)} of {len(forecasts):,} series"
     draw(picture, panels)
 
 

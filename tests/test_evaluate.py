@@ -475,6 +475,17 @@ def test_files_go_beside_the_checkpoint_only_where_no_flag_chooses_the_windows(
     assert md.evaluation_folder(chosen, opened) == tmp_path
 
 
+def test_a_comparison_never_overwrites_what_is_of_the_run_alone(trained, tmp_path):
+    run = shutil.copytree(trained / "distilled", tmp_path / "run")
+    for name in ("forecast.png", "error_by_horizon.png"):
+        (run / name).write_bytes(b"of the run alone")
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert evaluate(run, trained / "twin") == 0
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    assert [*rows_of(run / "comparison")][:2] == [str(run), str(trained / "twin")]
+    assert "comparison" in md.RUN_FILES  # a new run takes it away with the old one
+
+
 def test_a_checkpoint_of_another_split_is_marked(trained, tmp_path, capsys):
     run = trained / "distilled"
     assert evaluate(run, *OTHER_SPLIT, "--output_dir", tmp_path) == 0
