@@ -62,6 +62,7 @@ import tempfile
 import threading
 import time
 import uuid
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -212,12 +213,30 @@ PRECISION_HELP = "bf16-mixed is faster on new GPUs"
 CHECKPOINT_HELP = "a run's folder (its best), a .pt, an exported folder or a hub id"
 
 
+# What a newcomer types: shown by --help, and where the script is started without arguments.
+FIRST_COMMANDS = f"""\
+  python moirai_distill.py --demo
+      everything once, offline, in minutes, under {DEMO["save_dir"]}
+  python moirai_distill.py --data_dir my.csv --context_length 48 --prediction_length 12 \\
+      --num_epochs 60 --learning_rate 1e-3 --save_dir checkpoints/mine
+      train on a small CSV of your own; where the lengths do not fit, it says which ones do
+  python moirai_distill.py predict --checkpoint checkpoints/mine --input my.csv --plot
+      the next steps of it, as a CSV and a picture"""
+
+
 def build_parser(demo):
     """The parser of all commands; with `demo`, train has the demo's defaults."""
     program = Parser(
-        prog="moirai_distill.py", description=__doc__.partition("\n")[0], allow_abbrev=False
+        prog="moirai_distill.py",
+        description=__doc__.partition("\n")[0],
+        usage="python moirai_distill.py [COMMAND] [--FLAG VALUE ...]",
+        epilog=f"To begin:\n{FIRST_COMMANDS}\n\n`COMMAND --help` lists the flags of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    commands = program.add_subparsers(dest="command", required=True)
+    commands = program.add_subparsers(
+        dest="command", required=True, title="commands", metavar="COMMAND", prog=program.prog
+    )
 
     def command(name, says, **more):
         return commands.add_parser(name, help=says, allow_abbrev=False, **more)
@@ -455,6 +474,7 @@ ONNX_TOLERANCE = 1e-4  # deviations of a context by which an ONNX file may diffe
 
 OLDEST_PYTHON = (3, 11)
 COMMANDS = ("train", "evaluate", "predict", "export", "label")
+TEXTS_NEEDED = ("data_dir", "teacher_model", "label_cache", "device", "save_dir")
 PARTS = ("train", "validation", "test")  # in the order of --split_ratio; named in checkpoints
 FEWEST_FILES = len(PARTS)  # a file for each part
 METRICS = ("mse", "mae", "mase")  # named in evaluations and checkpoints
@@ -566,7 +586,9 @@ CHINESE = {
     "Saved best model: {}": "保存最佳模型: {}",
     "\nBest epoch: {}, {}": "\n最佳 epoch: {}，{}",
     "\nNext: {} {}": "\n下一步: {} {}",
-    "\nTest error on {:,} windows:": "\n{:,} 个测试窗口上的误差:",
+    "\nTest error on {:,} windows (ms: one forecast on the CPU):": (
+        "\n{:,} 个测试窗口上的误差 (ms: CPU 上单次预测):"
+    ),
     "{} keeps {:.0f} % of what the teacher gains over {}": (
         "{} 保留了 {:.0f} % 的教师优势 (相对 {})"
     ),
@@ -657,6 +679,16 @@ CHINESE = {
         "可用文件 {} 个，需要 {} 个；或使用 --split_by time{}"
     ),
     "{}\nA student of shorter lengths fits:\n  {}": "{}\n更短长度的学生适用:\n  {}",
+    "{}: not a command; these are {}{}": "{}: 不是命令；命令有 {}{}",
+    "; did you mean {}?": "；您是不是想用 {}?",
+    "{} problem(s) with the defaults in the script\n  {}": "脚本中的默认值有 {} 个问题\n  {}",
+    "no arguments, and no data in {} (--data_dir). To begin:\n{}": (
+        "没有参数，{} 中也没有数据 (--data_dir)。可以这样开始:\n{}"
+    ),
+    (
+        "{} is among the data that the student was trained on ({}): "
+        "on data that it has not seen the error may be larger"
+    ): "{} 属于学生的训练数据 ({}): 在未见过的数据上误差可能更大",
     "{}\nThese lengths work with this data:\n  {}": "{}\n以下长度适用于这些数据:\n  {}",
     "note: {}": "注意: {}",
     "WARNING: {}": "警告: {}",
@@ -4262,6 +4294,7 @@ COLOURS = {
     "last value": "tab:brown",
 }
 OTHER_COLOURS = ("tab:purple", "tab:red", "tab:cyan", "tab:olive", "tab:pink")
+LONGEST_NAME = 21  # characters of a forecaster in the table of an evaluation
 FAR_APART = 5  # times the lowest error, from which on errors are drawn on a logarithmic axis
 
 
@@ -4594,18 +4627,32 @@ def teacher_cost(request, labels, test, voice):
 
 
 def tell_rows(rows, count, voice):
-    """Print the table of an evaluation on `count` windows."""
-    voice.say("\nTest error on {:,} windows:", count)
-    width = max(len(name) for name in rows)
+    """Print the table of an evaluation on `count` windows, in lines of at most 100 columns."""
+    voice.say("\nTest error on {:,} windows (ms: one forecast on the CPU):", count)
+    names = short_names(rows)
+    width = max(len(name) for name in names.values())
     for name, row in rows.items():
         scores = row.scores
-        line = f"  {name:<{width}}  MSE {scores.mse:.4f}  MAE {scores.mae:.4f}"
+        line = f"  {names[name]:<{width}}  MSE {scores.mse:.4f}  MAE {scores.mae:.4f}"
         line += f"  MASE {scores.mase:.4f}"
         if row.cost:
             megabytes = 1e-6 * row.cost.bytes
-            line += f"{row.cost.parameters:>12,} parameters {megabytes:>6.1f} MB"
-            line += f" {row.cost.cpu_ms:>6.1f} ms (CPU)"
+            line += f"{row.cost.parameters:>12,} parameters {megabytes:>5.1f} MB"
+            line += f" {row.cost.cpu_ms:>6.1f} ms"
         voice.say("{}", line)
+
+
+def short_names(names):
+    """Name -> the same, or its end where it is long; no two are alike."""
+    short = {}
+    for name in names:
+        shown = shortened_name(name, LONGEST_NAME)
+        for number in itertools.count(2):
+            if shown not in short.values():
+                break
+            shown = f"{shortened_name(name, LONGEST_NAME - 4)} ({number})"
+        short[name] = shown
+    return short
 
 
 def tell_verdict(rows, voice):
@@ -4848,6 +4895,12 @@ def predict(args, voice, _stop):
 
     fill_in(forecasts, opened.student)
     if args.backtest:
+        if is_inside(args.input, run_config.get("data_dir")):
+            voice.note(
+                "{} is among the data that the student was trained on ({}):"
+                " on data that it has not seen the error may be larger",
+                *(args.input, run_config["data_dir"]),
+            )
         voice.say("Error on the last {} steps, which were held out:", held_out)
         for forecast in forecasts:
             tell_backtest(forecast, run_config.get("season", "auto"), voice)
@@ -4859,6 +4912,15 @@ def predict(args, voice, _stop):
         voice.say("Forecast: {}, {}", output, picture)
     else:
         voice.say("Forecast: {}", output)
+
+
+def is_inside(path, data_dir):
+    """Whether a file is a data folder (or file), or lies in it; without one it does not."""
+    if not data_dir:
+        return False
+    place = Path(path).expanduser().resolve()
+    root = Path(data_dir).expanduser().resolve()
+    return root in (place, *place.parents)
 
 
 def command_for_short_series(data_dir, columns, series, student):
@@ -5010,7 +5072,7 @@ def export_onnx(student, path, contexts):
     import onnxscript  # noqa: F401  torch.onnx needs it
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages we do not need
-    with torch.inference_mode():
+    with torch.inference_mode(), without_warning_of_torch():
         truth = student(contexts)
         program = torch.onnx.export(
             student,
@@ -5039,6 +5101,17 @@ def export_onnx(student, path, contexts):
             )
         os.replace(file, path)
     return largest
+
+
+@contextlib.contextmanager
+def without_warning_of_torch():
+    """While torch exports, it calls a thing of its own that it has deprecated: nobody can mend it.
+
+    No other warning is silenced, here or elsewhere.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        yield
 
 
 def onnx_facts(student):
@@ -5139,10 +5212,24 @@ def list_labels(cache, voice):
 def parse_arguments(argv):
     """Namespace of the checked arguments. Raises UserError with every problem that was found."""
     words = list(argv)
-    if not words or words[0] not in COMMANDS:
+    is_flag = bool(words) and words[0].startswith("-")
+    if words and words[0] not in COMMANDS and not is_flag:
+        raise no_command(words[0])
+    is_of_program = words[:1] in (["-h"], ["--help"])
+    if not is_of_program and (not words or is_flag):
         words = ["train", *words]
     parser = build_parser(demo="--demo" in words)
+    if not is_of_program and (problems := check_defaults(parser, words[0])):
+        raise UserError(
+            "{} problem(s) with the defaults in the script\n  {}",
+            *(len(problems), "\n  ".join(problems)),
+        )
     args, unknown = parser.parse_known_args(words)
+    if not argv and not is_there(args.data_dir):
+        raise UserError(
+            "no arguments, and no data in {} (--data_dir). To begin:\n{}",
+            *(args.data_dir, FIRST_COMMANDS),
+        )
     args = fit_patch_size(args, words)
     problems = [tell_unknown(word, args) for word in unknown]
     problems += check_ranges(args)
@@ -5157,6 +5244,75 @@ def parse_arguments(argv):
         count = f"{len(problems)} problem(s) with the arguments"
         raise UserError("\n  ".join([count, *problems]))
     return args
+
+
+def no_command(word):
+    """UserError of a first word that is neither a command nor a flag."""
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    hint = ""
+    if close:
+        hint = Message("; did you mean {}?", (close[0],))
+    elif is_there(word):
+        hint = Message("; did you mean {}?", (f"--data_dir {shlex.quote(word)}",))
+    return UserError("{}: not a command; these are {}{}", word, ", ".join(COMMANDS), hint)
+
+
+def check_defaults(parser, command):
+    """Problems of the defaults of a command that argparse never looks at, as edits may leave them.
+
+    It reads a default that is a text as if it were typed, but for its choices; others it takes.
+    """
+    (commands,) = [action for action in parser._actions if action.dest == "command"]
+    problems = []
+    for action in commands.choices[command]._actions:
+        value = action.default
+        if value == argparse.SUPPRESS:  # --help
+            continue
+        if value is None:
+            is_wrong = command in ("train", "label") and is_needed(action)
+        else:
+            is_wrong = not is_of_kind(value, action)
+        if is_wrong:
+            problems.append(f"--{action.dest} {value!r}: must be {kind_of(action)}")
+    return problems
+
+
+def is_needed(action):
+    """Whether None cannot be the value of a flag of train."""
+    return action.dest in {*RANGES, *TEXTS_NEEDED} or bool(action.choices)
+
+
+def is_of_kind(value, action):
+    """Whether a default, which is not None, is one that a flag can take."""
+    if action.nargs == 0:  # it takes no value
+        return isinstance(value, bool)
+    if action.nargs == "+":
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if action.choices:
+        return value in action.choices
+    if isinstance(value, str):
+        return True  # argparse reads it
+    is_whole = type(value) is int
+    if action.type in (int, int_or_auto):
+        return is_whole
+    return action.type in (float, float_or_auto) and (is_whole or isinstance(value, float))
+
+
+def kind_of(action):
+    """What a flag takes, in words."""
+    if action.nargs == 0:
+        return "True or False"
+    if action.nargs == "+":
+        return "a list of texts, such as ['first']"
+    if action.choices:
+        return f"one of {', '.join(action.choices)}"
+    kinds = {
+        int: "a whole number",
+        float: "a number",
+        int_or_auto: "a whole number or 'auto'",
+        float_or_auto: "a number or 'auto'",
+    }
+    return kinds.get(action.type, "a text in quotes, as it is typed")
 
 
 def fit_patch_size(args, words):
@@ -5198,6 +5354,12 @@ def is_local(name):
     return re.match(r"[./~]|.*\.pt$", name) is not None
 
 
+def looks_like_path(name):
+    """Whether what a user calls a checkpoint cannot be a hub id, which is OWNER/MODEL."""
+    first_part = name.partition("/")[0]
+    return is_local(name) or not is_hub_id(name) or is_there(first_part)
+
+
 def is_there(path):
     """Whether a path, which may begin with ~, is there."""
     return Path(path).expanduser().exists()
@@ -5210,7 +5372,7 @@ def check_inputs(args):
     if isinstance(checkpoints, str):
         checkpoints = [checkpoints]
     for name in checkpoints:
-        if is_local(name) and not is_there(name):
+        if looks_like_path(name) and not is_there(name):
             problems.append(f"--checkpoint {name}: no such file or folder")
 
     data_dir = getattr(args, "data_dir", None)

@@ -152,8 +152,11 @@ def test_every_forecaster_is_scored_over_every_window_of_the_runs_own_split(trai
             assert rows[name][metric] == pytest.approx(value.tolist(), rel=1e-6)
 
     printed = printed_errors(out)
+    short = md.short_names(rows)
     for name, row in rows.items():
-        assert printed[name] == pytest.approx([row["mse"], row["mae"], row["mase"]], abs=6e-5)
+        assert printed[short[name]] == pytest.approx(
+            [row["mse"], row["mae"], row["mase"]], abs=6e-5
+        )
 
 
 def test_the_teachers_row_is_the_error_of_its_labels(trained, evaluated, teacher_folder):
@@ -210,6 +213,19 @@ def test_training_ends_with_the_table_that_evaluate_prints_again(trained, tmp_pa
     assert again["weights"] == at_end["weights"]
     for metric in ("mse", "mae", "mase", "mse_by_step"):
         assert again[metric] == pytest.approx(at_end[metric], rel=1e-6)
+
+
+def test_the_lines_of_the_table_fit_100_columns_and_keep_names_apart(capsys):
+    scores = scores_of(12.3456)
+    cost = md.Cost(parameters=123_456_789, bytes=493_000_000, cpu_ms=1234.5)
+    names = ["/home/me/checkpoints/a_long_way_to/run", "/home/you/checkpoints/a_long_way_to/run"]
+    names += ["other_home/checkpoints/a_long_way_to/run", "teacher", "seasonal-naive"]
+    md.tell_rows({name: md.Row(scores, cost) for name in names}, 1_000_000, md.Voice("en"))
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert max(len(line) for line in lines) <= 100
+    assert len({re.split("  MSE", line)[0] for line in lines[1:]}) == len(names)
+    assert lines[1].startswith("  …") and "a_long_way_to/run" in lines[1]
+    assert lines[-2].split()[0] == "teacher"
 
 
 # -- The verdict -----------------------------------------------------------------------------------

@@ -351,6 +351,18 @@ def test_backtest_holds_the_last_steps_out_and_shows_the_error(run, tmp_path, ca
         assert f"{name:<15} MAE {mae:.6g}  RMSE {rmse:.6g}  MASE {mae / unit:.4f}" in out
 
 
+def test_a_backtest_on_data_of_the_training_says_so(run, trained, tmp_path, capsys):
+    own = trained / "data" / "s00.csv"
+    words = ["predict", "--lang", "en", "--checkpoint", str(run), "--output", str(tmp_path / "o")]
+    assert md.main([*words, "--input", str(own), "--backtest"]) == 0
+    assert "is among the data that the student was trained on" in capsys.readouterr().err
+    assert md.main([*words, "--input", str(own)]) == 0
+    assert "among the data" not in capsys.readouterr().err
+    copy = save(tmp_path / "a.csv", hours(90))
+    assert md.main([*words, "--input", str(copy), "--backtest"]) == 0
+    assert "among the data" not in capsys.readouterr().err
+
+
 def test_a_backtest_without_a_known_value_says_so_and_compares_the_other_columns(
     run, tmp_path, capsys
 ):
