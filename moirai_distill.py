@@ -689,6 +689,11 @@ CHINESE = {
         "{} is among the data that the student was trained on ({}): "
         "on data that it has not seen the error may be larger"
     ): "{} 属于学生的训练数据 ({}): 在未见过的数据上误差可能更大",
+    "too short: {} rows; the student takes {}": "太短: {} 行；学生需要 {} 行",
+    "nothing but missing values in its last {} rows; the student takes {}": (
+        "最后 {} 行全是缺失值；学生需要 {} 行"
+    ),
+    "the frame: {}": "数据框: {}",
     "{}\nThese lengths work with this data:\n  {}": "{}\n以下长度适用于这些数据:\n  {}",
     "note: {}": "注意: {}",
     "WARNING: {}": "警告: {}",
@@ -1968,35 +1973,6 @@ def find_starts(known, observed, bounds, config):
     return begin[is_whole & has_truth]
 
 
-@dataclasses.dataclass
-class LastContext:
-    """The end of a series, from which a forecast goes on."""
-
-    values: np.ndarray  # (L,) float64, without a missing one
-    filled: int  # missing values that were interpolated
-    carried: int  # missing values at the end, where the last known one was carried forward
-
-
-def last_context(values, length):
-    """LastContext of a series (T,). Raises Unusable where there is none."""
-    first = len(values) - length
-    if first < 0:
-        raise Unusable(f"too short: {len(values)} rows; the student takes {length}")
-    from_median = (pd.Series(values) - pd.Series(values).median()).abs()
-    usual = from_median.median()
-    if usual > 0:
-        values = np.where(from_median > ABSURD * usual, np.nan, values)  # a glitch is no value
-    known = np.flatnonzero(~np.isnan(values))
-    if not (known >= first).any():
-        raise Unusable(
-            f"nothing but missing values in its last {length} rows; the student takes {length}"
-        )
-    carried = len(values) - 1 - int(known[-1])
-    filled = int(np.isnan(values[first:]).sum()) - carried
-    context = np.interp(np.arange(first, len(values)), known, values[known])
-    return LastContext(context, filled, carried)
-
-
 # -- Windows ---------------------------------------------------------------------------------------
 
 
@@ -2329,6 +2305,36 @@ def in_chunks(context, size):
     return F.pad(context, (missing, 0), mode="replicate").unflatten(1, (-1, size))
 
 
+@dataclasses.dataclass
+class LastContext:
+    """The end of a series, from which a forecast goes on."""
+
+    values: np.ndarray  # (L,) float64, without a missing one
+    filled: int  # missing values that were interpolated
+    carried: int  # missing values at the end, where the last known one was carried forward
+
+
+def complete_context(values, length):
+    """LastContext of a series (T,) of at least `length` values, nan where missing.
+
+    None where all of its last `length` values are missing.
+    """
+    first = len(values) - length
+    if np.isnan(values[first:]).all():
+        return None
+    from_median = (pd.Series(values) - pd.Series(values).median()).abs()
+    usual = from_median.median()
+    if usual > 0:
+        values = np.where(from_median > ABSURD * usual, np.nan, values)  # a glitch is no value
+    known = np.flatnonzero(~np.isnan(values))
+    if not (known >= first).any():
+        return None
+    carried = len(values) - 1 - int(known[-1])
+    filled = int(np.isnan(values[first:]).sum()) - carried
+    context = np.interp(np.arange(first, len(values)), known, values[known])
+    return LastContext(context, filled, carried)
+
+
 class PatchStudent(nn.Module, PyTorchModelHubMixin):
     """Univariate patch Transformer: context (B, L) -> forecast (B, H), both in the series' units.
 
@@ -2393,6 +2399,51 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         earlier = in_chunks(scaled, self.season)  # (B, periods in L, season)
         ahead = (self.periods @ earlier).float()  # (B, periods in H, season)
         return ahead.flatten(1)[:, : self.prediction_length]
+
+    def forecast(self, context):
+        """Forecasts (H,) or (B, H) of contexts (L,) or (B, L), an array for an array, no gradients.
+
+        A tensor gives a tensor on its device. Contexts that are longer are cut to their last L
+        points, and missing values (nan, inf) are filled as `predict` fills them. Raises ValueError
+        for a shorter context, and for one that holds nothing but missing values.
+        """
+        is_tensor = isinstance(context, torch.Tensor)
+        values = context.detach().cpu().double().numpy() if is_tensor else context
+        values = np.asarray(values, np.float64)
+        length = self.context_length
+        if values.ndim not in (1, 2) or values.shape[-1] < length:
+            raise ValueError(
+                f"context has shape {values.shape}, expected ({length},) or (B, {length}), or more"
+            )
+        rows = np.atleast_2d(np.where(np.isfinite(values), values, np.nan))
+        completed = np.empty((len(rows), length))
+        for number, row in enumerate(rows):
+            whole = complete_context(row, length)
+            if whole is None:
+                raise ValueError(f"the last {length} values of context {number} are all missing")
+            completed[number] = whole.values
+
+        forecasts = self.without_gradients(torch.from_numpy(completed))
+        if values.ndim == 1:
+            forecasts = forecasts[0]
+        if is_tensor:
+            kind = context.dtype if context.is_floating_point() else torch.float64
+            return forecasts.to(context.device, kind)
+        kind = getattr(context, "dtype", None)
+        return forecasts.numpy().astype(kind if kind == np.float32 else np.float64)
+
+    @torch.no_grad()
+    def without_gradients(self, contexts):
+        """Forecasts (B, H) on the CPU of contexts (B, L), in eval mode; the mode is put back."""
+        place = self.position.device
+        kind = torch.float32 if place.type == "mps" else torch.float64  # which MPS has not
+        was_training = self.training
+        self.eval()
+        try:
+            parts = contexts.split(EVAL_BATCH)
+            return torch.cat([self(part.to(place, kind)).cpu() for part in parts])
+        finally:
+            self.train(was_training)
 
     @classmethod
     def from_pretrained(cls, source, revision=None):
@@ -4912,6 +4963,57 @@ def predict(args, voice, _stop):
         voice.say("Forecast: {}, {}", output, picture)
     else:
         voice.say("Forecast: {}", output)
+
+
+def forecast_frame(student, frame, columns=None):
+    """DataFrame of the next H steps of the series in a DataFrame: a column each, by their dates.
+
+    Dates are the index of the frame (a DatetimeIndex) or a column of it; it is read as `predict`
+    reads a CSV, with the columns of the student's training unless `columns` (a list) names others.
+    Without dates the steps are numbered 1, 2, ... Raises UserError.
+    """
+    if columns is None:
+        columns = student.info["run_config"]["columns"] if student.info else ["first"]
+    series = series_of_frame(frame, columns)
+    ahead = {}
+    for one in series:
+        try:
+            context = last_context(one.values, student.context_length)
+        except Unusable as reason:
+            raise UserError("{}: {}", one.name, reason) from reason
+        index = steps_after(one, student.prediction_length)
+        ahead[one.column] = pd.Series(student.forecast(context.values), index)
+    return pd.concat(ahead, axis=1, sort=True).rename_axis(index.name)
+
+
+def series_of_frame(frame, columns):
+    """List of RawSeries of a DataFrame, read as the CSV that it would be. Raises UserError."""
+    has_dates = isinstance(frame.index, pd.DatetimeIndex)
+    if has_dates:
+        frame = frame.rename_axis(frame.index.name or "date").reset_index()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "frame.csv")
+        frame.to_csv(path, index=False)
+        try:
+            series, notes = read_series(path, "frame", columns)
+        except Unusable as reason:
+            raise UserError("the frame: {}", reason) from reason
+    skipped = [note for note in notes if note.startswith("skipped: ")]
+    if skipped:  # here is nobody to be told of it and to go on
+        raise UserError("the frame: {}", "; ".join(skipped))
+    return series
+
+
+def last_context(values, length):
+    """LastContext of a series (T,). Raises Unusable where there is none."""
+    if len(values) < length:
+        raise Unusable("too short: {} rows; the student takes {}", len(values), length)
+    context = complete_context(values, length)
+    if context is None:
+        raise Unusable(
+            "nothing but missing values in its last {} rows; the student takes {}", length, length
+        )
+    return context
 
 
 def is_inside(path, data_dir):
