@@ -558,6 +558,7 @@ CHINESE = {
     "Labels of {:,} windows: {}": "{:,} 个窗口的标签: {}",
     "No label files in {}": "{} 中没有标签文件",
     "{}: its manifest is damaged": "{}: 清单文件已损坏",
+    "\nSeason in steps: {}": "\n季节周期 (步数): {}",
     "\nCreating student...": "\n创建学生模型...",
     "Student parameters: {:,}": "学生模型参数量: {:,}",
     "Student patches: {} of {} points": "学生模型 patch: {} 个，每个 {} 点",
@@ -2415,7 +2416,7 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
             raise ValueError(
                 f"context has shape {values.shape}, expected ({length},) or (B, {length}), or more"
             )
-        rows = np.atleast_2d(np.where(np.isfinite(values), values, np.nan))
+        rows = np.where(np.isfinite(values), values, np.nan).reshape(-1, values.shape[-1])
         completed = np.empty((len(rows), length))
         for number, row in enumerate(rows):
             whole = complete_context(row, length)
@@ -2435,6 +2436,8 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
     @torch.no_grad()
     def without_gradients(self, contexts):
         """Forecasts (B, H) on the CPU of contexts (B, L), in eval mode; the mode is put back."""
+        if not len(contexts):
+            return torch.empty(0, self.prediction_length, dtype=torch.float64)
         place = self.position.device
         kind = torch.float32 if place.type == "mps" else torch.float64  # which MPS has not
         was_training = self.training
@@ -4073,6 +4076,10 @@ def train(args, voice, stop):
         if content and content["teacher"] and content["teacher"]["key"] != labels.manifest["key"]:
             raise UserError(f"--resume: {folder} was trained on labels of other teacher weights")
 
+    windows = data.windows["train"]
+    pairs = sorted(set(zip(windows.freqs, windows.seasons.tolist(), strict=True)))
+    seasons = ", ".join(f"{season} (step {freq or '?'})" for freq, season in pairs)
+    voice.say("\nSeason in steps: {}", seasons)
     voice.say("\nCreating student...")
     size = sum(weight.numel() for weight in new_student(facts).parameters())
     voice.say("Student parameters: {:,}", size)
