@@ -1947,7 +1947,9 @@ def propose_lengths(rows, freq, config):
         for_training = sizes[0]
         horizon = min(horizon, *sizes[1:])
 
-    # A third of the training rows is left for windows to begin in.
+    # A horizon is at most a quarter of the training rows, and a third of the rest is left for
+    # windows to begin in.
+    horizon = min(horizon, for_training // 4)
     context_length = min(context_length, 2 * (for_training - horizon) // 3)
     if context_length >= season:
         context_length -= context_length % season
