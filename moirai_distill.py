@@ -69,6 +69,7 @@ import threading
 import time
 import unicodedata
 import uuid
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -241,12 +242,30 @@ PRECISION_HELP = "bf16-mixed is faster on new GPUs"
 CHECKPOINT_HELP = "a run's folder (its best), a .pt, an exported folder or a hub id"
 
 
+# What a newcomer types: shown by --help, and where the script is started without arguments.
+FIRST_COMMANDS = f"""\
+  python moirai_distill.py --demo
+      everything once, offline, in minutes, under {DEMO["save_dir"]}
+  python moirai_distill.py --data_dir my.csv --context_length 48 --prediction_length 12 \\
+      --num_epochs 60 --learning_rate 1e-3 --save_dir checkpoints/mine
+      train on a small CSV of your own; where the lengths do not fit, it says which ones do
+  python moirai_distill.py predict --checkpoint checkpoints/mine --input my.csv --plot
+      the next steps of it, as a CSV and a picture"""
+
+
 def build_parser(demo):
     """The parser of all commands; with `demo`, train has the demo's defaults."""
     program = Parser(
-        prog="moirai_distill.py", description=__doc__.partition("\n")[0], allow_abbrev=False
+        prog="moirai_distill.py",
+        description=__doc__.partition("\n")[0],
+        usage="python moirai_distill.py [COMMAND] [--FLAG VALUE ...]",
+        epilog=f"To begin:\n{FIRST_COMMANDS}\n\n`COMMAND --help` lists the flags of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    commands = program.add_subparsers(dest="command", required=True)
+    commands = program.add_subparsers(
+        dest="command", required=True, title="commands", metavar="COMMAND", prog=program.prog
+    )
 
     def command(name, says, **more):
         return commands.add_parser(name, help=says, allow_abbrev=False, **more)
@@ -444,6 +463,9 @@ AVERAGE_DECAY = 9  # the averaged weights reach back over about 1/9 of all steps
 MAX_FAILED = 10  # steps in a row with a non-finite loss or gradient that end the run
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # what --alpha auto tries (0 and at least one more) ...
 TRIAL_EPOCHS = 3  # ... for so many epochs each
+FEW_STEPS = 200  # a whole run of fewer steps than this is told, with ...
+ADVISED_STEPS = 300  # ... a command whose run takes about so many ...
+ADVISED_RATE = 1e-3  # ... at a learning rate of at least this
 
 # Time and memory. Results stay as they are, up to rounding.
 EVAL_BATCH = 512  # windows per forward pass where nothing is trained
@@ -549,6 +571,16 @@ MOST_NUMBERS = 0.9  # share of its values that makes a column numeric
 MOST_ON_RULE = 0.95  # share of the stamps that must lie on a calendar rule
 MOST_PLACED = 0.9  # share of the stamps that must find a place of their own on the grid
 ABSURD = 1e6  # deviations from the mean beyond which a value counts as missing
+# Lengths (context, horizon) that are proposed where those asked for are too long, by season. With
+# another season it is 14 of them -> one of them, as far as the lengths asked for reach.
+USUAL_LENGTHS = {
+    1: (24, 6),  # a year
+    4: (24, 4),  # a quarter
+    12: (48, 12),  # a month
+    52: (156, 13),  # a week
+    5: (260, 20),  # a business day
+    7: (364, 28),  # a day
+}
 MANY_FILES = 10  # from so many usable files on, --split_by auto holds out whole files
 JUDGED_WINDOWS = 64  # training windows per sampling frequency that choose the teacher's patch size
 
@@ -557,6 +589,7 @@ HEARTBEAT = 15  # s after which a run says again that it lives
 FRESH = 120  # s without that, after which a run on another machine counts as gone
 
 # What is told, and what is kept.
+MOST_PANELS = 4  # series that --plot draws
 MOST_NOTES = 20  # files whose lines are shown, and notes that are listed under an error
 MOST_REASONS = 4  # series of a file that are skipped, and warnings about it
 MOST_NAMES = 8  # columns of a file that are named
@@ -566,6 +599,7 @@ ONNX_TOLERANCE = 1e-4  # deviations of a context by which an ONNX file may diffe
 
 OLDEST_PYTHON = (3, 11)
 COMMANDS = ("train", "evaluate", "predict", "export", "label")
+TEXTS_NEEDED = ("data_dir", "teacher_model", "label_cache", "device", "save_dir")
 PARTS = ("train", "validation", "test")  # in the order of --split_ratio; named in checkpoints
 FEWEST_FILES = len(PARTS)  # a file for each part
 METRICS = ("mse", "mae", "mase")  # named in evaluations and checkpoints
@@ -659,6 +693,7 @@ RUN_FILES = (
     "*.png",
     "tensorboard",
     "evaluation.json",
+    "comparison",
     "student.onnx",
     "hub",
     "trials",
@@ -691,8 +726,10 @@ CHINESE = {
     "Labels of {:,} windows: {}": "{:,} 个窗口的标签: {}",
     "No label files in {}": "{} 中没有标签文件",
     "{}: its manifest is damaged": "{}: 清单文件已损坏",
+    "\nSeason in steps: {}": "\n季节周期 (步数): {}",
     "\nCreating student...": "\n创建学生模型...",
     "Student parameters: {:,}": "学生模型参数量: {:,}",
+    "Student patches: {} of {} points": "学生模型 patch: {} 个，每个 {} 点",
     "Validation loss of seasonal-naive: {:.4f}": "季节性朴素预测的验证损失: {:.4f}",
     "\nTrying each alpha for {} epochs:": "\n每个 alpha 试训 {} 个 epoch:",
     "  alpha {:g}: validation loss {:.4f}": "  alpha {:g}: 验证损失 {:.4f}",
@@ -703,6 +740,9 @@ CHINESE = {
         "教师在这里没有帮助: 只用真值训练"
     ),
     "\nTraining for {} epochs": "\n开始训练，共 {} 个 epoch",
+    "Steps: {:,} in an epoch ({:,} windows, {} in a step), {:,} in all": (
+        "步数: 每个 epoch {:,} 步 ({:,} 个窗口，每步 {} 个)，共 {:,} 步"
+    ),
     "Checkpoints: {}": "模型保存目录: {}",
     "\nEpoch {}/{}": "\nEpoch {}/{}",
     "Training loss: {:.4f} (MSE: {:.4f}, Distill: {})": (
@@ -715,9 +755,39 @@ CHINESE = {
     "Saved best model: {}": "保存最佳模型: {}",
     "\nBest epoch: {}, {}": "\n最佳 epoch: {}，{}",
     "\nNext: {} {}": "\n下一步: {} {}",
-    "\nTest error on {:,} windows:": "\n{:,} 个测试窗口上的误差:",
-    "{} keeps {:.0f} % of what the teacher gains over seasonal-naive": (
-        "{} 保留了教师相对季节性朴素预测的 {:.0f} % 优势"
+    "\nTest error on {:,} windows (ms: one forecast on the CPU):": (
+        "\n{:,} 个测试窗口上的误差 (ms: CPU 上单次预测):"
+    ),
+    "{} keeps {:.0f} % of what the teacher gains over {}": (
+        "{} 保留了 {:.0f} % 的教师优势 (相对 {})"
+    ),
+    "{} passes its teacher: its MSE is {:.1f} % lower than the teacher's": (
+        "{} 超过了教师: 它的 MSE 比教师低 {:.1f} %"
+    ),
+    "The teacher does not beat {} here: it has no gain that {} could keep": (
+        "教师在这里不优于 {}: 没有可供 {} 保留的优势"
+    ),
+    "the whole run takes only {:,} steps, in which a student learns little; try\n  {}": (
+        "整个训练只有 {:,} 步，学生学不到多少；可以试试\n  {}"
+    ),
+    (
+        "the best epoch was the last one: it was still learning; "
+        "raise --num_epochs or --learning_rate"
+    ): ("最佳 epoch 是最后一个: 模型仍在学习；请增大 --num_epochs 或 --learning_rate"),
+    "to learn more, try\n  {}": "要学得更多，可以试试\n  {}",
+    (
+        "more epochs would not help, the best one was {} of {}: take more data, other lengths, "
+        "or the naive forecast as it is"
+    ): (
+        "再多的 epoch 也没有帮助 (最佳是第 {} 个，共 {} 个): 请用更多数据或其他长度，"
+        "或直接用朴素预测"
+    ),
+    "{} is not better than {} on the test windows": "{} 在测试窗口上不优于 {}",
+    "Whether the teacher helped {} cannot be told beside {}, which is no twin: {}": (
+        "无法判断教师是否帮助了 {}: {} 不是它的孪生模型 ({})"
+    ),
+    "at step {} the teacher is worse than a naive forecast; labels may do harm": (
+        "步长 {} 上教师不如朴素预测；标签可能有害"
     ),
     (
         "Whether the teacher helped {} shows beside a twin: train one with --alpha 0, and "
@@ -891,9 +961,6 @@ CHINESE = {
         "日期和时刻分在两列: --time_column {} {}"
     ),
     "and in {} more files": "另外 {} 个文件中也有",
-    "the data gives no {} window; use more or longer series, or shorter lengths{}": (
-        "数据没有给出 {} 窗口；请用更多或更长的序列，或更短的长度{}"
-    ),
     "{} usable files, it takes {}; or use --split_by time{}": (
         "{} 个可用文件，至少需要 {} 个；或用 --split_by time{}"
     ),
@@ -908,6 +975,51 @@ CHINESE = {
     ),
     "{}: cannot be written ({})": "{}: 无法写入 ({})",
     "{}: is not UTF-8, which a name must be; rename it": "{}: 名称必须是 UTF-8 编码；请改名",
+    (
+        "too short: {} rows, of which the first {} train; "
+        "a window takes {} (--context_length {} + --prediction_length {})"
+    ): (
+        "太短: {} 行，其中前 {} 行用于训练；"
+        "一个窗口需要 {} 行 (--context_length {} + --prediction_length {})"
+    ),
+    "too short: {} rows; a window takes {} (--context_length {} + --prediction_length {})": (
+        "太短: {} 行；一个窗口需要 {} 行 (--context_length {} + --prediction_length {})"
+    ),
+    "{} of {} rows, fewer than the {} of --prediction_length": (
+        "{} 行 (共 {} 行)，少于 --prediction_length 的 {} 行"
+    ),
+    (
+        "no {} rows (--context_length {} + --prediction_length {}) "
+        "without a gap longer than {} (--max_gap)"
+    ): (
+        "没有连续 {} 行 (--context_length {} + --prediction_length {}) "
+        "不含长于 {} 的缺口 (--max_gap)"
+    ),
+    (
+        "the data gives no {} window; use more or longer series, or shorter lengths "
+        "(--context_length, --prediction_length){}"
+    ): (
+        "数据中没有 {} 窗口；请用更多或更长的序列，或更短的长度 "
+        "(--context_length, --prediction_length){}"
+    ),
+    "{}\nA student of shorter lengths fits:\n  {}": "{}\n更短长度的学生适用:\n  {}",
+    "{}: not a command; these are {}{}": "{}: 不是命令；命令有 {}{}",
+    "; did you mean {}?": "；您是不是想用 {}?",
+    "{} problem(s) with the defaults in the script\n  {}": "脚本中的默认值有 {} 个问题\n  {}",
+    "no arguments, and no data in {} (--data_dir). To begin:\n{}": (
+        "没有参数，{} 中也没有数据 (--data_dir)。可以这样开始:\n{}"
+    ),
+    (
+        "{} is among the data that the student was trained on ({}): "
+        "on data that it has not seen the error may be larger"
+    ): "{} 属于学生的训练数据 ({}): 在未见过的数据上误差可能更大",
+    "too short: {} rows; the student takes {}": "太短: {} 行；学生需要 {} 行",
+    "nothing but missing values in its last {} rows; the student takes {}": (
+        "最后 {} 行全是缺失值；学生需要 {} 行"
+    ),
+    "the frame: {}": "数据框: {}",
+    "{}\nThese lengths work with this data:\n  {}": "{}\n以下长度适用于这些数据:\n  {}",
+    "no {} window: {}": "没有 {} 窗口: {}",
     "note: {}": "注意: {}",
     "WARNING: {}": "警告: {}",
     "error: {}": "错误: {}",
@@ -1009,9 +1121,14 @@ class Voice:
         self._tell("WARNING: {}", sentence, values)
 
     def _tell(self, heading, sentence, values):
-        told = sentence if isinstance(sentence, Message | Told) else Message(sentence, values)
+        if isinstance(sentence, Message | Told):
+            told = sentence
+        elif values:
+            told = Message(sentence, values)
+        else:
+            told = Message(printable(sentence))  # names may stand in it
         if self.is_on:
-            line = printable(in_language(Message(heading, (told,)), self.language))
+            line = in_language(Message(heading, (told,)), self.language)
             print(line, file=sys.stderr, flush=True)
 
     def bar(self, description, **settings):
@@ -3778,6 +3895,25 @@ class DataConfig:
 
 
 @dataclasses.dataclass
+class Origin:
+    """What it takes to show the rows of a prepared series as its file has them."""
+
+    series: RawSeries  # without its values
+    rows: int  # T
+    mean: float  # of the train rows
+    deviation: float  # of the train rows
+    offset: int = 0  # of its first row in the values of its Windows
+
+    def index(self, row, count):
+        """Index (count,) of the rows from `row` on: timestamps, or numbers of steps."""
+        return steps_after(self.series, count, back=self.rows - row)
+
+    def in_units(self, scaled):
+        """Standardised values in the file's units."""
+        return np.asarray(scaled, np.float64) * self.deviation + self.mean
+
+
+@dataclasses.dataclass
 class PreparedSeries:
     """A series whose gaps are filled, standardised, with the starts of its windows."""
 
@@ -3789,6 +3925,7 @@ class PreparedSeries:
     mean: float  # of the train rows
     deviation: float  # of the train rows
     starts: dict  # part -> (w,) int64, starts of the windows whose target lies in the part
+    origin: Origin
 
 
 def prepare_series(series, bounds, config):
@@ -3805,17 +3942,25 @@ def prepare_series(series, bounds, config):
     observed = ~np.isnan(filled)
     for begin, end in bounds.values():
         filled[begin:end] = fill_gaps(filled[begin:end], config.max_gap)
+    for earlier, later in itertools.pairwise(bounds.values()):
+        fill_edge(filled, earlier, later, config.max_gap)
 
     known = ~np.isnan(filled)
     starts = {part: find_starts(known, observed, rows, config) for part, rows in bounds.items()}
     if not len(starts[first_part]):
-        raise Unusable(
-            f"too short: {high - low} rows; a window takes {config.window_length}"
-            f" without a gap longer than {config.max_gap}"
-        )
+        raise why_no_window(len(filled), bounds[first_part], config)
     scaled = scaler.transform(filled[:, None])[:, 0].astype(np.float32)
+    without_values = dataclasses.replace(series, values=series.values[:0].copy())
     return PreparedSeries(
-        series.name, series.freq, filled, scaled, observed, mean, deviation, starts
+        name=series.name,
+        freq=series.freq,
+        values=filled,
+        scaled=scaled,
+        observed=observed,
+        mean=mean,
+        deviation=deviation,
+        starts=starts,
+        origin=Origin(without_values, len(filled), mean, deviation),
     )
 
 
@@ -3847,6 +3992,82 @@ def fill_gaps(values, max_gap):
     return filled.where(values.notna() | (gap_length <= max_gap))
 
 
+def fill_edge(values, earlier, later, max_gap):
+    """Fill, in place, a gap of at most `max_gap` where two parts (first row, row after) meet.
+
+    The earlier one's last known value and the later one's first known value are carried to the
+    edge, each inside its own part. Else one missing value there would be in the context of every
+    window of a short part.
+    """
+    low, edge = earlier
+    _, high = later
+    known_before = np.flatnonzero(~np.isnan(values[low:edge]))
+    known_after = np.flatnonzero(~np.isnan(values[edge:high]))
+    if not len(known_before) or not len(known_after):
+        return
+    last = low + known_before[-1]
+    first = edge + known_after[0]
+    if first - last - 1 <= max_gap:
+        values[last:edge] = values[last]
+        values[edge:first] = values[first]
+
+
+def why_no_window(rows, bounds, config):
+    """Unusable that says why the part `bounds` of a series of so many rows has no window."""
+    low, high = bounds
+    lengths = (config.window_length, config.context_length, config.prediction_length)
+    if high < config.window_length:
+        if high < rows:
+            return Unusable(
+                "too short: {} rows, of which the first {} train;"
+                " a window takes {} (--context_length {} + --prediction_length {})",
+                *(rows, high, *lengths),
+            )
+        return Unusable(
+            "too short: {} rows; a window takes {} (--context_length {} + --prediction_length {})",
+            *(rows, *lengths),
+        )
+    if high - low < config.prediction_length:
+        return Unusable(
+            "{} of {} rows, fewer than the {} of --prediction_length",
+            *(high - low, rows, config.prediction_length),
+        )
+    return Unusable(
+        "no {} rows (--context_length {} + --prediction_length {})"
+        " without a gap longer than {} (--max_gap)",
+        *(*lengths, config.max_gap),
+    )
+
+
+def propose_lengths(rows, freq, config):
+    """(context length, horizon) that give a series of so many rows windows in all parts, or None.
+
+    They suit its step, and are no longer than those of the config.
+    """
+    season = season_of(freq) if config.season == "auto" else config.season
+    context_length, horizon = USUAL_LENGTHS.get(season, (14 * season, season))
+    context_length = min(context_length, config.context_length)
+    horizon = min(horizon, config.prediction_length)
+    if config.split_by == "files":
+        for_training = rows
+        horizon = min(horizon, rows // 5)
+    else:
+        shares = dict(zip(PARTS, config.split_ratio, strict=True))
+        sizes = [high - low for low, high in part_bounds(rows, shares).values()]
+        for_training = sizes[0]
+        horizon = min(horizon, *sizes[1:])
+
+    # A horizon is at most a quarter of the training rows, and a third of the rest is left for
+    # windows to begin in.
+    horizon = min(horizon, for_training // 4)
+    context_length = min(context_length, 2 * (for_training - horizon) // 3)
+    if context_length >= season:
+        context_length -= context_length % season
+    if horizon < 1 or context_length < 2:
+        return None
+    return context_length, horizon
+
+
 def find_starts(known, observed, bounds, config):
     """Starts (w,) of the windows without a missing value, whose target lies in rows `bounds`.
 
@@ -3863,35 +4084,6 @@ def find_starts(known, observed, bounds, config):
     is_whole = missing_before[end] == missing_before[begin]
     has_truth = observed_before[end] > observed_before[end - horizon]
     return begin[is_whole & has_truth]
-
-
-@dataclasses.dataclass
-class LastContext:
-    """The end of a series, from which a forecast goes on."""
-
-    values: np.ndarray  # (L,) float64, without a missing one
-    filled: int  # missing values that were interpolated
-    carried: int  # missing values at the end, where the last known one was carried forward
-
-
-def last_context(values, length):
-    """LastContext of a series (T,). Raises Unusable where there is none."""
-    first = len(values) - length
-    if first < 0:
-        raise Unusable(f"too short: {len(values)} rows; the student takes {length}")
-    from_median = (pd.Series(values) - pd.Series(values).median()).abs()
-    usual = from_median.median()
-    if usual > 0:
-        values = np.where(from_median > ABSURD * usual, np.nan, values)  # a glitch is no value
-    known = np.flatnonzero(~np.isnan(values))
-    if not (known >= first).any():
-        raise Unusable(
-            f"nothing but missing values in its last {length} rows; the student takes {length}"
-        )
-    carried = len(values) - 1 - int(known[-1])
-    filled = int(np.isnan(values[first:]).sum()) - carried
-    context = np.interp(np.arange(first, len(values)), known, values[known])
-    return LastContext(context, filled, carried)
 
 
 # -- Windows ---------------------------------------------------------------------------------------
@@ -3914,6 +4106,7 @@ class Windows:
     context_length: int  # L
     horizon: int  # H
     digest: str  # of all that a label depends on, but for the teacher
+    origins: list | tuple = ()  # of each series, an Origin: for pictures
 
     def __len__(self):
         return len(self.starts)
@@ -3949,7 +4142,9 @@ def make_windows(chosen, config):
     offsets = np.cumsum([0, *lengths[:-1]])
     digest = hashlib.sha256()
     seasons = []
-    for series, starts in chosen:
+    origins = []
+    for (series, starts), offset in zip(chosen, offsets.tolist(), strict=True):
+        origins.append(dataclasses.replace(series.origin, offset=offset))
         digest.update(label_digest(series, starts, config.window_length))
         seasons.append(season_of(series.freq) if config.season == "auto" else config.season)
     return Windows(
@@ -3963,6 +4158,7 @@ def make_windows(chosen, config):
         context_length=config.context_length,
         horizon=config.prediction_length,
         digest=digest.hexdigest(),
+        origins=origins,
     )
 
 
@@ -3987,6 +4183,12 @@ def label_digest(series, starts, length):
 # -- The split -------------------------------------------------------------------------------------
 
 
+class NoWindow(UserError):
+    """The data gives no window for a part; `lengths` (L, H) would, if there are such lengths."""
+
+    lengths = None
+
+
 @dataclasses.dataclass
 class SplitData:
     """The windows of all parts, and what is told about the files they come from."""
@@ -3999,7 +4201,37 @@ class SplitData:
 
 
 def split_data(files, config):
-    """SplitData of FilesRead. Raises UserError where a part has no window."""
+    """SplitData of FilesRead. Raises NoWindow where a part has no window."""
+    try:
+        return split_windows(files, config)
+    except NoWindow as error:
+        error.lengths = lengths_that_work(files, config)
+        raise
+
+
+def lengths_that_work(files, config):
+    """(L, H) that are proposed for one of the series, and give windows in all parts; or None."""
+    series = [one for of_file in files.series.values() for one in of_file]
+    series.sort(key=lambda one: len(one.values))
+    for share in (0.5, 0.25, 0, 1):  # the middle one by its rows, shorter ones, the longest one
+        if not series:
+            return None
+        one = series[round(share * (len(series) - 1))]
+        lengths = propose_lengths(len(one.values), one.freq, config)
+        if lengths is None:
+            continue
+        context_length, horizon = lengths
+        shorter = dataclasses.replace(
+            config, context_length=context_length, prediction_length=horizon
+        )
+        with contextlib.suppress(UserError):
+            split_windows(files, shorter)
+            return lengths
+    return None
+
+
+def split_windows(files, config):
+    """As `split_data`, without lengths that would work."""
     prepared, split_by, notes = prepare_and_choose(files, config)
     part_of = {}
     if split_by == "files":
@@ -4021,8 +4253,9 @@ def split_data(files, config):
 
     empty = [part for part in PARTS if not chosen[part]]
     if empty:
-        raise UserError(
-            "the data gives no {} window; use more or longer series, or shorter lengths{}",
+        raise NoWindow(
+            "the data gives no {} window; use more or longer series, or shorter lengths"
+            " (--context_length, --prediction_length){}",
             *(", ".join(empty), listing(notes)),
         )
     windows = {part: make_windows(chosen[part], config) for part in PARTS}
@@ -4052,13 +4285,23 @@ def prepare_files(files, by_time, config):
             bounds = part_bounds(len(series.values), shares)
             try:
                 ready = prepare_series(series, bounds, config)
-                prepared.setdefault(name, []).append(ready)
             except Unusable as reason:
-                problem = reason.message
-                if series.name != name:
-                    problem = Message("{}: {}", (series.name, problem))
-                notes[name].append(problem)
+                notes[name].append(about_series(series, name, reason.message))
+                continue
+            prepared.setdefault(name, []).append(ready)
+            for part, starts in ready.starts.items():
+                if not len(starts):
+                    reason = why_no_window(len(series.values), bounds[part], config)
+                    problem = Message("no {} window: {}", (part, reason))
+                    notes[name].append(about_series(series, name, problem))
     return prepared, notes
+
+
+def about_series(series, file_name, problem):
+    """Message: a problem, and the series that has it where its file holds several."""
+    if series.name == file_name:
+        return problem
+    return Message("{}: {}", (series.name, problem))
 
 
 def part_bounds(rows, shares):
@@ -4076,7 +4319,7 @@ def split_files(prepared, config, notes):
     """
     count = len(prepared)
     if count < FEWEST_FILES:
-        raise UserError(
+        raise NoWindow(
             "{} usable files, it takes {}; or use --split_by time{}",
             *(count, FEWEST_FILES, listing(notes)),
         )
@@ -4187,6 +4430,36 @@ def weights_digest(student):
     return digest.hexdigest()[:16]
 
 
+@dataclasses.dataclass
+class LastContext:
+    """The end of a series, from which a forecast goes on."""
+
+    values: np.ndarray  # (L,) float64, without a missing one
+    filled: int  # missing values that were interpolated
+    carried: int  # missing values at the end, where the last known one was carried forward
+
+
+def complete_context(values, length):
+    """LastContext of a series (T,) of at least `length` values, nan where missing.
+
+    None where all of its last `length` values are missing.
+    """
+    first = len(values) - length
+    if np.isnan(values[first:]).all():
+        return None
+    from_median = (pd.Series(values) - pd.Series(values).median()).abs()
+    usual = from_median.median()
+    if usual > 0:
+        values = np.where(from_median > ABSURD * usual, np.nan, values)  # a glitch is no value
+    known = np.flatnonzero(~np.isnan(values))
+    if not (known >= first).any():
+        return None
+    carried = len(values) - 1 - int(known[-1])
+    filled = int(np.isnan(values[first:]).sum()) - carried
+    context = np.interp(np.arange(first, len(values)), known, values[known])
+    return LastContext(context, filled, carried)
+
+
 class PatchStudent(nn.Module, PyTorchModelHubMixin):
     """Univariate patch Transformer: context (B, L) -> forecast (B, H), both in the series' units.
 
@@ -4255,6 +4528,53 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         earlier = in_chunks(scaled, self.season)  # (B, periods in L, season)
         ahead = (self.periods @ earlier).to(scaled.dtype)  # (B, periods in H, season)
         return ahead.flatten(1)[:, : self.prediction_length]
+
+    def forecast(self, context):
+        """Forecasts (H,) or (B, H) of contexts (L,) or (B, L), an array for an array, no gradients.
+
+        A tensor gives a tensor on its device. Contexts that are longer are cut to their last L
+        points, and missing values (nan, inf) are filled as `predict` fills them. Raises ValueError
+        for a shorter context, and for one that holds nothing but missing values.
+        """
+        is_tensor = isinstance(context, torch.Tensor)
+        values = context.detach().cpu().double().numpy() if is_tensor else context
+        values = np.asarray(values, np.float64)
+        length = self.context_length
+        if values.ndim not in (1, 2) or values.shape[-1] < length:
+            raise ValueError(
+                f"context has shape {values.shape}, expected ({length},) or (B, {length}), or more"
+            )
+        rows = np.where(np.isfinite(values), values, np.nan).reshape(-1, values.shape[-1])
+        completed = np.empty((len(rows), length))
+        for number, row in enumerate(rows):
+            whole = complete_context(row, length)
+            if whole is None:
+                raise ValueError(f"the last {length} values of context {number} are all missing")
+            completed[number] = whole.values
+
+        forecasts = self.without_gradients(torch.from_numpy(completed))
+        if values.ndim == 1:
+            forecasts = forecasts[0]
+        if is_tensor:
+            kind = context.dtype if context.is_floating_point() else torch.float64
+            return forecasts.to(context.device, kind)
+        kind = getattr(context, "dtype", None)
+        return forecasts.numpy().astype(kind if kind == np.float32 else np.float64)
+
+    @torch.no_grad()
+    def without_gradients(self, contexts):
+        """Forecasts (B, H) on the CPU of contexts (B, L), in eval mode; the mode is put back."""
+        if not len(contexts):
+            return torch.empty(0, self.prediction_length, dtype=torch.float64)
+        place = self.position.device
+        kind = torch.float32 if place.type == "mps" else torch.float64  # which MPS has not
+        was_training = self.training
+        self.eval()
+        try:
+            parts = contexts.split(EVAL_BATCH)
+            return torch.cat([self(part.to(place, kind)).cpu() for part in parts])
+        finally:
+            self.train(was_training)
 
     @classmethod
     def from_pretrained(cls, source, revision=None):
@@ -5218,15 +5538,9 @@ def choose_patch_sizes(teacher, task, voice):
     chosen = {}
     seconds = 0.0
     for freq, sizes in asked.items():
-        member = np.flatnonzero(windows.freq_of(np.arange(len(windows))) == freq)
-        count = min(JUDGED_WINDOWS, len(member))
-        index = member[np.linspace(0, len(member) - 1, count).astype(np.int64)]
-        context, truth, observed = windows.batch(index)
-
-        naive = {}
-        for name, naive_forecast in task.baselines.items():
-            forecast = naive_forecast(context, windows.season(index), windows.horizon)
-            naive[name] = observed_mse(forecast, truth, observed)
+        member, index = sample_of(windows, freq)
+        _, truth, observed = windows.batch(index)
+        naive = naive_errors(task.baselines, windows, index)
         errors_of = {}
         took = {}
         for size in sizes:
@@ -5238,13 +5552,48 @@ def choose_patch_sizes(teacher, task, voice):
 
         chosen[freq] = best_size(errors_of)
         seconds += took[chosen[freq]] * len(member) / len(windows)
-        tell_errors(freq, len(index), naive, errors_of, voice)
-        if not errors_of[chosen[freq]] <= min(naive.values()):
-            voice.warn(
-                f"at step {freq or '?'} the teacher is worse than a naive forecast;"
-                " labels may do harm"
-            )
+        named = {f"patch {size}": error for size, error in errors_of.items()}
+        tell_errors(freq, len(index), naive | named, voice)
+        warn_of_bad_teacher(freq, naive, errors_of[chosen[freq]], voice)
     return chosen, seconds
+
+
+def tell_cached_errors(labels, task, voice):
+    """Say how good the labels of a cache hit are, as it was said when they were made."""
+    windows = task.windows
+    for freq in sorted(set(windows.freqs)):
+        _, index = sample_of(windows, freq)
+        _, truth, observed = windows.batch(index)
+        naive = naive_errors(task.baselines, windows, index)
+        label, is_finite = labels.batch(index)
+        error = observed_mse(label, truth, observed * is_finite)
+        tell_errors(freq, len(index), naive | {"teacher": error}, voice)
+        warn_of_bad_teacher(freq, naive, error, voice)
+
+
+def sample_of(windows, freq):
+    """(all windows of a frequency, at most JUDGED_WINDOWS of them, spread evenly), as indices."""
+    member = np.flatnonzero(windows.freq_of(np.arange(len(windows))) == freq)
+    count = min(JUDGED_WINDOWS, len(member))
+    return member, member[np.linspace(0, len(member) - 1, count).astype(np.int64)]
+
+
+def naive_errors(baselines, windows, index):
+    """Name -> mean squared error of each naive forecast of windows."""
+    context, truth, observed = windows.batch(index)
+    found = {}
+    for name, naive_forecast in baselines.items():
+        forecast = naive_forecast(context, windows.season(index), windows.horizon)
+        found[name] = observed_mse(forecast, truth, observed)
+    return found
+
+
+def warn_of_bad_teacher(freq, naive, error, voice):
+    """Warn where the teacher's error is not below those of all naive forecasts (name -> error)."""
+    if not error <= min(naive.values()):
+        voice.warn(
+            "at step {} the teacher is worse than a naive forecast; labels may do harm", freq or "?"
+        )
 
 
 def asked_patch_sizes(teacher, windows, request):
@@ -5277,10 +5626,9 @@ def best_size(errors_of):
     return min(errors_of, key=rank)
 
 
-def tell_errors(freq, count, naive, errors_of, voice):
-    """Print the errors of naive forecasts and of the teacher with each patch size."""
-    facts = [f"{name} {error:.4f}" for name, error in naive.items()]
-    facts += [f"patch {size} {error:.4f}" for size, error in errors_of.items()]
+def tell_errors(freq, count, errors_of, voice):
+    """Print the errors (name -> MSE) on a sample of windows of one frequency."""
+    facts = [f"{name} {error:.4f}" for name, error in errors_of.items()]
     voice.say("MSE on {} windows of step {}: {}", count, freq or "?", ", ".join(facts))
 
 
@@ -5336,13 +5684,15 @@ def get_labels(task, job):
 
     Raises Interrupted between two blocks; the whole ones stay.
     """
-    file = job.on_rank_zero(lambda: find_labels(task))
-    if file:
-        job.voice.say("Label cache hit, no teacher call: {}", file.folder)
-    else:
-        file = make_labels(task, job)
+    cached = job.on_rank_zero(lambda: find_labels(task))
+    if cached:
+        job.voice.say("Label cache hit, no teacher call: {}", cached.folder)
+    file = cached or make_labels(task, job)
     job.on_rank_zero(file.join)
-    return file.open()
+    labels = file.open()
+    if cached:
+        tell_cached_errors(labels, task, job.voice)
+    return labels
 
 
 def make_labels(task, job):
@@ -6021,6 +6371,21 @@ def tell_files(data, voice):
         voice.warn("and in {} more files", len(doubtful) - MOST_NOTES)
 
 
+def load_data_or_offer(args, voice):
+    """As `load_data`, of arguments; where their lengths are too long, shorter ones are offered."""
+    try:
+        return load_data(pick(DataConfig, args), pick(ReadConfig, args), voice)
+    except NoWindow as error:
+        if not error.lengths:
+            raise
+        context_length, horizon = error.lengths
+        changes = {"context_length": context_length, "prediction_length": horizon}
+        if args.command == "train" and args.patch_size > context_length:
+            changes["patch_size"] = context_length
+        command = command_line(args, **changes)
+        raise UserError("{}\nThese lengths work with this data:\n  {}", error, command) from error
+
+
 def labels_of(windows, training_windows, request, job):
     """LabelFile of windows by the teacher that is asked for; it is judged on training windows."""
     device = job.device
@@ -6064,7 +6429,7 @@ def train_in(folder, args, job):
     job.on_rank_zero(lambda: end_move(folder, args.resume, voice))
     if args.demo and args.data_dir == DEMO["data_dir"]:
         job.on_rank_zero(lambda: write_demo_csvs(args.data_dir))
-    data = load_data(pick(DataConfig, args), pick(ReadConfig, args), voice)
+    data = load_data_or_offer(args, voice)
     facts = run_facts(args, data)
     content = None  # of the last.pt to go on from
     if args.resume and (folder / "last.pt").is_file():  # else --alpha auto was still trying
@@ -6078,9 +6443,15 @@ def train_in(folder, args, job):
         if teacher and teacher.get("key") != labels.manifest["key"]:
             raise UserError(f"--resume: {folder} was trained on labels of other teacher weights")
 
+    windows = data.windows["train"]
+    pairs = sorted(set(zip(windows.freqs, windows.seasons.tolist(), strict=True)))
+    seasons = ", ".join(f"{season} (step {freq or '?'})" for freq, season in pairs)
+    voice.say("\nSeason in steps: {}", seasons)
     voice.say("\nCreating student...")
     size = sum(weight.numel() for weight in new_student(facts).parameters())
     voice.say("Student parameters: {:,}", size)
+    patches = math.ceil(args.context_length / args.patch_size)
+    voice.say("Student patches: {} of {} points", patches, args.patch_size)
     if not args.resume:
         job.on_rank_zero(lambda: move_old_run(folder, voice))
     progress = train_student(args, data, labels, facts, content, job)
@@ -6092,11 +6463,65 @@ def train_in(folder, args, job):
     if args.demo and labels:
         sizes = labels.manifest["patch_sizes"]
         teacher_beside = dataclasses.replace(request, teacher_patch_size=sizes)
-    compare({"student": open_student(best)}, data, teacher_beside, folder, job)
+    rows = compare({"student": open_student(best)}, data, teacher_beside, folder, job)
+    if rows:
+        advise(args, progress, rows, len(data.windows["train"]), voice)
     command = "python moirai_distill.py evaluate --checkpoint"
     if labels:
         command = "python moirai_distill.py evaluate --with_teacher --checkpoint"
     voice.say("\nNext: {} {}", command, shlex.quote(args.save_dir))
+
+
+def advise(args, progress, rows, windows, voice):
+    """Say in words where a run has not learnt enough, and which command would learn more."""
+    is_at_its_end = 0 < progress.best_epoch == progress.epoch
+    if is_at_its_end:
+        voice.note(
+            "the best epoch was the last one: it was still learning;"
+            " raise --num_epochs or --learning_rate"
+        )
+    is_slow = args.learning_rate < ADVISED_RATE
+    is_bad = is_worse_than_naive(rows["student"], rows)
+    if is_at_its_end or (is_bad and is_slow):
+        steps = math.ceil(windows / args.batch_size)
+        voice.note("to learn more, try\n  {}", command_to_learn_more(args, steps))
+    elif is_bad:
+        voice.note(
+            "more epochs would not help, the best one was {} of {}: take more data, other lengths,"
+            " or the naive forecast as it is",
+            *(progress.best_epoch, progress.epoch),
+        )
+
+
+def command_to_learn_more(args, steps):
+    """The command line of a run like this one that learns more; `steps` are those of an epoch."""
+    epochs = max(2 * args.num_epochs, math.ceil(ADVISED_STEPS / steps))
+    changes = {"num_epochs": epochs}
+    if args.learning_rate < ADVISED_RATE:
+        changes["learning_rate"] = ADVISED_RATE
+    return command_line(args, **changes)
+
+
+def command_line(args, **changes):
+    """The command line that gives these arguments, with changes, to be copied.
+
+    It names what is not the default. What is asked for once (--resume) is left out.
+    """
+    usual = vars(build_parser(demo=getattr(args, "demo", False)).parse_args([args.command]))
+    words = ["python", "moirai_distill.py"]
+    if args.command != "train":
+        words.append(args.command)
+    for name, value in (vars(args) | changes).items():
+        if value == usual[name] or name == "resume":
+            continue
+        words.append(f"--{name}")
+        if isinstance(value, list):
+            words += value
+        elif isinstance(value, tuple):  # --split_ratio
+            words.append(":".join(f"{share:g}" for share in value))
+        elif value is not True:
+            words.append(str(value))
+    return shlex.join(words)
 
 
 def train_student(args, data, labels, facts, content, job):
@@ -6119,7 +6544,18 @@ def train_student(args, data, labels, facts, content, job):
     alpha = facts["run_config"]["alpha"]
     if alpha == "auto":
         alpha, facts["alpha_tried"] = choose_alpha(training, job)
+    steps = math.ceil(len(training.windows) / args.batch_size)  # of an epoch
     job.voice.say("\nTraining for {} epochs", args.num_epochs)
+    job.voice.say(
+        "Steps: {:,} in an epoch ({:,} windows, {} in a step), {:,} in all",
+        *(steps, len(training.windows), args.batch_size, steps * args.num_epochs),
+    )
+    if steps * args.num_epochs < FEW_STEPS:
+        job.voice.note(
+            "the whole run takes only {:,} steps, in which a student learns little; try\n  {}",
+            steps * args.num_epochs,
+            command_to_learn_more(args, steps),
+        )
     job.voice.say("Checkpoints: {}", args.save_dir)
     progress = fit(new_student(facts), with_alpha(training, alpha), job, content)
     if args.alpha == "auto":
@@ -6328,41 +6764,115 @@ def write_demo_csvs(folder, files=20, rows=1500):
 # -- Pictures --------------------------------------------------------------------------------------
 
 
+# One colour for each forecaster in all pictures; the first student is "student" or "forecast".
+COLOURS = {
+    "student": "tab:blue",
+    "forecast": "tab:blue",
+    "teacher": "tab:orange",
+    "seasonal-naive": "tab:green",
+    "last value": "tab:brown",
+}
+OTHER_COLOURS = ("tab:purple", "tab:red", "tab:cyan", "tab:olive", "tab:pink")
+LONGEST_NAME = 21  # characters of a forecaster in the table of an evaluation
+FAR_APART = 5  # times the lowest error, from which on errors are drawn on a logarithmic axis
+
+
 @dataclasses.dataclass
 class Panel:
     """One plot of a picture."""
 
     title: str
-    steps: object  # (T,) of the known values
+    steps: object  # (T,) of the known values: timestamps or numbers
     known: object  # (T,) values, or none
     ahead: object  # (H,) steps of the curves
     curves: dict  # name -> (H,)
+    begins: object = None  # the last step before the forecast, where a line is drawn
+    x_label: str = ""
+    y_label: str = ""
+    is_log: bool = False
+    heading: str = ""  # of the whole picture, from its first panel
 
 
 def draw(path, panels):
-    """Write a picture of panels, one below the other."""
+    """Write a picture of panels, one below the other, with one legend beside them."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1.5 + 2.2 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(10, 1 + 2.4 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    colours = colours_of(panels)
+    lines = {}  # name -> a line of it, for the legend
     for axis, panel in zip(axes, panels, strict=True):
-        axis.plot(panel.steps, panel.known, color="0.6", label="known" if len(panel.known) else "")
+        if len(panel.known):
+            known = axis.plot(on_clock(panel.steps), panel.known, color="0.55")
+            lines.setdefault("truth", known[0])
         for name, curve in panel.curves.items():
-            axis.plot(panel.ahead, curve, label=name[-40:], linewidth=1.2)
-        axis.set_title(panel.title, fontsize="small", parse_math=False)  # $ in a name is a dollar
-    legend = axes[0].legend(ncols=3, loc="upper left", fontsize="small")
+            style = {"color": colours[name], "linewidth": 1.3}
+            (line,) = axis.plot(on_clock(panel.ahead), curve, **style)
+            lines.setdefault(name, line)
+        if panel.begins is not None:
+            axis.axvline(on_clock(panel.begins), color="0.8", linestyle="--", zorder=0)
+        set_ticks(axis, panel)
+        # Without mathematics, as $ in a name is a dollar.
+        axis.set_title(shortened_name(panel.title, 90), fontsize="small", parse_math=False)
+        axis.set_xlabel(panel.x_label, fontsize="small", parse_math=False)
+        axis.set_ylabel(shortened_name(panel.y_label, 24), fontsize="small", parse_math=False)
+    figure.suptitle(panels[0].heading, fontsize="medium", parse_math=False)
+    names = [shortened_name(name, 28) for name in lines]
+    legend = figure.legend(lines.values(), names, loc="outside right upper", fontsize="small")
     for text in legend.get_texts():
         text.set_parse_math(False)
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=110)
 
 
+def colours_of(panels):
+    """Name -> colour of all curves; the first name that is no usual one is that of a student."""
+    colours = dict(COLOURS)
+    names = [name for panel in panels for name in panel.curves]
+    unknown = [name for name in dict.fromkeys(names) if name not in colours]
+    choice = itertools.chain([COLOURS["student"]], itertools.cycle(OTHER_COLOURS))
+    colours.update(zip(unknown, choice, strict=False))
+    return colours
+
+
+def on_clock(steps):
+    """Steps as matplotlib wants them: timestamps without their zone, as their clock shows them."""
+    if getattr(steps, "tzinfo", None) is not None:
+        return steps.tz_localize(None)
+    return steps
+
+
+def set_ticks(axis, panel):
+    """Few enough ticks, dates where the steps are dates, and a logarithmic axis where it helps."""
+    from matplotlib import dates, ticker
+
+    if isinstance(panel.ahead, pd.DatetimeIndex):
+        locator = dates.AutoDateLocator(minticks=3, maxticks=8)
+        axis.xaxis.set_major_locator(locator)
+        axis.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+    else:
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
+    if panel.is_log:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _place: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(ticker.NullFormatter())
+    axis.tick_params(labelsize="small")
+
+
+def shortened_name(name, most):
+    """The end of a name that is longer than `most` characters."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
 def draw_history(path, history):
     """Draw the losses of a run by epoch."""
     table = pd.DataFrame(history)
     curves = table[["train_loss", "train_mse", "train_distill", "validation_mse"]].astype(float)
-    title = "losses by epoch, in squared deviations of each series"
-    draw(path, [Panel(title, [], [], table["epoch"], curves)])
+    panel = Panel("losses by epoch", [], [], table["epoch"], curves)
+    panel.x_label = "epoch"
+    panel.y_label = "squared deviations"
+    draw(path, [panel])
 
 
 # -- evaluate --------------------------------------------------------------------------------------
@@ -6487,9 +6997,10 @@ def inherit_arguments(args, first, pupil):
 
 def evaluation_folder(args, first):
     """Where evaluate writes: beside the first checkpoint, if the windows are those of its run."""
+    reading = [getattr(args, field.name) for field in dataclasses.fields(ReadConfig)]
     data_flags = (  # those that decide the test windows; others only thin out training
+        *reading,
         args.data_dir,
-        args.columns,
         args.max_files,
         args.split_by,
         args.split_ratio,
@@ -6503,6 +7014,8 @@ def evaluation_folder(args, first):
         folder = user_path(args.output_dir)
     elif is_own_data and first.path:
         folder = first.path.parent
+        if len(args.checkpoint) > 1:  # those of the run alone stay
+            folder = folder / "comparison"
     if problem := unwritable(folder):
         raise UserError(f"{problem}; give --output_dir")
     remove_leftovers(folder)
@@ -6526,6 +7039,7 @@ class Row:
     cost: Cost | None = None
     alpha: float | None = None  # of a student
     weights_id: str | None = None  # of a student
+    making: dict | None = None  # of a student, see `making_of`
 
     def to_json(self):
         """The row of evaluation.json."""
@@ -6542,6 +7056,7 @@ def compare(students, data, request, folder, job):
     """Score students (name -> OpenedStudent) beside naive forecasts on all test windows.
 
     With a TeacherRequest the teacher, too. Prints a table, and leaves it in `folder` with pictures.
+    Returns name -> Row on the first process, None on others.
     """
     test = data.windows["test"]
     forecasters = {}
@@ -6559,10 +7074,11 @@ def compare(students, data, request, folder, job):
     for name, forecast in forecasters.items():
         rows[name] = Row(score(forecast, test, EVAL_BATCH, job))
     if job.rank != 0:
-        return
+        return None
     for name, opened in students.items():
         rows[name].alpha = opened.content.get("run_config", {}).get("alpha")
         rows[name].weights_id = opened.weights_id
+        rows[name].making = making_of(opened.content)
         rows[name].cost = student_cost(opened, test)
     if labels:
         rows["teacher"].cost = teacher_cost(request, labels, test, job.voice)
@@ -6572,6 +7088,7 @@ def compare(students, data, request, folder, job):
     save_evaluation(folder / "evaluation.json", rows, test)
     draw_evaluation(folder, rows, forecasters, test)
     job.voice.say("Table and pictures: {}", folder)
+    return rows
 
 
 def naive_forecaster(naive, windows):
@@ -6628,61 +7145,162 @@ def teacher_cost(request, labels, test, voice):
 
 
 def tell_rows(rows, count, voice):
-    """Print the table of an evaluation on `count` windows."""
-    voice.say("\nTest error on {:,} windows:", count)
-    width = max(len(name) for name in rows)
+    """Print the table of an evaluation on `count` windows, in lines of at most 100 columns."""
+    voice.say("\nTest error on {:,} windows (ms: one forecast on the CPU):", count)
+    names = short_names(rows)
+    width = max(len(name) for name in names.values())
     for name, row in rows.items():
         scores = row.scores
-        line = f"  {name:<{width}}  MSE {scores.mse:.4f}  MAE {scores.mae:.4f}"
+        line = f"  {names[name]:<{width}}  MSE {scores.mse:.4f}  MAE {scores.mae:.4f}"
         line += f"  MASE {scores.mase:.4f}"
         if row.cost:
             megabytes = 1e-6 * row.cost.bytes
-            line += f"{row.cost.parameters:>12,} parameters {megabytes:>6.1f} MB"
-            line += f" {row.cost.cpu_ms:>6.1f} ms (CPU)"
+            line += f"{row.cost.parameters:>12,} parameters {megabytes:>5.1f} MB"
+            line += f" {row.cost.cpu_ms:>6.1f} ms"
         voice.say("{}", line)
 
 
+def short_names(names):
+    """Name -> the same, or its end where it is long; no two are alike."""
+    short = {}
+    for name in names:
+        shown = shortened_name(name, LONGEST_NAME)
+        for number in itertools.count(2):
+            if shown not in short.values():
+                break
+            shown = f"{shortened_name(name, LONGEST_NAME - 4)} ({number})"
+        short[name] = shown
+    return short
+
+
 def tell_verdict(rows, voice):
-    """Say what each distilled student keeps of its teacher, and whether the teacher helped it."""
-    naive = rows["seasonal-naive"].scores.mse
-    mse_of_twins = {name: row.scores.mse for name, row in rows.items() if row.alpha == 0}
-    twin = min(mse_of_twins, key=mse_of_twins.get, default=None)
+    """Say which student is worse than a naive forecast, and what the teacher gave each one."""
     for name, row in rows.items():
-        if not row.alpha:  # no student, or one without a teacher
+        if row.alpha is None:  # no student
             continue
-        mse = row.scores.mse
-        if "teacher" in rows and max(rows["teacher"].scores.mse, mse) < naive:
-            kept = 100 * (naive - mse) / (naive - rows["teacher"].scores.mse)
-            voice.say("{} keeps {:.0f} % of what the teacher gains over seasonal-naive", name, kept)
-        if twin is None:
-            voice.say(
-                "Whether the teacher helped {} shows beside a twin:"
-                " train one with --alpha 0, and evaluate both",
-                name,
-            )
+        warn_of_bad_student(name, rows, voice)
+        if row.alpha == 0:  # it had no teacher
             continue
-        change = 100 * (mse / (mse_of_twins[twin] or math.nan) - 1)
-        pairs = zip(row.scores.mse_by_series, rows[twin].scores.mse_by_series, strict=True)
-        lower = sum(own < other for own, other in pairs)
-        series = len(row.scores.mse_by_series)
-        if change <= -1:
-            voice.say(
-                "The teacher helped: {} has {:+.1f} % of MSE beside {} (alpha 0),"
-                " and a lower one on {} of {} series",
-                *(name, change, twin, lower, series),
-            )
-        elif change >= 1:
-            voice.say(
-                "The teacher did harm: {} has {:+.1f} % of MSE beside {} (alpha 0),"
-                " and a lower one on {} of {} series",
-                *(name, change, twin, lower, series),
-            )
+        if "teacher" in rows:
+            tell_beside_teacher(name, rows, voice)
+        tell_beside_twin(name, rows, voice)
+
+
+def better_naive(rows):
+    """Name of the naive forecast with the lower MSE."""
+    return min(BASELINES, key=lambda name: rows[name].scores.mse)
+
+
+def is_worse_than_naive(row, rows):
+    """Whether a forecaster does not beat every naive forecast; one that is not finite does not."""
+    return not row.scores.mse < rows[better_naive(rows)].scores.mse
+
+
+def warn_of_bad_student(name, rows, voice):
+    """Warn of a student that does not beat every naive forecast."""
+    row = rows[name]
+    if not is_worse_than_naive(row, rows):
+        return
+    better = [naive for naive in BASELINES if not row.scores.mse < rows[naive].scores.mse]
+    voice.warn("{} is not better than {} on the test windows", name, " and ".join(better))
+
+
+def tell_beside_teacher(name, rows, voice):
+    """Say how much of the teacher's gain over the better naive forecast a student keeps."""
+    naive = better_naive(rows)
+    teacher_mse = rows["teacher"].scores.mse
+    mse = rows[name].scores.mse
+    if is_worse_than_naive(rows["teacher"], rows):
+        voice.say(
+            "The teacher does not beat {} here: it has no gain that {} could keep", naive, name
+        )
+    elif mse < teacher_mse:
+        less = 100 * (1 - mse / teacher_mse)
+        voice.say("{} passes its teacher: its MSE is {:.1f} % lower than the teacher's", name, less)
+    elif not is_worse_than_naive(rows[name], rows):
+        naive_mse = rows[naive].scores.mse
+        kept = 100 * (naive_mse - mse) / (naive_mse - teacher_mse)
+        voice.say("{} keeps {:.0f} % of what the teacher gains over {}", name, kept, naive)
+
+
+def tell_beside_twin(name, rows, voice):
+    """Say whether the teacher helped a student: beside a true twin alone, else what differs."""
+    row = rows[name]
+    differences = {}  # name of a student that had no teacher -> in what it was made otherwise
+    for other, other_row in rows.items():
+        if other_row.alpha == 0:
+            differences[other] = differences_of(row.making, other_row.making)
+    if not differences:
+        voice.say(
+            "Whether the teacher helped {} shows beside a twin:"
+            " train one with --alpha 0, and evaluate both",
+            name,
+        )
+        return
+    twin = min(differences, key=lambda other: len(differences[other]))
+    if differences[twin]:
+        voice.say(
+            "Whether the teacher helped {} cannot be told beside {}, which is no twin: {}",
+            *(name, twin, ", ".join(differences[twin])),
+        )
+        return
+
+    change = 100 * (row.scores.mse / (rows[twin].scores.mse or math.nan) - 1)
+    pairs = zip(row.scores.mse_by_series, rows[twin].scores.mse_by_series, strict=True)
+    lower = sum(own < other for own, other in pairs)
+    series = len(row.scores.mse_by_series)
+    if change <= -1:
+        voice.say(
+            "The teacher helped: {} has {:+.1f} % of MSE beside {} (alpha 0),"
+            " and a lower one on {} of {} series",
+            *(name, change, twin, lower, series),
+        )
+    elif change >= 1:
+        voice.say(
+            "The teacher did harm: {} has {:+.1f} % of MSE beside {} (alpha 0),"
+            " and a lower one on {} of {} series",
+            *(name, change, twin, lower, series),
+        )
+    else:
+        voice.say(
+            "The teacher made no difference: {} has {:+.1f} % of MSE beside {} (alpha 0),"
+            " and a lower one on {} of {} series",
+            *(name, change, twin, lower, series),
+        )
+
+
+def making_of(content):
+    """How the student of a checkpoint was made, but for its teacher: name -> plain value.
+
+    Two students that differ in alpha alone are twins: what they differ in is what the teacher gave.
+    """
+    making = {}
+    run_config = content.get("run_config", {})
+    for field in dataclasses.fields(TrainConfig):
+        if field.name not in ("alpha", "save_dir"):
+            making[f"--{field.name}"] = run_config.get(field.name)
+    making["--precision"] = run_config.get("precision")
+    for name, value in content.get("student_config", {}).items():
+        making[f"--{name}"] = value
+    data = content.get("data", {})
+    making["training data"] = data.get("train")
+    making["validation data"] = data.get("validation")
+    return making
+
+
+def differences_of(making, other):
+    """In what two students were made in another way, in words."""
+    found = []
+    for name in sorted({*making, *other}):
+        own_value = making.get(name)
+        other_value = other.get(name)
+        if own_value == other_value:
+            continue
+        if name.startswith("--"):
+            found.append(f"{name} {own_value} and {other_value}")
         else:
-            voice.say(
-                "The teacher made no difference: {} has {:+.1f} % of MSE beside {} (alpha 0),"
-                " and a lower one on {} of {} series",
-                *(name, change, twin, lower, series),
-            )
+            found.append(f"other {name}")
+    return found
 
 
 def save_evaluation(path, rows, test):
@@ -6703,21 +7321,46 @@ def save_evaluation(path, rows, test):
 def draw_evaluation(folder, rows, forecasters, test):
     """Draw the error by step of the horizon, and forecasts of three test windows."""
     names = [name for name in rows if name != "last value"]
-    steps = np.arange(1, test.horizon + 1)
     curves = {name: rows[name].scores.mse_by_step for name in names}
-    panel = Panel("MSE by step of the horizon", [], [], steps, curves)
-    draw(folder / "error_by_horizon.png", [panel])
+    draw(folder / "error_by_horizon.png", [error_panel(curves, test.horizon)])
 
     index = np.linspace(0, len(test) - 1, 5).astype(np.int64)[1:-1]
     context, truth, _ = test.batch(index)
     forecasts = {name: forecasters[name](index, context) for name in names}
     panels = []
-    for row, series in enumerate(test.series[index]):
-        known = torch.cat([context[row, -2 * test.horizon :], truth[row]])
-        known_steps = test.horizon + 1 + np.arange(-len(known), 0)
-        curves = {name: forecast[row] for name, forecast in forecasts.items()}
-        panels.append(Panel(test.names[series], known_steps, known, steps, curves))
+    for row, window in enumerate(index):
+        own = {name: forecast[row] for name, forecast in forecasts.items()}
+        panels.append(window_panel(test, window, (context[row], truth[row]), own))
+    panels[0].heading = f"{len(index)} of {len(test):,} test windows"
     draw(folder / "forecast.png", panels)
+
+
+def error_panel(curves, horizon):
+    """Panel of the MSE (H,) of each forecaster by step, on an axis on which all can be read."""
+    steps = np.arange(1, horizon + 1)
+    panel = Panel("MSE by step of the horizon", [], [], steps, curves)
+    panel.x_label = "steps ahead"
+    panel.y_label = "squared deviations"
+    largest = np.max(list(curves.values()))
+    smallest = np.min(list(curves.values()))
+    panel.is_log = bool(smallest > 0 and largest > FAR_APART * smallest)
+    return panel
+
+
+def window_panel(test, window, points, forecasts):
+    """Panel of a test window in its file's units; `points` are its scaled (context, truth)."""
+    origin = test.origins[test.series[window]]
+    context, truth = points
+    shown = min(len(context), 2 * test.horizon)
+    first = int(test.starts[window]) - origin.offset + len(context) - shown
+    index = origin.index(first, shown + len(truth))
+    known = origin.in_units(torch.cat([context[-shown:], truth]))
+    curves = {name: origin.in_units(forecast) for name, forecast in forecasts.items()}
+    title = test.names[test.series[window]]
+    panel = Panel(title, index, known, index[shown:], curves, begins=index[shown - 1])
+    panel.x_label = index.name or ""
+    panel.y_label = origin.series.column
+    return panel
 
 
 # -- predict ---------------------------------------------------------------------------------------
@@ -6739,16 +7382,10 @@ def predict(args, voice, _stop):
     run_config = opened.content.get("run_config", {})
     horizon = opened.student.prediction_length
     held_out = horizon if args.backtest else 0
-    path = user_path(args.input)
-    try:
-        file = read_series(path, path.name, reading_of(args, run_config))
-    except Unusable as reason:
-        raise UserError("--input {}: {}", args.input, reason) from reason
-    voice.note("{}: {}", path.name, file.report.facts)
-    for warning in file.report.warnings[:MOST_NOTES]:
-        voice.warn("{}: {}", path.name, warning)
-    notes = [Message("skipped: {}", (reason,)) for reason in file.report.skipped]
+    reading = reading_of(args, run_config)
+    file = read_input(args.input, reading, voice)
 
+    notes = [Message("skipped: {}", (reason,)) for reason in file.report.skipped]
     forecasts = []
     for one in file.series:
         try:
@@ -6762,7 +7399,11 @@ def predict(args, voice, _stop):
     if not forecasts:
         lines = [Message("\n  {}", (note,)) for note in notes[:MOST_NOTES]]
         listed = Message("{}" * len(lines), tuple(lines))
-        raise UserError("--input {}: no series to forecast{}", args.input, listed)
+        problem = UserError("--input {}: no series to forecast{}", args.input, listed)
+        command = command_for_short_series(args.input, reading, file.series, opened.student)
+        if command:
+            problem = UserError("{}\nA student of shorter lengths fits:\n  {}", problem, command)
+        raise problem
     for note in notes[:MOST_NOTES]:
         voice.note(note)
     if len(notes) > MOST_NOTES:
@@ -6770,6 +7411,12 @@ def predict(args, voice, _stop):
 
     fill_in(forecasts, opened.student)
     if args.backtest:
+        if is_inside(args.input, run_config.get("data_dir")):
+            voice.note(
+                "{} is among the data that the student was trained on ({}):"
+                " on data that it has not seen the error may be larger",
+                *(args.input, run_config["data_dir"]),
+            )
         voice.say("Error on the last {} steps, which were held out:", held_out)
         for forecast in forecasts:
             tell_backtest(forecast, run_config.get("season", "auto"), voice)
@@ -6777,10 +7424,23 @@ def predict(args, voice, _stop):
     save_forecasts(output, forecasts, file)
     picture = output.with_suffix(".png")
     if args.plot:
-        draw_forecasts(picture, forecasts, held_out)
+        draw_forecasts(picture, forecasts, held_out, run_config.get("season", "auto"))
         voice.say("Forecast: {}, {}", output, picture)
     else:
         voice.say("Forecast: {}", output)
+
+
+def read_input(name, reading, voice):
+    """FileRead of the CSV that goes on; prints what was understood of it. Raises UserError."""
+    path = user_path(name)
+    try:
+        file = read_series(path, path.name, reading)
+    except Unusable as reason:
+        raise UserError("--input {}: {}", name, reason) from reason
+    voice.note("{}: {}", path.name, file.report.facts)
+    for warning in file.report.warnings[:MOST_NOTES]:
+        voice.warn("{}: {}", path.name, warning)
+    return file
 
 
 def reading_of(args, run_config):
@@ -6789,6 +7449,81 @@ def reading_of(args, run_config):
     values.update(run_config)
     values.update({name: value for name, value in vars(args).items() if value is not None})
     return pick(ReadConfig, argparse.Namespace(**values))
+
+
+def forecast_frame(student, frame, columns=None):
+    """DataFrame of the next H steps of the series in a DataFrame: a column each, by their dates.
+
+    Dates are the index of the frame (a DatetimeIndex) or a column of it; it is read as `predict`
+    reads a CSV, with the columns of the student's training unless `columns` (a list) names others.
+    Without dates the steps are numbered 1, 2, ... Raises UserError.
+    """
+    given = argparse.Namespace(columns=columns)
+    series = series_of_frame(frame, reading_of(given, dict(student.info).get("run_config", {})))
+    ahead = {}
+    for one in series:
+        try:
+            context = last_context(one.values, student.context_length)
+        except Unusable as reason:
+            raise UserError("{}: {}", one.name, reason) from reason
+        index = steps_after(one, student.prediction_length)
+        ahead[one.column] = pd.Series(student.forecast(context.values), index)
+    return pd.concat(ahead, axis=1, sort=True).rename_axis(index.name)
+
+
+def series_of_frame(frame, reading):
+    """List of RawSeries of a DataFrame, read as the CSV that it would be. Raises UserError."""
+    has_dates = isinstance(frame.index, pd.DatetimeIndex)
+    if has_dates:
+        frame = frame.rename_axis(frame.index.name or "date").reset_index()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "frame.csv")
+        frame.to_csv(path, index=False)
+        try:
+            file = read_series(path, "frame", reading)
+        except Unusable as reason:
+            raise UserError("the frame: {}", reason) from reason
+    if file.report.skipped:  # here is nobody to be told of it and to go on
+        raise UserError("the frame: {}", file.report.skipped)
+    return file.series
+
+
+def last_context(values, length):
+    """LastContext of a series (T,). Raises Unusable where there is none."""
+    if len(values) < length:
+        raise Unusable("too short: {} rows; the student takes {}", len(values), length)
+    context = complete_context(values, length)
+    if context is None:
+        raise Unusable(
+            "nothing but missing values in its last {} rows; the student takes {}", length, length
+        )
+    return context
+
+
+def is_inside(path, data_dir):
+    """Whether a file is a data folder (or file), or lies in it; without one it does not."""
+    if not data_dir:
+        return False
+    place = user_path(path).resolve()
+    root = user_path(data_dir).resolve()
+    return root in (place, *place.parents)
+
+
+def command_for_short_series(data_dir, reading, series, student):
+    """The command that trains a student for series which are too short for this one, or None."""
+    longest = max(series, key=lambda one: len(one.values))
+    if len(longest.values) >= student.context_length + student.prediction_length:
+        return None
+    wanted = vars(build_parser(demo=False).parse_args(["train"]))
+    wanted["data_dir"] = data_dir
+    wanted.update(dataclasses.asdict(reading))
+    wanted["context_length"] = student.context_length
+    wanted["prediction_length"] = student.prediction_length
+    args = argparse.Namespace(**wanted)
+    lengths = propose_lengths(len(longest.values), longest.freq, pick(DataConfig, args))
+    if lengths is None:
+        return None
+    return command_line(args, context_length=lengths[0], prediction_length=lengths[1])
 
 
 def context_notes(series, context, trained_on):
@@ -6833,7 +7568,7 @@ def tell_backtest(forecast, season, voice):
     context = torch.from_numpy(forecast.context.values)[None]  # (1, L)
     period = torch.tensor([season_of(series.freq) if season == "auto" else season])
     unit = float(seasonal_scale(context, period)) or math.nan
-    naive = seasonal_naive(context, period, horizon)[0].numpy()
+    naive = naive_values(forecast, season)
     for name, values in (("student", forecast.values), ("seasonal-naive", naive)):
         error = np.abs(values - truth)
         mae = np.nanmean(error)  # over what is not missing
@@ -6842,6 +7577,13 @@ def tell_backtest(forecast, season, voice):
             "  {}: {:<15} MAE {:.6g}  RMSE {:.6g}  MASE {:.4f}",
             *(series.column, name, mae, rmse, mae / unit),
         )
+
+
+def naive_values(forecast, season):
+    """Values (H,) of seasonal-naive beside a SeriesForecast."""
+    context = torch.from_numpy(forecast.context.values)[None]  # (1, L)
+    period = torch.tensor([season_of(forecast.series.freq) if season == "auto" else season])
+    return seasonal_naive(context, period, len(forecast.values))[0].numpy()
 
 
 def save_forecasts(output, forecasts, file):
@@ -6885,16 +7627,24 @@ def as_text_cell(name):
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
-def draw_forecasts(picture, forecasts, held_out):
-    """Draw the first forecasts, each after the end of its series."""
+def draw_forecasts(picture, forecasts, held_out, season):
+    """Draw the first forecasts, each after the end of its series; seasonal-naive in a backtest."""
     panels = []
-    for forecast in forecasts[:4]:
+    for forecast in forecasts[:MOST_PANELS]:
         series = forecast.series
         shown = held_out + min(len(forecast.context.values), 2 * len(forecast.values))
         known = series.values[-shown:]
         steps = steps_after(series, len(known), len(known))
         curves = {"forecast": forecast.values}
-        panels.append(Panel(series.column, steps, known, forecast.index, curves))
+        if held_out:
+            curves["seasonal-naive"] = naive_values(forecast, season)
+        begins = steps[len(steps) - held_out - 1]
+        panel = Panel(series.name, steps, known, forecast.index, curves, begins)
+        panel.x_label = forecast.index.name or ""
+        panel.y_label = series.column
+        panels.append(panel)
+    if len(forecasts) > len(panels):
+        panels[0].heading = f"{len(panels)} of {len(forecasts):,} series"
     draw(picture, panels)
 
 
@@ -6949,7 +7699,7 @@ def export_onnx(student, path, contexts):
     import onnxscript  # noqa: F401  torch.onnx needs it
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages we do not need
-    with torch.inference_mode():
+    with torch.inference_mode(), without_warning_of_torch():
         truth = student(contexts)
         program = torch.onnx.export(
             student,
@@ -6978,6 +7728,17 @@ def export_onnx(student, path, contexts):
             )
         os.replace(file, path)
     return largest
+
+
+@contextlib.contextmanager
+def without_warning_of_torch():
+    """While torch exports, it calls a thing of its own that it has deprecated: nobody can mend it.
+
+    No other warning is silenced, here or elsewhere.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+        yield
 
 
 def onnx_facts(student):
@@ -7045,7 +7806,7 @@ def label(args, voice, stop):
         list_labels(user_path(args.label_cache), voice)
         return
     job = start_job(args, "32-true", voice, stop)
-    windows = load_data(pick(DataConfig, args), pick(ReadConfig, args), voice).windows["train"]
+    windows = load_data_or_offer(args, voice).windows["train"]
     labels = labels_of(windows, windows, pick(TeacherRequest, args), job)
     voice.say("Labels of {:,} windows: {}", labels.windows, labels.folder)
 
@@ -7086,10 +7847,25 @@ def parse_arguments(argv):
     for word in words:
         if not is_utf8(word):
             raise UserError("{}: is not UTF-8, which a name must be; rename it", ascii(word))
-    if not words or words[0] not in COMMANDS:
+    is_flag = bool(words) and words[0].startswith("-")
+    if words and words[0] not in COMMANDS and not is_flag:
+        raise no_command(words[0])
+    is_of_program = words[:1] in (["-h"], ["--help"])
+    if not is_of_program and (not words or is_flag):
         words = ["train", *words]
     parser = build_parser(demo="--demo" in words)
+    if not is_of_program and (problems := check_defaults(parser, words[0])):
+        raise UserError(
+            "{} problem(s) with the defaults in the script\n  {}",
+            *(len(problems), "\n  ".join(problems)),
+        )
     args, unknown = parser.parse_known_args(words)
+    if not argv and not is_there(args.data_dir):
+        raise UserError(
+            "no arguments, and no data in {} (--data_dir). To begin:\n{}",
+            *(args.data_dir, Message(FIRST_COMMANDS)),
+        )
+    args = fit_patch_size(args, words)
     problems = [tell_unknown(word, args) for word in unknown]
     problems += check_ranges(args)
     if not getattr(args, "list", False):  # label --list reads the cache, and nothing else
@@ -7114,6 +7890,84 @@ def is_utf8(word):
         return True
     except UnicodeEncodeError:  # Python keeps such bytes as surrogates
         return False
+
+
+def no_command(word):
+    """UserError of a first word that is neither a command nor a flag."""
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    hint = ""
+    if close:
+        hint = Message("; did you mean {}?", (close[0],))
+    elif is_there(word):
+        hint = Message("; did you mean {}?", (f"--data_dir {shlex.quote(word)}",))
+    return UserError("{}: not a command; these are {}{}", word, ", ".join(COMMANDS), hint)
+
+
+def check_defaults(parser, command):
+    """Problems of the defaults of a command that argparse never looks at, as edits may leave them.
+
+    It reads a default that is a text as if it were typed, but for its choices; others it takes.
+    """
+    (commands,) = [action for action in parser._actions if action.dest == "command"]
+    problems = []
+    for action in commands.choices[command]._actions:
+        value = action.default
+        if value == argparse.SUPPRESS:  # --help
+            continue
+        if value is None:
+            is_wrong = command in ("train", "label") and is_needed(action)
+        else:
+            is_wrong = not is_of_kind(value, action)
+        if is_wrong:
+            problems.append(f"--{action.dest} {value!r}: must be {kind_of(action)}")
+    return problems
+
+
+def is_needed(action):
+    """Whether None cannot be the value of a flag of train."""
+    return action.dest in {*RANGES, *TEXTS_NEEDED} or bool(action.choices)
+
+
+def is_of_kind(value, action):
+    """Whether a default, which is not None, is one that a flag can take."""
+    if action.nargs == 0:  # it takes no value
+        return isinstance(value, bool)
+    if action.nargs == "+":
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if action.choices:
+        return value in action.choices
+    if isinstance(value, str):
+        return True  # argparse reads it
+    is_whole = type(value) is int
+    if action.type in (int, int_or_auto):
+        return is_whole
+    return action.type in (float, float_or_auto) and (is_whole or isinstance(value, float))
+
+
+def kind_of(action):
+    """What a flag takes, in words."""
+    if action.nargs == 0:
+        return "True or False"
+    if action.nargs == "+":
+        return "a list of texts, such as ['first']"
+    if action.choices:
+        return f"one of {', '.join(action.choices)}"
+    kinds = {
+        int: "a whole number",
+        float: "a number",
+        int_or_auto: "a whole number or 'auto'",
+        float_or_auto: "a number or 'auto'",
+    }
+    return kinds.get(action.type, "a text in quotes, as it is typed")
+
+
+def fit_patch_size(args, words):
+    """The arguments, with patches that fit a short context, unless --patch_size was typed."""
+    is_typed = any(word.partition("=")[0] == "--patch_size" for word in words)
+    if "patch_size" not in args or is_typed or args.patch_size <= args.context_length:
+        return args
+    lowered = {"patch_size": max(1, args.context_length // 2)}
+    return argparse.Namespace(**(vars(args) | lowered))
 
 
 def tell_unknown(word, args):
@@ -7146,6 +8000,12 @@ def is_local(name):
     return re.match(r"[./~]|.*\.pt$", name) is not None
 
 
+def looks_like_path(name):
+    """Whether what a user calls a checkpoint cannot be a hub id, which is OWNER/MODEL."""
+    first_part = name.partition("/")[0]
+    return is_local(name) or not is_hub_id(name) or is_there(first_part)
+
+
 def is_there(path):
     """Whether a path, which may begin with ~, is there."""
     return user_path(path).exists()
@@ -7158,7 +8018,7 @@ def check_inputs(args):
     if isinstance(checkpoints, str):
         checkpoints = [checkpoints]
     for name in checkpoints:
-        if is_local(name) and not is_there(name):
+        if looks_like_path(name) and not is_there(name):
             problems.append(f"--checkpoint {name}: no such file or folder")
 
     data_dir = getattr(args, "data_dir", None)

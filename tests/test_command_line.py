@@ -7,6 +7,7 @@ parser says. That the defaults are those of the guide is checked by .ci/check_do
 import argparse
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -159,6 +160,25 @@ def test_given_values_replace_the_defaults():
     assert parse(*text.split()) == parse() | expected
 
 
+def test_patches_follow_a_short_context_unless_they_are_given():
+    usual = defaults("train")["patch_size"]
+    flags = ["train", *MACHINE_GIVEN.split(), "--data_dir", "data", "--label_cache", "labels"]
+    flags += ["--alpha", "0"]
+
+    def patch_of(*more):
+        return md.parse_arguments([*flags, *more]).patch_size
+
+    assert patch_of("--context_length", str(usual)) == usual
+    assert patch_of("--context_length", str(usual + 1)) == usual
+    short = max(2, usual - 1)
+    if short < usual:
+        assert patch_of("--context_length", str(short)) == short // 2
+    for given in (["--patch_size", "9"], ["--patch_size=9"]):
+        with pytest.raises(md.UserError, match="--patch_size 9: longer than"):
+            patch_of("--context_length", "8", *given)
+        assert patch_of("--context_length", "9", *given) == 9
+
+
 def test_a_number_that_may_be_auto_may_be_auto():
     flags = ("season", "teacher_patch_size", "alpha")
     for name in flags:
@@ -168,7 +188,7 @@ def test_a_number_that_may_be_auto_may_be_auto():
 @pytest.mark.parametrize("command", ["train", "label"])
 def test_help_shows_every_flag_with_its_default(command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "500")  # no flag or value is broken
-    code, out, err = run(capsys, *([] if command == "train" else [command]), "--help")
+    code, out, err = run(capsys, command, "--help")
     assert (code, err) == (0, "")
     given = {word for word in REQUIRED[command].split() if word.startswith("--")}
     for name, value in defaults(command).items():
@@ -188,6 +208,159 @@ def test_every_command_has_a_help_that_names_its_flags(command, monkeypatch, cap
     assert (code, err) == (0, "")
     for name in FLAGS[command].split():
         assert f"\n  --{name} " in out, name
+
+
+def test_the_first_help_says_what_it_is_which_commands_there_are_and_what_to_type(capsys):
+    for word in ("--help", "-h"):
+        code, out, err = run(capsys, word)
+        assert (code, err) == (0, "")
+        assert md.__doc__.partition("\n")[0] in out
+        for command in md.COMMANDS:
+            assert re.search(rf"^    {command} +\S", out, re.M)
+        assert "--d_model" not in out  # the flags are in the helps of the commands
+        assert out.count("python moirai_distill.py --demo") == 1
+        assert all(len(line) <= 100 for line in out.splitlines())
+    joined = out.replace("\\\n", " ")
+    shown = re.findall(r"^  python moirai_distill\.py (.*)$", joined, re.M)
+    assert len(shown) == 3
+    Path("my.csv").write_text("a")
+    Path("checkpoints/mine").mkdir(parents=True)
+    flags = md.build_parser(demo=False)
+    for line in shown:
+        typed = shlex.split(line)
+        full = typed if typed[0] in md.COMMANDS else ["train", *typed]
+        assert flags.parse_known_args(full)[1] == []
+
+
+def test_without_arguments_and_without_data_it_says_what_to_type_the_demo_first(capsys):
+    code, out, err = run(capsys)
+    assert (code, out) == (2, "")
+    commands = re.findall(r"^  python moirai_distill\.py (.*)$", err, re.M)
+    assert commands[0] == "--demo"
+    assert len(commands) == 3
+    assert "problem(s)" not in err
+
+
+def test_without_arguments_the_usual_data_is_trained_on_where_it_is(monkeypatch, capsys):
+    folder = Path(defaults("train")["data_dir"])
+    folder.mkdir(parents=True)
+    seen = []
+    monkeypatch.setattr(md, "train", lambda args, *_: seen.append(args.data_dir))
+    assert run(capsys)[0] == 0
+    assert seen == [str(folder)]
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("trian", "train"),
+        ("evalute", "evaluate"),
+        ("data", "--data_dir data"),
+        ("xyzzy", None),
+    ],
+)
+def test_a_first_word_that_is_no_command_is_one_line_with_the_nearest_one(word, hint, capsys):
+    code, out, err = run(capsys, word, "--checkpoint", "x")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith(f"error: {word}: not a command; these are {', '.join(md.COMMANDS)}")
+    assert ("did you mean" in err) == (hint is not None)
+    if hint:
+        assert err.endswith(f"did you mean {hint}?\n")
+
+
+@pytest.mark.parametrize("name", ["data/nope", "a/b/c", "a\\b", "C:\\runs", "nope", "./x", "x.pt"])
+def test_a_checkpoint_that_looks_like_a_path_is_answered_at_once(name, monkeypatch, capsys):
+    monkeypatch.setattr(md, "hf_hub_download", None)  # the hub is not asked
+    (line,) = problems(capsys, "export", "--checkpoint", name, "--format", "onnx")
+    assert line == f"--checkpoint {name}: no such file or folder"
+
+
+def test_a_checkpoint_of_the_form_of_a_hub_id_may_be_one():
+    args = md.parse_arguments(["export", "--checkpoint", "me/my-student_v1.0", "--format", "hub"])
+    assert args.checkpoint == "me/my-student_v1.0"
+
+
+# -- Defaults that were edited in the script -------------------------------------------------------
+
+
+def edited(monkeypatch, **changes):
+    """Make build_parser that of a script whose defaults were edited."""
+    build = md.build_parser
+
+    def build_edited(demo):
+        parser = build(demo)
+        (commands,) = [action for action in parser._actions if action.dest == "command"]
+        for command in ("train", "label"):
+            known = {action.dest for action in commands.choices[command]._actions}
+            own = {name: value for name, value in changes.items() if name in known}
+            commands.choices[command].set_defaults(**own)
+        return parser
+
+    monkeypatch.setattr(md, "build_parser", build_edited)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("batch_size", 2.5, "a whole number"),
+        ("num_epochs", True, "a whole number"),
+        ("num_epochs", None, "a whole number"),
+        ("learning_rate", [1e-3], "a number"),
+        ("season", 12.0, "a whole number or 'auto'"),
+        ("alpha", None, "a number or 'auto'"),
+        ("columns", "value", "a list of texts"),
+        ("columns", [1], "a list of texts"),
+        ("split_by", "rows", "one of auto, files, time"),
+        ("augment", True, "one of on, off"),
+        ("teacher_precision", 32, "one of 32, bf16"),
+        ("split_ratio", (8, 1, 1), "a text in quotes"),
+        ("label_cache", 5, "a text in quotes"),
+        ("save_dir", None, "a text in quotes"),
+        ("resume", "yes", "True or False"),
+    ],
+)
+def test_an_edited_default_of_a_wrong_kind_is_one_line(name, value, allowed, monkeypatch, capsys):
+    edited(monkeypatch, **{name: value})
+    code, out, err = run(capsys, "train")
+    assert (code, out) == (2, "")
+    count, line = err.splitlines()
+    assert count == "error: 1 problem(s) with the defaults in the script"
+    assert line.strip().startswith(f"--{name} {value!r}: must be {allowed}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("alpha", 2), ("batch_size", 0), ("dropout", -1), ("learning_rate", 0)]
+)
+def test_an_edited_default_out_of_range_is_the_line_of_the_flag(name, value, monkeypatch, capsys):
+    (of_flag,) = problems(capsys, f"--{name}", str(value))
+    edited(monkeypatch, **{name: value})
+    given = iter(words())
+    argv = [w for w in given if w != f"--{name}" or next(given) is None]
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert of_flag.partition(": ")[2] in err and f"--{name} {value}" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", "many"), ("split_ratio", "8:1"), ("alpha", "x")]
+)
+def test_an_edited_default_that_is_a_wrong_text_is_argparses_line(name, value, monkeypatch, capsys):
+    edited(monkeypatch, **{name: value})
+    given = iter(words())
+    argv = [w for w in given if w != f"--{name}" or next(given) is None]
+    code, _, err = run(capsys, *argv)
+    assert code == 2 and err.count("\n") == 1
+    assert err.startswith(f"error: argument --{name}: ")
+
+
+def test_defaults_may_be_edited_in_any_way_that_a_flag_can_be_typed(monkeypatch):
+    edits = {"alpha": 1, "batch_size": "64", "season": 7, "learning_rate": "2e-3", "seed": 9}
+    edits |= {"split_ratio": "6:2:2", "columns": ["a", "b"], "teacher_revision": "main"}
+    edited(monkeypatch, **edits)
+    parser = md.build_parser(demo=False)
+    for command in md.COMMANDS:
+        assert md.check_defaults(parser, command) == []
 
 
 # -- Values that cannot be taken -------------------------------------------------------------------

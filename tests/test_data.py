@@ -1,7 +1,9 @@
 """CSV -> regular series -> split -> windows: the values that come out."""
 
+import dataclasses
 import itertools
 import os
+import shlex
 import warnings
 from pathlib import Path
 
@@ -868,13 +870,47 @@ def test_short_gaps_are_filled_linearly_and_masked_and_long_ones_cut():
     np.testing.assert_array_equal(series.starts["whole"], starts)
 
 
-def test_a_gap_across_a_split_border_is_filled_on_neither_side():
+def test_a_short_gap_across_a_split_border_is_filled_by_each_side_from_its_own_values():
     values = NOISE[:60].copy()
-    values[[38, 39, 40]] = np.nan  # on its own short enough
+    values[[38, 39, 40]] = np.nan
+    parts = {"train": (0, 40), "validation": (40, 50), "test": (50, 60)}
+    series = prepared(values, parts)
+    assert series.values[38:41].tolist() == [NOISE[37], NOISE[37], NOISE[41]]
+    assert not series.observed[38:41].any()
+    assert series.starts["train"].max() == 40 - 9
+    assert series.starts["validation"].tolist() == [*range(40 - 6, 50 - 9 + 1)]
+    others = values.copy()
+    others[41:] += 5
+    seen = prepared(others, parts)
+    np.testing.assert_array_equal(seen.values[:40], series.values[:40])
+    np.testing.assert_array_equal(seen.starts["train"], series.starts["train"])
+
+
+def test_a_longer_gap_across_a_split_border_is_filled_on_neither_side():
+    values = NOISE[:60].copy()
+    values[37:41] = np.nan  # 3 and 1
     series = prepared(values, {"train": (0, 40), "validation": (40, 50), "test": (50, 60)})
-    assert np.isnan(series.values[38:41]).all()
-    assert series.starts["train"].max() == 38 - 9
+    assert np.isnan(series.values[37:41]).all()
+    assert series.starts["train"].max() == 37 - 9
     assert series.starts["validation"].tolist() == [41]
+
+
+def test_a_part_without_a_value_takes_none_from_the_part_behind_it():
+    values = NOISE[:60].copy()
+    values[40:42] = np.nan
+    series = prepared(values, {"train": (0, 40), "validation": (40, 42), "test": (42, 60)})
+    assert np.isnan(series.values[40:42]).all()
+
+
+def test_one_missing_value_at_each_border_blocks_no_part(tmp_path):
+    """As in daily temperatures of ten years, of which two values are missing."""
+    rows = 400
+    values = NOISE[:rows].copy()
+    values[[319, 320, 360]] = np.nan
+    data = split({"t.csv": [raw_series("t.csv", values, "D")]}, context_length=40)
+    whole = split({"t.csv": [raw_series("t.csv", NOISE[:rows].copy(), "D")]}, context_length=40)
+    for part in md.PARTS:
+        assert len(data.windows[part]) == len(whole.windows[part]), part
 
 
 RUNS = st.lists(st.tuples(st.integers(0, 59), st.integers(1, 7)), max_size=8)
@@ -895,6 +931,23 @@ def fill_by_hand(values, bounds, max_gap):
                 after = values[rows[-1] + 1]
                 share = np.arange(1, len(rows) + 1) / (len(rows) + 1)
                 filled[rows] = before + (after - before) * share
+    return fill_edges_by_hand(filled, bounds, max_gap)
+
+
+def fill_edges_by_hand(values, bounds, max_gap):
+    """Values whose short gaps at the border of two parts are filled from each one's own side."""
+    filled = values.copy()
+    parts = list(bounds.values())
+    for (low, edge), (_, high) in zip(parts, parts[1:], strict=False):
+        last = edge - 1
+        while last >= low and np.isnan(values[last]):
+            last -= 1
+        first = edge
+        while first < high and np.isnan(values[first]):
+            first += 1
+        if last >= low and first < high and first - last - 1 <= max_gap:
+            filled[last:edge] = values[last]
+            filled[edge:first] = values[first]
     return filled
 
 
@@ -1236,3 +1289,111 @@ def test_one_absurd_value_in_a_held_out_part_counts_as_missing():
     assert np.isfinite(truth.numpy()).all()
     assert truth.abs().max() < 10
     assert (observed == 0).any()
+
+
+# -- too short -------------------------------------------------------------------------------------
+
+STEPS = {"MS": 12, "QS-JAN": 4, "YS-JAN": 1, "7D": 52, "B": 5, "D": 7, "h": 24, "15min": 96}
+
+
+@bounded
+@given(
+    rows=st.integers(1, 5000),
+    freq=st.sampled_from([*STEPS, "", "s"]),
+    split_by=st.sampled_from(["auto", "time", "files"]),
+    ratio=st.sampled_from([(8, 1, 1), (1, 1, 1), (90, 5, 5), (6, 3, 1)]),
+    lengths=st.sampled_from([(720, 96), (40, 200), (5, 1)]),
+)
+def test_lengths_that_are_proposed_give_windows_in_all_parts(rows, freq, split_by, ratio, lengths):
+    config = data_config(
+        context_length=lengths[0],
+        prediction_length=lengths[1],
+        split_by=split_by,
+        split_ratio=ratio,
+    )
+    proposed = md.propose_lengths(rows, freq, config)
+    if proposed is None:
+        assert rows < 40
+        return
+    assert proposed[0] <= lengths[0] and proposed[1] <= lengths[1]
+    values = np.tile(NOISE, 1 + rows // len(NOISE))[:rows].copy()
+    count = 3 if split_by == "files" else 1
+    series = {f"{number}": [raw_series(f"{number}", values, freq)] for number in range(count)}
+    shorter = {"context_length": proposed[0], "prediction_length": proposed[1]}
+    data = md.split_data(files_read(series), dataclasses.replace(config, **shorter))
+    assert all(len(data.windows[part]) > 0 for part in md.PARTS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "freq", "lengths"),
+    [
+        (144, "MS", (48, 12)),
+        (3652, "D", (364, 28)),
+        (309, "YS-JAN", (24, 6)),
+        (203, "QS-JAN", (24, 4)),
+        (2284, "7D", (156, 13)),
+        (400, "h", (192, 24)),
+        (30, "MS", (12, 3)),
+    ],
+)
+def test_what_is_proposed_suits_the_step(rows, freq, lengths):
+    config = data_config(context_length=720, prediction_length=96)
+    assert md.propose_lengths(rows, freq, config) == lengths
+
+
+def test_each_part_without_a_window_has_its_reason():
+    def notes(values, **changes):
+        with pytest.raises(md.NoWindow) as problem:
+            split({"a.csv": [raw_series("a.csv", values)]}, **changes)
+        return str(problem.value), problem.value.lengths
+
+    short = {"context_length": 64, "prediction_length": 16}
+    text, lengths = notes(NOISE[:90].copy(), **short)
+    assert "too short: 90 rows, of which the first 72 train; a window takes 80" in text
+    assert "--context_length 64 + --prediction_length 16" in text
+    assert lengths == (24, 9)  # of hourly data: a day
+
+    text, _ = notes(NOISE[:155].copy(), **short)
+    assert "no validation window: 15 of 155 rows, fewer than the 16 of --prediction_length" in text
+
+    holes = NOISE[:200].copy()
+    holes[165:175:2] = np.nan
+    text, lengths = notes(holes, **short, max_gap=0)
+    assert "no validation window: no 80 rows" in text
+    assert "without a gap longer than 0 (--max_gap)" in text
+    assert lengths is None  # whatever the lengths are, too little is left
+
+
+def test_of_files_of_many_lengths_lengths_are_proposed_that_work():
+    series = {}
+    for number, rows in enumerate((20, 60, 100, 140, 150)):
+        series[f"{number}"] = [raw_series(f"{number}", NOISE[:rows].copy(), "MS")]
+    with pytest.raises(md.NoWindow) as problem:
+        split(series, context_length=720, prediction_length=96)
+    lengths = problem.value.lengths
+    assert lengths == (36, 10)  # those of the middle one
+    split(series, context_length=lengths[0], prediction_length=lengths[1])
+
+
+def test_a_trial_of_nothing_at_all_proposes_nothing():
+    with pytest.raises(md.NoWindow) as problem:
+        split({}, split_by="files")
+    assert problem.value.lengths is None
+
+
+def test_the_error_of_data_that_is_too_short_ends_with_a_command_that_works(tmp_path, capsys):
+    frame = pd.DataFrame(
+        {"Month": pd.date_range("1949-01-01", periods=144, freq="MS"), "y": NOISE[:144]}
+    )
+    frame.to_csv(tmp_path / "air.csv", index=False)
+    words = ["--data_dir", str(tmp_path / "air.csv"), "--device", "cpu", "--lang", "en"]
+    words += ["--save_dir", str(tmp_path / "run"), "--alpha", "0", "--num_epochs", "1"]
+    words += ["--d_model", "8", "--num_heads", "1", "--num_layers", "1", "--split_ratio", "8:1:1"]
+    words += ["--context_length", "720", "--prediction_length", "96", "--patch_size", "64"]
+    assert md.main(words) == 2
+    err = capsys.readouterr().err
+    assert "too short: 144 rows" in err
+    command = err.strip().splitlines()[-1]
+    assert "--context_length 48 --prediction_length 12" in command
+    assert "--patch_size 48" in command  # it was given, and is too long now
+    assert md.main(shlex.split(command)[2:]) == 0

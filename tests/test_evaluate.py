@@ -154,8 +154,11 @@ def test_every_forecaster_is_scored_over_every_window_of_the_runs_own_split(trai
             assert rows[name][metric] == pytest.approx(value.tolist(), rel=1e-6)
 
     printed = printed_errors(out)
+    short = md.short_names(rows)
     for name, row in rows.items():
-        assert printed[name] == pytest.approx([row["mse"], row["mae"], row["mase"]], abs=6e-5)
+        assert printed[short[name]] == pytest.approx(
+            [row["mse"], row["mae"], row["mase"]], abs=6e-5
+        )
 
 
 def test_the_teachers_row_is_the_error_of_its_labels(trained, evaluated, teacher_folder):
@@ -214,6 +217,19 @@ def test_training_ends_with_the_table_that_evaluate_prints_again(trained, tmp_pa
         assert again[metric] == pytest.approx(at_end[metric], rel=1e-6)
 
 
+def test_the_lines_of_the_table_fit_100_columns_and_keep_names_apart(capsys):
+    scores = scores_of(12.3456)
+    cost = md.Cost(parameters=123_456_789, bytes=493_000_000, cpu_ms=1234.5)
+    names = ["/home/me/checkpoints/a_long_way_to/run", "/home/you/checkpoints/a_long_way_to/run"]
+    names += ["other_home/checkpoints/a_long_way_to/run", "teacher", "seasonal-naive"]
+    md.tell_rows({name: md.Row(scores, cost) for name in names}, 1_000_000, md.Voice("en"))
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert max(len(line) for line in lines) <= 100
+    assert len({re.split("  MSE", line)[0] for line in lines[1:]}) == len(names)
+    assert lines[1].startswith("  …") and "a_long_way_to/run" in lines[1]
+    assert lines[-2].split()[0] == "teacher"
+
+
 # -- The verdict -----------------------------------------------------------------------------------
 
 
@@ -244,11 +260,13 @@ def test_it_says_in_words_whether_the_teacher_helped(trained, evaluated):
     ],
 )
 def test_the_verdict_follows_the_errors(student, twin, words, capsys):
+    making = {"--num_epochs": 10, "--seed": 0}
     rows = {
-        "a": md.Row(scores_of(student, [1.0, 2.0, 3.0]), alpha=0.5),
-        "b": md.Row(scores_of(twin, [1.5, 2.0, 2.5]), alpha=0.0),
+        "a": md.Row(scores_of(student, [1.0, 2.0, 3.0]), alpha=0.5, making=making),
+        "b": md.Row(scores_of(twin, [1.5, 2.0, 2.5]), alpha=0.0, making=making),
         "teacher": md.Row(scores_of(0.6)),
         "seasonal-naive": md.Row(scores_of(1.6)),
+        "last value": md.Row(scores_of(1.7)),
     }
     md.tell_verdict(rows, md.Voice("en"))
     out = capsys.readouterr().out
@@ -263,6 +281,78 @@ def test_the_verdict_follows_the_errors(student, twin, words, capsys):
     rows["teacher"] = md.Row(scores_of(2.0))  # no better than naive: it gives nothing to keep
     md.tell_verdict(rows, md.Voice("en"))
     assert "keeps" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def four_rows():
+    """A student beside teacher and naive forecasts; last value is the better naive one."""
+    return {
+        "a": md.Row(scores_of(0.8), alpha=0.5, making={}),
+        "teacher": md.Row(scores_of(0.5)),
+        "seasonal-naive": md.Row(scores_of(2.0)),
+        "last value": md.Row(scores_of(1.0)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "words"),
+    [
+        (0.8, 0.5, "a keeps 40 % of what the teacher gains over last value"),
+        (0.4, 0.5, "a passes its teacher: its MSE is 20.0 % lower than the teacher's"),
+        # 305 % was said of a student whose teacher gained next to nothing.
+        (0.4, 0.999, "a passes its teacher"),
+        # It beats one naive forecast alone: there is nothing to keep.
+        (0.8, 1.5, "The teacher does not beat last value here"),
+        (0.8, math.nan, "The teacher does not beat last value here"),
+    ],
+)
+def test_what_is_kept_of_a_teacher_is_said_in_words(student, teacher, words, four_rows, capsys):
+    four_rows["a"].scores.mse = student
+    four_rows["teacher"].scores.mse = teacher
+    md.tell_verdict(four_rows, md.Voice("en"))
+    out, err = capsys.readouterr()
+    assert words in out
+    assert ("keeps" in out) == ("keeps" in words)
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("student", "words"),
+    [
+        (1.5, "a is not better than last value on"),
+        (2.5, "a is not better than seasonal-naive and last value on"),
+        (math.nan, "a is not better than seasonal-naive and last value on"),
+    ],
+)
+def test_a_student_that_is_worse_than_a_naive_forecast_is_warned_of(
+    student, words, four_rows, capsys
+):
+    for alpha in (0.5, 0):
+        four_rows["a"].alpha = alpha
+        four_rows["a"].scores.mse = student
+        md.tell_verdict(four_rows, md.Voice("en"))
+        out, err = capsys.readouterr()
+        assert f"WARNING: {words}" in err
+        assert "keeps" not in out
+
+
+def test_nothing_is_said_of_a_teachers_help_beside_a_student_that_is_no_twin(
+    trained, tmp_path, capsys
+):
+    other = changed(trained / "twin", tmp_path / "other", num_epochs=99, learning_rate=0.5)
+    words = [trained / "distilled", other, "--output_dir", tmp_path / "out"]
+    assert evaluate(*words) == 0
+    out = capsys.readouterr().out
+    run = flags_of(trained / "distilled")
+    assert "The teacher helped" not in out and "did harm" not in out
+    assert "made no difference" not in out
+    assert f"--num_epochs {run.num_epochs} and 99" in out
+    assert f"--learning_rate {run.learning_rate} and 0.5" in out
+
+    # What makes no other student, such as a place or a device, makes no other twin.
+    same = changed(trained / "twin", tmp_path / "same", save_dir="x", device="mps", lang="zh")
+    assert evaluate(trained / "distilled", other, same, "--output_dir", tmp_path / "out") == 0
+    assert f"beside {same} (alpha 0)" in capsys.readouterr().out
 
 
 # -- The teacher -----------------------------------------------------------------------------------
@@ -404,6 +494,17 @@ def test_files_go_beside_the_checkpoint_only_where_no_flag_chooses_the_windows(
     assert md.evaluation_folder(given, opened).resolve() == tmp_path / "evaluation"
     chosen = md.parse_arguments([*words, f"--{flag}", value, "--output_dir", str(tmp_path)])
     assert md.evaluation_folder(chosen, opened) == tmp_path
+
+
+def test_a_comparison_never_overwrites_what_is_of_the_run_alone(trained, tmp_path):
+    run = shutil.copytree(trained / "distilled", tmp_path / "run")
+    for name in ("forecast.png", "error_by_horizon.png"):
+        (run / name).write_bytes(b"of the run alone")
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert evaluate(run, trained / "twin") == 0
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+    assert [*rows_of(run / "comparison")][:2] == [str(run), str(trained / "twin")]
+    assert "comparison" in md.RUN_FILES  # a new run takes it away with the old one
 
 
 def test_a_checkpoint_of_another_split_is_marked(trained, tmp_path, capsys):

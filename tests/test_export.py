@@ -198,7 +198,7 @@ def test_a_run_whose_data_and_teacher_have_gone_can_be_exported(
         assert export(run, form) == 0
         assert capsys.readouterr().err == ""
         assert (run / name).is_file()
-    assert "| student |" in (run / "hub" / "README.md").read_text()
+    assert "| `student` |" in (run / "hub" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(("times", "is_kept"), [(0.5, True), (2, False)])

@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -183,6 +184,26 @@ def test_second_runs_with_other_alpha_seed_and_student_make_no_teacher_call(lab,
         assert lab.run(TRAIN, *change) == (0, 0)
         assert "Label cache hit, no teacher call" in capsys.readouterr().out
     assert lab.loads == 1
+
+
+def test_a_teacher_worse_than_naive_is_warned_of_on_a_cache_hit_too(lab, capsys):
+    """Random weights forecast nothing."""
+    assert lab.run(LABEL)[0] == 0
+    out, err = capsys.readouterr()
+    assert "the teacher is worse than a naive forecast" in err
+    made = re.search(r"MSE on \d+ windows of step h: (.*?), patch", out)[1]  # of the naive ones
+    assert lab.run(LABEL) == (0, 0)
+    out, err = capsys.readouterr()
+    assert "WARNING: at step h the teacher is worse than a naive forecast" in err
+    assert f"windows of step h: {made}, teacher " in out
+
+
+def test_a_good_teacher_is_not_warned_of_on_a_cache_hit(lab, capsys, monkeypatch):
+    assert lab.run(LABEL)[0] == 0
+    capsys.readouterr()
+    monkeypatch.setattr(md, "naive_errors", lambda *_: {"seasonal-naive": 1e9})
+    assert lab.run(LABEL) == (0, 0)
+    assert "worse than" not in capsys.readouterr().err
 
 
 def test_labels_of_the_label_command_are_those_that_train_uses(lab, capsys):

@@ -1,6 +1,7 @@
 """predict: the next steps of a user's own file, in its units and on its own calendar."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SCRIPT, hourly, raw_series, read_config
+from conftest import SCRIPT, hourly, quiet_voice, raw_series, read_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -268,6 +269,19 @@ def test_too_short_a_history_is_an_error_that_says_how_long(run, tmp_path, capsy
     assert len(predict(run, save(path, hours(L)))) == H
 
 
+def test_too_short_a_history_is_an_offer_of_a_student_that_fits(run, tmp_path, capsys):
+    assert predict(run, save(tmp_path / "a.csv", hours(50))) == 2
+    command = capsys.readouterr().err.strip().splitlines()[-1]
+    words = shlex.split(command)
+    assert words[:2] == ["python", "moirai_distill.py"]
+    args = md.parse_arguments([*words[2:], "--alpha", "0"])
+    assert args.data_dir == str(tmp_path / "a.csv")
+    assert args.context_length + args.prediction_length < 50
+    md.load_data(md.pick(md.DataConfig, args), md.pick(md.ReadConfig, args), quiet_voice())
+    assert predict(run, save(tmp_path / "b.csv", hours(5))) == 2
+    assert "moirai_distill.py" not in capsys.readouterr().err  # no length does
+
+
 def test_another_frequency_is_a_warning(run, tmp_path, capsys):
     predict(run, save(tmp_path / "a.csv", hours(90)))
     assert "WARNING" not in capsys.readouterr().err
@@ -335,6 +349,18 @@ def test_backtest_holds_the_last_steps_out_and_shows_the_error(run, tmp_path, ca
         assert f"{name:<15} MAE {mae:.6g}  RMSE {rmse:.6g}  MASE {mae / unit:.4f}" in out
 
 
+def test_a_backtest_on_data_of_the_training_says_so(run, trained, tmp_path, capsys):
+    own = trained / "data" / "s00.csv"
+    words = ["predict", "--lang", "en", "--checkpoint", str(run), "--output", str(tmp_path / "o")]
+    assert md.main([*words, "--input", str(own), "--backtest"]) == 0
+    assert "is among the data that the student was trained on" in capsys.readouterr().err
+    assert md.main([*words, "--input", str(own)]) == 0
+    assert "among the data" not in capsys.readouterr().err
+    copy = save(tmp_path / "a.csv", hours(90))
+    assert md.main([*words, "--input", str(copy), "--backtest"]) == 0
+    assert "among the data" not in capsys.readouterr().err
+
+
 def test_a_backtest_without_a_known_value_says_so_and_compares_the_other_columns(
     run, tmp_path, capsys
 ):
@@ -368,6 +394,31 @@ def test_the_picture_shows_the_forecast_at_its_own_times(run, tmp_path, monkeypa
     assert panel.curves["forecast"] == pytest.approx(table["value"].to_numpy(), rel=1e-9)
     assert [*panel.steps] == [*hours(90)[-len(panel.known) :]]
     assert panel.known == pytest.approx(np.sin(np.arange(90))[-len(panel.known) :])
+
+
+def test_the_picture_of_a_backtest_shows_seasonal_naive_and_that_of_many_series_says_so(
+    run, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(md, "draw", lambda _path, panels: drawn.append(panels))
+    values = np.random.default_rng(0).normal(size=(90, 6)).cumsum(0)
+    frame = pd.DataFrame(values, columns=[f"v{number}" for number in range(6)])
+    frame.insert(0, "date", hours(90))
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    predict(run, tmp_path / "a.csv", "--columns", "all", "--plot", "--backtest")
+    predict(run, tmp_path / "a.csv", "--plot", "--columns", "v0")
+    many, (one,) = drawn
+    assert many[0].heading == f"{len(many)} of 6 series"
+    assert [panel.y_label for panel in many] == [f"v{number}" for number in range(len(many))]
+    for number, panel in enumerate(many):
+        before = values[: 90 - H, number]
+        naive = before[-24:][np.arange(H) % 24]
+        assert panel.curves["seasonal-naive"] == pytest.approx(naive)
+        assert panel.begins == hours(90)[-H - 1]
+        assert panel.x_label == "date"
+    assert one.heading == ""
+    assert [*one.curves] == ["forecast"]
+    assert one.begins == hours(90)[-1]
 
 
 @pytest.mark.parametrize(

@@ -335,9 +335,14 @@ def test_every_public_function_and_class_has_a_docstring():
     assert [node.name for node in public if not ast.get_docstring(node)] == []
 
 
-def test_no_warning_is_silenced():
+def test_no_warning_is_silenced_but_one_of_torch_that_nobody_can_mend():
     silencers = r"filterwarnings|simplefilter|catch_warnings|PYTHONWARNINGS|captureWarnings"
-    assert re.findall(silencers, SOURCE) == []
+    (function,) = [node for node in FUNCTIONS if node.name == "without_warning_of_torch"]
+    lines = SOURCE.splitlines()
+    inside = "\n".join(lines[function.lineno - 1 : function.end_lineno])
+    assert re.findall(silencers, inside) == ["catch_warnings", "filterwarnings"]
+    assert 'message=".*LeafSpec", category=FutureWarning' in inside
+    assert re.findall(silencers, SOURCE) == re.findall(silencers, inside)
 
 
 def test_no_error_is_swallowed_whole():

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -1142,3 +1143,91 @@ def test_a_folder_that_is_removed_during_a_run_is_no_traceback(data, tmp_path, m
     each_call(monkeypatch, "end_epoch", remove)
     assert run(data, tmp_path / "run") in (0, 2)
     assert "Traceback" not in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------
+# What a run says of itself
+
+
+def suggested(err):
+    """The words of the command that a note suggests, or None."""
+    found = re.findall(r"^  python moirai_distill\.py (.*)$", err, re.M)
+    return shlex.split(found[-1]) if found else None
+
+
+def test_a_run_of_few_steps_says_so_and_suggests_a_command_that_learns_more(
+    data, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(md, "FEW_STEPS", 19)  # this run takes 18
+    monkeypatch.setattr(md, "ADVISED_STEPS", 100)
+    argv = command(data, tmp_path / "run", "--learning_rate", "1e-5")
+    assert md.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert f"Steps: {STEPS} in an epoch ({WINDOWS} windows, 8 in a step), 18 in all" in out
+    assert "takes only 18 steps" in err
+    before = vars(md.parse_arguments(argv))
+    after = vars(md.parse_arguments(suggested(err)))
+    changed = {name: after[name] for name in after if after[name] != before[name]}
+    assert changed == {"num_epochs": 17, "learning_rate": md.ADVISED_RATE}
+
+    monkeypatch.setattr(md, "FEW_STEPS", 18)
+    assert run(data, tmp_path / "run") == 0
+    assert "takes only" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("losses", "is_learning"), [([3, 2, 1], True), ([3, 1, 2], False)])
+def test_a_run_whose_last_epoch_was_the_best_says_that_it_was_still_learning(
+    losses, is_learning, data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(md, "FEW_STEPS", 0)
+    script_validation(monkeypatch, [float(loss) for loss in losses])
+    assert run(data, tmp_path / "run") == 0
+    err = capsys.readouterr().err
+    assert ("the best epoch was the last one" in err) == is_learning
+    if is_learning:
+        assert "raise --num_epochs or --learning_rate" in err
+        assert "--num_epochs" in suggested(err)
+
+
+def test_what_a_bad_student_is_told_to_do(capsys):
+    def rows(mse):
+        scores = md.Scores(mse, 0.0, 0.0, 0, [], [], [])
+        naive = dataclasses.replace(scores, mse=1.0)
+        return {name: md.Row(naive) for name in md.BASELINES} | {"student": md.Row(scores)}
+
+    stopped = md.Progress(epoch=9, best_epoch=2)
+    slow = md.parse_arguments(command(SCRIPT, "run", "--learning_rate", 1e-4))
+    fast = md.parse_arguments(command(SCRIPT, "run", "--learning_rate", 1e-2))
+    voice = md.Voice("en")
+    md.advise(slow, stopped, rows(0.9), 48, voice)
+    assert capsys.readouterr().err == ""
+    md.advise(slow, stopped, rows(1.1), 48, voice)
+    assert suggested(capsys.readouterr().err)
+    md.advise(fast, stopped, rows(1.1), 48, voice)
+    err = capsys.readouterr().err
+    assert "more epochs would not help, the best one was 2 of 9" in err
+    assert not suggested(err)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--demo", "--alpha", "0", "--resume"],
+        ["--columns", "a b", "c", "--split_ratio", "7:1.5:1.5", "--alpha", "auto"],
+        ["--data_dir", "it's here", "--teacher_patch_size", "32", "--season", "12"],
+        ["label", "--stride", "3"],
+    ],
+)
+def test_a_command_line_that_is_suggested_gives_the_same_arguments(argv):
+    args = md.build_parser(demo="--demo" in argv).parse_args(
+        argv if argv[0] in md.COMMANDS else ["train", *argv]
+    )
+    for changes in ({}, {"max_windows": 77}):
+        words = shlex.split(md.command_line(args, **changes))
+        assert words[:2] == ["python", "moirai_distill.py"]
+        again = words[2:] if words[2:3] == ["label"] else ["train", *words[2:]]
+        parsed = md.build_parser(demo="--demo" in again).parse_args(again)
+        expected = vars(args) | changes
+        if "resume" in expected:
+            expected["resume"] = False
+        assert vars(parsed) == expected

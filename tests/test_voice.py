@@ -13,7 +13,7 @@ from conftest import SCRIPT, quiet_voice
 import moirai_distill as md
 
 TREE = ast.parse(SCRIPT.read_text(encoding="utf-8"))
-TELLING = ("say", "note", "warn", "Message", "UserError", "Unusable", "Duplicated")
+TELLING = ("say", "note", "warn", "Message", "UserError", "Unusable", "Duplicated", "NoWindow")
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -240,7 +240,7 @@ def test_control_characters_of_names_are_printed_escaped(capsys):
     voice = md.Voice("en")
     voice.say("  {}: {}", NAME, Path(NAME))
     voice.note(f"{NAME}: a note")
-    voice.warn("{}", md.Unusable(NAME))
+    voice.warn("{}", md.Unusable("{}", NAME))
     md.tell_end(md.Message("error: {}", (md.UserError("{}: no", NAME),)), "en")
     captured = capsys.readouterr()
     assert captured.out == f"  {SHOWN}: {SHOWN}\n"
