@@ -9,6 +9,7 @@ them are for comparison. Exit code 1 where a try ends otherwise than with 0 or w
 takes 1 GB, or 10 seconds more than the plain one above it.
 """
 
+import gzip
 import json
 import os
 import re
@@ -287,17 +288,66 @@ def caches(root):
     yield name, path
 
 
+# -- CSVs ------------------------------------------------------------------------------------------
+
+
+def tables(root):
+    """(name, path) of hostile CSVs, the plain one first."""
+    root.mkdir()
+    path = root / "plain.csv"
+    rows = [f"2024-01-{1 + i // 24:02d} {i % 24:02d}:00,{i % 24 + i / 1000}" for i in range(300)]
+    path.write_text("\n".join(["date,value", *rows]))
+    yield "CSV: plain", path
+
+    path = root / "bomb.csv.gz"
+    with gzip.open(path, "wb", compresslevel=9) as file:
+        for _ in range(4000):
+            file.write(b"0" * 10**6)
+    yield "CSV: a .gz of 4 MB that unpacks to 4 GB", path
+
+    path = root / "line.csv"
+    path.write_bytes(b"1," * 100_000_000)
+    yield "CSV: one line of 200 MB", path
+
+    path = root / "second.csv"
+    path.write_bytes(b"date,value\n" + b"1," * 100_000_000)
+    yield "CSV: a second line of 200 MB", path
+
+    path = root / "quote.csv"
+    path.write_bytes(b'date,value\n"' + b"x,1\n" * 20_000_000)
+    yield "CSV: a quote that never ends, 80 MB", path
+
+    path = root / "wide.csv"
+    header = ",".join(f"c{number}" for number in range(100_000))
+    path.write_text("\n".join([header, *[",".join(["1.5"] * 100_000)] * 40]))
+    yield "CSV: 100,000 columns", path
+
+    path = root / "pipe.csv"
+    os.mkfifo(path)
+    yield "CSV: a pipe", path
+
+    path = root / "endless.csv"
+    path.symlink_to("/dev/zero")
+    yield "CSV: a link to an endless device", path
+
+
 # -- The table -------------------------------------------------------------------------------------
 
 
 def tries(root):
     """All tries, the plain one first. A file is made when its turn comes."""
     csv = root / "hourly.csv"
-    stamps = [f"2024-01-{1 + i // 24:02d} {i % 24:02d}:00,{i % 24}" for i in range(300)]
+    stamps = [f"2024-01-{1 + i // 24:02d} {i % 24:02d}:00,{i % 24 + i / 1000}" for i in range(300)]
     csv.write_text("\n".join(["date,value", *stamps]))
     predict = ["predict", "--input", csv, "--output", root / "forecast.csv", "--checkpoint"]
     for name, path in checkpoints(root):
         yield Try(name, [*predict, path])
+
+    plain = root / "plain.pt"
+    save(plain, plain_content())
+    for name, path in tables(root / "tables"):
+        words = ["predict", "--checkpoint", plain, "--output", root / "forecast.csv"]
+        yield Try(name, [*words, "--input", path])
 
     student = md.PatchStudent(**SIZES)
     student.save_pretrained(root / "hub")
