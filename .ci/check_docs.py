@@ -107,7 +107,8 @@ def differences_of_tables(text, flags):
                 problems.append(f"{GUIDE}: {name} of {command} stands in no table")
                 continue
             number, written = row
-            is_inherited = command == "evaluate" and name in flags["train"] and default is None
+            may_inherit = command in ("evaluate", "predict") and name in flags["train"]
+            is_inherited = may_inherit and default is None
             if not is_inherited and not is_default(written, default):
                 problems.append(
                     f"{GUIDE}:{number}: the default of {name} is {default!r}, not {written}"
