@@ -6,7 +6,7 @@ from its weights, adds a patch size for short series, and learns all calendars a
     python benchmarks/pretrain_demo_teacher.py --compile --save_dir checkpoints/hourly_teacher
     python benchmarks/pretrain_demo_teacher.py --calendars --patch_sizes 4 8 16 32 --compile \\
         --start_from checkpoints/hourly_teacher --minutes 100 --learning_rate 1e-3 \\
-        --warmup_steps 200
+        --warmup_steps 200 --keep_start 0.25
 
     python benchmarks/pretrain_demo_teacher.py --resume  # and the flags of the stopped run
     python benchmarks/pretrain_demo_teacher.py --validate_only  # the tables of the saved teacher
@@ -65,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=34_000, help=steps_help)
     start_help = "a teacher's folder; a patch size that it lacks comes from the double one"
     add("--start_from", help=start_help)
+    keep_help = "share of --start_from's weights in the finished teacher's"
+    add("--keep_start", type=float, default=0.0, help=keep_help)
     calendars_help = "the second stage: series of all calendars and lengths beside the hourly ones"
     add("--calendars", action="store_true", help=calendars_help)
     minutes_help = "training minutes over all resumes; the rate then follows the clock"
@@ -105,6 +107,8 @@ def check_args(args: argparse.Namespace) -> None:
         wrong.append(f"--zero_shot_csv: no such file: {args.zero_shot_csv}")
     if args.start_from and not (Path(args.start_from) / "config.json").is_file():
         wrong.append(f"--start_from: no teacher in {args.start_from}")
+    if not 0 <= args.keep_start < 1 or (args.keep_start and not args.start_from):
+        wrong.append("--keep_start must be at least 0 and below 1, and takes --start_from")
     if args.resume and not (Path(args.run_dir) / "state.pt").is_file():
         wrong.append(f"--resume: no state.pt in {args.run_dir}")
     if wrong:
@@ -877,6 +881,15 @@ def add_patch_sizes(old: dict, old_sizes: list[int], module: MoiraiModule) -> No
                 value[index].unflatten(0, (-1, widest))[:, :size] = pairs.mean(2)
 
 
+@torch.no_grad()
+def blend_with_start(module: MoiraiModule, start: MoiraiModule, share: float) -> None:
+    """Move the weights of `module` back by `share` of the way to those that it started from."""
+    own = {name: p.clone() for name, p in module.named_parameters()}
+    add_patch_sizes(start.state_dict(), list(start.patch_sizes), module)
+    for name, p in module.named_parameters():
+        p.lerp_(own[name], 1 - share)
+
+
 def lean_encoder(module: MoiraiModule):
     """`module.encoder` for tokens of one variate, as a function that compiles well.
 
@@ -1587,6 +1600,8 @@ def train(args: argparse.Namespace, device: torch.device) -> int:
         is_resumable = state["step"] % chunk == 0  # between two chunks of series
         if due and is_resumable:
             save_state(run_dir / "state.pt", module, optimiser, generator, state)
+            if progress >= 1 and args.keep_start:
+                blend_with_start(module, open_teacher(args.start_from), args.keep_start)
             save_teacher(module, save_dir)
             check_and_log(module, sets, state, args)
             draw_picture(run_dir / "log.jsonl", save_dir / "training.png")

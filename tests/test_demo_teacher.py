@@ -32,7 +32,7 @@ def windows(tmp_path_factory):
 def test_it_is_a_moirai_of_at_most_4_mb_with_its_card():
     config = json.loads((DEMO_TEACHER / "config.json").read_text())
     assert md.find_generation("the demo teacher", config).package == "moirai"
-    assert {8, 16, 32} <= set(config["patch_sizes"])
+    assert config["patch_sizes"] == [4, 8, 16, 32]
     assert (DEMO_TEACHER / "model.safetensors").stat().st_size <= 4_000_000
     assert "license: mit" in (DEMO_TEACHER / "README.md").read_text(encoding="utf-8")
 
@@ -50,11 +50,23 @@ def test_every_patch_size_halves_the_error_of_seasonal_naive(windows, patch, poi
     assert error < 0.5 * (naive - truth).square().mean()
 
 
+def test_it_knows_calendars_other_than_hours(monkeypatch):
+    chosen = {}
+    for name in ("quarters", "months, short", "weeks", "working days"):
+        chosen[name] = pretrain.HELD_OUT_CALENDARS[name]
+    monkeypatch.setattr(pretrain, "HELD_OUT_CALENDARS", chosen)
+    rows = pretrain.score_calendars(load_teacher(DEMO_TEACHER).module, 128)
+    assert [row["calendar"] for row in rows] == list(chosen)
+    ratios = np.array([row["mase"] for row in rows])  # over seasonal-naive's
+    assert np.exp(np.log(ratios).mean()) < 0.95
+    assert 0.75 < np.mean([row["coverage"] for row in rows]) < 0.85
+
+
 # -- How it is trained -----------------------------------------------------------------------------
 
 
-def small_module(patch_sizes):
-    torch.manual_seed(0)
+def small_module(patch_sizes, seed=0):
+    torch.manual_seed(seed)
     module = pretrain.build_module(64, 2, patch_sizes)
     pretrain.fix_rotary_tables(module)
     return module.eval()
@@ -81,6 +93,17 @@ def test_a_new_patch_size_reads_and_writes_as_the_double_one():
         means = pretrain.native_parameters(new, reprs, 4)["components"][0]["loc"]
         pairs = pretrain.native_parameters(old, reprs, 8)["components"][0]["loc"]
         torch.testing.assert_close(means, pairs.unflatten(-1, (-1, 2)).mean(-1))
+
+
+def test_the_finished_teacher_keeps_a_share_of_what_it_started_from():
+    start = small_module([8, 16])
+    module = small_module([4, 8, 16], seed=1)
+    trained = {name: p.clone() for name, p in module.named_parameters()}
+    pretrain.blend_with_start(module, start, 0.25)
+    expected = 0.75 * trained["mask_encoding.weight"] + 0.25 * start.mask_encoding.weight
+    torch.testing.assert_close(module.mask_encoding.weight, expected)
+    eights = 0.75 * trained["in_proj.bias"][1] + 0.25 * start.in_proj.bias[0]
+    torch.testing.assert_close(module.in_proj.bias[1], eights)
 
 
 def test_the_lean_encoder_is_the_encoder():
