@@ -411,7 +411,7 @@ def test_a_value_that_seems_to_mean_missing_is_told_and_can_be_said_to(value, tm
     assert np.flatnonzero(np.isnan(known)).tolist() == [3, 50, 51, 120]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6).map(lambda x: round(x, 2)), min_size=30, max_size=60))
 def test_whatever_marks_are_used_the_numbers_come_out_or_the_file_is_refused(
     tmp_path_factory, values
