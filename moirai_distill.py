@@ -929,7 +929,8 @@ CHINESE = {
     "{} columns behind it (--columns)": "其后还有 {} 列 (--columns)",
     "{:,} series by {}": "{:,} 个序列，按 {} 区分",
     "{} lines above the header left out": "表头之上跳过 {} 行",
-    "decimal mark {!r}, of thousands {}": "小数点 {!r}，千分位 {}",
+    "decimal mark {!r}": "小数点 {!r}",
+    "mark of thousands {!r}": "千分位 {!r}",
     "passed over: {}": "跳过的列: {}",
     (
         "{:,} cells of {} are no numbers, such as {!r}: they count as missing (--na_values "
@@ -3726,9 +3727,10 @@ def facts_of(table, columns, placed):
         facts.append(Message("{:,} series by {}", (len(columns.keys), ids)))
     if layout.skip:
         facts.append(Message("{} lines above the header left out", (layout.skip,)))
-    if layout.decimal != "." or layout.thousands:
-        marks = f"{layout.thousands!r}" if layout.thousands else "-"
-        facts.append(Message("decimal mark {!r}, of thousands {}", (layout.decimal, marks)))
+    if layout.decimal != ".":
+        facts.append(Message("decimal mark {!r}", (layout.decimal,)))
+    if layout.thousands:
+        facts.append(Message("mark of thousands {!r}", (layout.thousands,)))
     if columns.passed_over:
         reasons = [
             Message("{} {}", (name, why))
