@@ -517,6 +517,7 @@ DATES = (  # with or without a clock behind them, beside ISO 8601
     "%b %d, %Y",
     "%B %d, %Y",
     "%b %d %Y",
+    "%a, %d %b %Y",
 )
 MONTH_DATES = (  # of months, quarters and weeks (%q: see DIRECTIVES)
     "%b %Y",
@@ -531,12 +532,14 @@ MONTH_DATES = (  # of months, quarters and weeks (%q: see DIRECTIVES)
     "%Y/%m",
     "%m/%Y",
     "%m.%Y",
+    "%m-%Y",
     "%Y年%m月",
     "%YQ%q",
     "%Y-Q%q",
     "%Y Q%q",
     "Q%q %Y",
     "Q%q-%Y",
+    "Q%q/%Y",
     "%G-W%V",
     "%GW%V",
 )
@@ -546,6 +549,8 @@ CLOCKS = (
     "%H:%M:%S.%f",
     "%I:%M %p",
     "%I:%M:%S %p",
+    "%I:%M%p",
+    "%I:%M:%S%p",
     "%H.%M",
     "%H.%M.%S",
     "%H",
@@ -886,6 +891,12 @@ CHINESE = {
     ),
     "sparse timestamps: {} rows over {} steps of {}": "时间戳稀疏: {} 行分布在 {} 个步长 ({}) 上",
     "no numeric column among {}": "这些列中没有数字列: {}",
+    "no numeric column among {}; {} holds cells such as {!r}": (
+        "这些列中没有数字列: {}；{} 的单元格例如 {!r}"
+    ),
+    "no timestamps were found: the rows are taken as they stand, as if the oldest came first": (
+        "没有找到时间戳: 按行的顺序使用，视为最早的在前"
+    ),
     "no column to forecast: {}": "没有可预测的列: {}",
     "{} is passed over: it {}": "跳过 {}: 它{}",
     "is an index by its name": "按名称是索引",
@@ -2566,6 +2577,7 @@ DIRECTIVES = {
     "%V": r"\d\d",
     "%q": r"(?P<q>[1-4])",
     "%b": r"[A-Za-z]{3}",
+    "%a": r"[A-Za-z]{3}",
     "%B": r"[A-Za-z]{4,9}",
     "%H": r"\d{1,2}",
     "%I": r"\d{1,2}",
@@ -3384,6 +3396,13 @@ def refuse_without_values(frame, columns):
     """Raise Unusable as no column is the value, with the reason of each that might be."""
     told = [name for name, why in columns.passed_over.items() if why != NO_NUMBER]
     if not told:
+        for name in columns.passed_over:
+            cells = frame[name].dropna().astype(str)
+            if len(cells) and re.match(r"\W*\d", cells.iloc[0]):
+                raise Unusable(
+                    "no numeric column among {}; {} holds cells such as {!r}",
+                    *(first_names(frame), name, cells.iloc[0][:40]),
+                )
         raise Unusable("no numeric column among {}", first_names(frame))
     reasons = [Message("{} {}", (name, columns.passed_over[name])) for name in told[:5]]
     numeric = [name for name in told if is_number(frame[name])]
@@ -3633,6 +3652,13 @@ def read_series(path, name, config):
         report.warnings += warnings_of_column(column, numbers)
 
     report.warnings += columns.warnings
+    if times is None and columns.passed_over and config.time_column == ["auto"]:
+        report.warnings.append(
+            Message(
+                "no timestamps were found: the rows are taken as they stand, as if the oldest"
+                " came first"
+            )
+        )
     placed = place_all(name, table.frame, columns, report)
     series = [one for one, _ in placed]
     report.facts = facts_of(table, columns, placed)
@@ -3687,9 +3713,15 @@ def hint_of_duplicates(frame, columns):
             return Message(
                 "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
             )
+    for name in rest:
+        if name.lower() in PARTS_OF_DATE["hour"]:
+            return Message(
+                "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
+            )
     key = pd.DataFrame({"code": columns.codes, "stamp": times.stamps})
     for name in rest:
-        if pd.api.types.is_float_dtype(frame[name]):
+        is_key = not pd.api.types.is_float_dtype(frame[name]) and frame[name].duplicated().any()
+        if not is_key:
             continue
         if not key.assign(other=frame[name].to_numpy()).duplicated().any():
             flag = " ".join(str(name) for name in [*columns.ids, name])

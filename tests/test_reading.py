@@ -203,6 +203,10 @@ FORMS = {  # name -> (stamps, frequency)
     "milliseconds, T and Z": (HOURS.strftime("%Y-%m-%dT%H:%M:%S.000Z"), "h"),
     "an offset": (HOURS.strftime("%Y-%m-%d %H:%M:%S+08:00"), "h"),
     "am and pm": (HOURS.strftime("%m/%d/%Y %I:%M %p"), "h"),
+    "am and pm without a space": (HOURS.strftime("%m/%d/%Y %I:%M%p"), "h"),
+    "01-2020": (MONTHS.strftime("%m-%Y"), "MS"),
+    "Q1/2020": (pd.period_range("1950Q1", periods=ROWS, freq="Q").strftime("Q%q/%Y"), "QS-JAN"),
+    "Sat, 20 May 2023": (DAYS.strftime('"%a, %d %b %Y"'), "D"),
     "large letters": (DAYS.strftime("%d-%b-%Y").str.upper(), "D"),
 }
 
@@ -540,6 +544,7 @@ def test_columns_with_running_names_beside_stamps_are_no_series_in_rows(tmp_path
         (b"<!DOCTYPE html><html></html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ],
+    ids=["zip", "parquet", "bzip2", "xz", "gzip", "html", "lfs"],
 )
 def test_a_file_of_another_kind_is_called_what_it_is(content, words, tmp_path):
     path = tmp_path / "a.csv"
@@ -614,3 +619,25 @@ def test_too_many_columns_are_refused(tmp_path):
     header = ",".join(f"c{number}" for number in range(md.MOST_COLUMNS + 1))
     path.write_text(f"{header}\n{header}\n")
     assert "columns, more than" in reason(path)
+
+
+# -- Hints that fit --------------------------------------------------------------------------------
+
+
+def test_an_hour_in_a_column_of_its_own_is_named_where_stamps_repeat(tmp_path):
+    columns = {"instant": range(ROWS), "dteday": HOURS.strftime("%Y-%m-%d"), "hr": HOURS.hour}
+    path = write(tmp_path / "a.csv", columns | {"cnt": WAVE})
+    assert "--time_column dteday hr" in reason(path)
+    np.testing.assert_array_equal(one(path, time_column=["dteday", "hr"]).values, WAVE)
+
+
+def test_rows_without_readable_stamps_are_taken_in_their_order_with_a_warning(tmp_path):
+    serials = [f"{45292 + row / 24:.6f}" for row in range(ROWS)]
+    file = read(write(tmp_path / "a.csv", {"date": serials, "value": WAVE}))
+    assert "no timestamps were found" in warnings_of(file)
+    assert "no timestamps" not in warnings_of(read(write(tmp_path / "b.csv", {"value": WAVE})))
+
+
+def test_cells_of_a_file_without_numbers_are_quoted(tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "share": [f"{value} %" for value in WAVE]})
+    assert repr(f"{WAVE[0]} %") in reason(path)
