@@ -978,6 +978,13 @@ CHINESE = {
     ),
     "--input {}: no series to forecast{}": "--input {}: 没有可预测的序列{}",
     "... and {} more such notes": "... 还有 {} 条类似的提示",
+    "{}: {} missing values in the context are filled in": "{}: 上下文中的 {} 个缺失值已填补",
+    "{}: its last {} values are missing: the last known one is carried forward": (
+        "{}: 最后 {} 个值缺失: 沿用最后一个已知值"
+    ),
+    "{}: its step is {}, the student was trained on {}": "{}: 步长为 {}，学生是在 {} 上训练的",
+    "unknown ones": "未知步长",
+    "unknown": "未知",
     # notes, warnings and errors
     "{}: no home folder is known for {}; give the path without ~": (
         "{}: 找不到 {} 的主目录；请给出不带 ~ 的路径"
@@ -7420,6 +7427,7 @@ def predict(args, voice, _stop):
     file = read_input(args.input, reading, voice)
 
     notes = [Message("skipped: {}", (reason,)) for reason in file.report.skipped]
+    warnings = []
     forecasts = []
     for one in file.series:
         try:
@@ -7429,7 +7437,8 @@ def predict(args, voice, _stop):
             notes.append(Message("skipped: {}: {}", (one.name, reason)))
             continue
         forecasts.append(SeriesForecast(one, context, steps_after(one, horizon, held_out)))
-        notes += context_notes(one, context, opened.content.get("freqs", []))
+        notes += context_notes(one, context)
+        warnings += context_warnings(one, context, opened.content.get("freqs", []))
     if not forecasts:
         lines = [Message("\n  {}", (note,)) for note in notes[:MOST_NOTES]]
         listed = Message("{}" * len(lines), tuple(lines))
@@ -7440,8 +7449,11 @@ def predict(args, voice, _stop):
         raise problem
     for note in notes[:MOST_NOTES]:
         voice.note(note)
-    if len(notes) > MOST_NOTES:
-        voice.note("... and {} more such notes", len(notes) - MOST_NOTES)
+    for warning in warnings[:MOST_NOTES]:
+        voice.warn(warning)
+    more = max(0, len(notes) - MOST_NOTES) + max(0, len(warnings) - MOST_NOTES)
+    if more:
+        voice.note("... and {} more such notes", more)
 
     fill_in(forecasts, opened.student)
     if args.backtest:
@@ -7560,23 +7572,33 @@ def command_for_short_series(data_dir, reading, series, student):
     return command_line(args, context_length=lengths[0], prediction_length=lengths[1])
 
 
-def context_notes(series, context, trained_on):
-    """What to know of a context; `trained_on` are the frequencies that the student knows."""
-    notes = []
-    if context.filled:
-        notes.append(f"{series.name}: {context.filled} missing values in the context are filled in")
+def context_notes(series, context):
+    """List of Message: what to know of a context."""
+    if not context.filled:
+        return []
+    told = Message(
+        "{}: {} missing values in the context are filled in", (series.name, context.filled)
+    )
+    return [told]
+
+
+def context_warnings(series, context, trained_on):
+    """List of Message: what may be wrong; `trained_on` are the frequencies of the training."""
+    warnings = []
     if context.carried:
-        notes.append(
-            f"WARNING: {series.name}: its last {context.carried} values are missing:"
-            " the last known one is carried forward"
+        warnings.append(
+            Message(
+                "{}: its last {} values are missing: the last known one is carried forward",
+                (series.name, context.carried),
+            )
         )
     if series.freq not in trained_on:
-        known = ", ".join(trained_on) or "unknown ones"
-        notes.append(
-            f"WARNING: {series.name}: its step is {series.freq or 'unknown'},"
-            f" the student was trained on {known}"
+        known = ", ".join(trained_on) or Message("unknown ones")
+        step = series.freq or Message("unknown")
+        warnings.append(
+            Message("{}: its step is {}, the student was trained on {}", (series.name, step, known))
         )
-    return notes
+    return warnings
 
 
 def fill_in(forecasts, student):

@@ -529,3 +529,57 @@ def test_predict_runs_where_only_torch_numpy_pandas_and_huggingface_hub_are(run,
     assert len(errors) == 2
     assert "pip install matplotlib" in errors[0]
     assert "pip install safetensors" in errors[1]
+
+
+# -- How the input is read, and the output written -------------------------------------------------
+
+
+def in_german(path, rows):
+    """A CSV of hours with decimal commas; returns (path, values)."""
+    values = np.round(50 + 10 * np.sin(np.arange(rows) * 2 * np.pi / 24), 2)
+    lines = [
+        f"{time:%d.%m.%Y %H:%M};{str(value).replace('.', ',')}"
+        for time, value in zip(hours(rows), values, strict=True)
+    ]
+    path.write_text("\n".join(["Zeit;Wert", *lines]) + "\n")
+    return path, values
+
+
+def test_the_output_is_written_as_the_input_is_and_goes_on(run, tmp_path):
+    path, values = in_german(tmp_path / "a.csv", 90)
+    output = tmp_path / "out.csv"
+    argv = ["predict", "--checkpoint", run, "--input", path, "--output", output, "--lang", "en"]
+    assert md.main([*map(str, argv)]) == 0
+    header, *rows = output.read_text().splitlines()
+    assert header == "Zeit;Wert"
+    assert rows[0].startswith("04.01.2024 18:00;")
+    assert "," in rows[0]
+    path.write_text(path.read_text() + "\n".join(rows) + "\n")
+    (series,) = md.read_series(path, path.name, read_config()).series
+    assert len(series.values) == 90 + H
+    np.testing.assert_array_equal(series.values[:90], values)
+
+
+def test_an_output_that_ends_with_gz_is_packed(run, tmp_path):
+    path = save(tmp_path / "a.csv", hours(90))
+    output = tmp_path / "out.csv.gz"
+    argv = ["predict", "--checkpoint", run, "--input", path, "--output", output, "--lang", "en"]
+    assert md.main([*map(str, argv)]) == 0
+    assert output.read_bytes()[:2] == b"\x1f\x8b"
+    assert len(pd.read_csv(output)) == H
+
+
+def test_what_the_run_says_of_reading_holds_and_a_flag_wins(run, tmp_path, capsys):
+    path = save(tmp_path / "a.csv", hours(90), b=np.cos(np.arange(90)))
+    named = changed(run, tmp_path / "named.pt", columns=["b"], time_column=["none"])
+    assert [*predict(named, path).columns] == ["b"]
+    assert "no timestamps" in capsys.readouterr().err
+    table = predict(named, path, "--columns", "value", "--time_column", "date")
+    assert [*table.columns] == ["value"]
+    assert table.index[0] == "2024-01-04 18:00:00"
+
+
+def test_a_name_in_the_header_is_never_a_formula(run, tmp_path):
+    path = tmp_path / "a.csv"
+    save(path, hours(90)).write_text(path.read_text().replace("value", "=1+2", 1))
+    assert [*predict(run, path, "--columns", "=1+2").columns] == ["'=1+2"]
