@@ -478,11 +478,11 @@ TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")  # of time columns,
 ID_NAMES = ("unique_id", "item_id", "id", "series", "series_id")  # of the id of a long format
 INDEX_NAMES = ("id", "index", "time_idx")  # of columns that are no values
 PARTS_OF_DATE = {  # names of columns that make a date together, the largest part first
-    "year": ("year", "yr", "年"),
+    "year": ("year", "yr", "jahr", "annee", "année", "年"),
     "quarter": ("quarter", "qtr", "季度"),
-    "month": ("month", "mon", "mnth", "月"),
-    "day": ("day", "日"),
-    "hour": ("hour", "hr", "时"),
+    "month": ("month", "mon", "mnth", "mo", "monat", "mois", "月"),
+    "day": ("day", "dy", "tag", "jour", "日"),
+    "hour": ("hour", "hr", "hh", "stunde", "heure", "时"),
 }
 OTHER_PARTS_OF_TIME = (
     "minute",
@@ -2726,7 +2726,18 @@ def times_by_name(frame, names, time_format):
             *(" ".join(names), str(known.iloc[0]) if len(known) else ""),
         )
     stamps, form = parsed
+    if len(names) > 1 and form.pattern == "ISO8601":
+        form.pattern = pattern_of_parts(text.dropna().iloc[-100:], len(names))
     return Times(stamps.rename(names[0]), names, form, text)
+
+
+def pattern_of_parts(texts, count):
+    """The pattern of joined stamps that has `count` parts; "ISO8601" where none is known."""
+    for regex, date, clock in known_patterns():
+        has_parts = (date + clock).count(" ") == count - 1
+        if has_parts and all(regex.fullmatch(text) for text in texts):
+            return date + clock
+    return "ISO8601"
 
 
 def joined(frame, names):
@@ -2736,7 +2747,10 @@ def joined(frame, names):
         column = frame[name]
         if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
             column = column.astype("Int64")
-        texts.append(column.astype("string").str.strip())
+        text = column.astype("string").str.strip()
+        if name.lower() in PARTS_OF_DATE["quarter"]:  # else 1 to 4 would be months
+            text = "Q" + text.str.lstrip("Qq")
+        texts.append(text)
     return texts[0].str.cat(texts[1:], sep=" ")
 
 
@@ -2843,7 +2857,8 @@ def parse_text(column, time_format="auto"):
     """
     text = column.astype("string")
     known = text.dropna()
-    sample = known.iloc[:: max(1, len(known) // 100)]
+    drawn = np.random.default_rng(0).integers(0, max(1, len(known)), 100)
+    sample = known.iloc[np.unique(drawn)] if len(known) > 100 else known
     if sample.str.contains(r"^\s|\s$").any():
         text = text.str.strip()
         sample = sample.str.strip()
@@ -2925,7 +2940,8 @@ def best_patterns(sample):
     unread = {("", "ISO8601"): read_as(sample, "ISO8601").isna().mean()}
     if unread["", "ISO8601"] == 0:
         return [*unread]
-    looked_at = sample.iloc[:: max(1, len(sample) // 10)]
+    longest = sample[sample.str.len() == sample.str.len().max()]  # those with all of a clock
+    looked_at = [*sample.iloc[:: max(1, len(sample) // 10)], *longest.iloc[:3]]
     for regex, date, clock in known_patterns():
         if any(regex.fullmatch(stamp) for stamp in looked_at):
             unread[date, clock] = read_as(sample, date + clock).isna().mean()
@@ -3274,8 +3290,7 @@ class Placed:
     freq: str  # pandas frequency
     stamps: pd.DatetimeIndex  # the last 12 at most
     rows: int  # how many found a place of their own
-    repeated: int  # rows left out, as another one has the same stamp and value
-    conflicting: int  # rows left out, as a later one has the same stamp and another value
+    conflicting: int  # rows left out, as a later one has the same stamp
 
 
 class Duplicated(Unusable):
@@ -3287,7 +3302,9 @@ def on_grid(times, values):
     clock = times.tz_localize(None)  # the grid is that of the clock they show
     table = pd.Series(values, clock)[clock.notna()].sort_index(kind="stable")
     rows = len(table)
-    table, repeated, conflicting = without_duplicates(table)
+    is_repeated = table.index.duplicated(keep="last")
+    conflicting = int(is_repeated.sum())
+    table = table[~is_repeated]
     if conflicting > FEW_DUPLICATES * rows:
         raise Duplicated("{} of {} timestamps are duplicates with other values", conflicting, rows)
     if len(table) < 3:
@@ -3311,23 +3328,7 @@ def on_grid(times, values):
 
     regular = np.full(length, np.nan)
     regular[positions - positions.min()] = table.to_numpy()  # of two in one place the later stays
-    return Placed(regular, grid.freq, stamps, placed, repeated, conflicting)
-
-
-def without_duplicates(table):
-    """(series of which each stamp stands once, rows repeated, rows conflicting); the last stays.
-
-    `table` is sorted by its stamps.
-    """
-    is_dropped = table.index.duplicated(keep="last")
-    if not is_dropped.any():
-        return table, 0, 0
-    kept = table[~is_dropped]
-    after = kept.reindex(table.index[is_dropped]).to_numpy()
-    dropped = table[is_dropped].to_numpy()
-    is_same = (dropped == after) | (np.isnan(dropped) & np.isnan(after))
-    repeated = int(is_same.sum())
-    return kept, repeated, len(dropped) - repeated
+    return Placed(regular, grid.freq, stamps, placed, conflicting)
 
 
 # -- Columns ---------------------------------------------------------------------------------------
@@ -3358,6 +3359,9 @@ class Columns:
 
 
 NO_NUMBER = Message("is no number")
+COUNTER = Message("only rises, or only falls, as a counter or a clock does")
+INDEX = Message("is an index by its name")
+NUMBERING = (COUNTER, INDEX)  # why a column is passed over that only numbers the rows
 
 
 def pick_columns(table, config):
@@ -3516,16 +3520,16 @@ def why_no_value(name, values, columns):
     """Message: why a numeric column is not what is forecast, unless it is named; None if it is."""
     called = name.lower()
     if called in TIME_NAMES + INDEX_NAMES or called.startswith("unnamed:"):
-        return Message("is an index by its name")
+        return INDEX
     if any(called in names for names in (*PARTS_OF_DATE.values(), OTHER_PARTS_OF_TIME)):
         return Message("is a part of a date by its name")
     known = values[~np.isnan(values)]
     if (known == known[0]).all():
         return Message("is constant")
-    if is_part_of_date(values, columns.times):
+    if is_part_of_date(values, columns.times) or are_dates_or_years(known):
         return Message("is a part of the date")
     if is_counter(values, columns.codes):
-        return Message("only rises, or only falls, as a counter or a clock does")
+        return COUNTER
     return None
 
 
@@ -3540,10 +3544,9 @@ def is_counter(values, codes):
     goes_up = (steps > 0).mean()
     if goes_up == 1 or (steps < 0).all():
         return True
-    smallest = np.nanmin(values)
-    is_epoch = any(3e8 * size <= smallest < 4.2e9 * size for size in EPOCHS.values())
-    is_even = (steps == np.median(steps)).mean() > 0.5 and np.median(steps) != 0
-    return bool(is_epoch and is_even)
+    usual = np.nanmedian(values)
+    is_epoch = any(3e8 * size <= usual < 4.2e9 * size for size in EPOCHS.values())
+    return bool(is_epoch and max(goes_up, (steps < 0).mean()) > 0.9)
 
 
 def is_part_of_date(values, times):
@@ -3555,6 +3558,19 @@ def is_part_of_date(values, times):
         if any((values == part + shift).mean() > 0.99 for shift in (0, 1)):
             return True
     return False
+
+
+def are_dates_or_years(known):
+    """Whether whole numbers are dates such as 20240131, or years that never go back (or on)."""
+    if (known % 1 != 0).any():
+        return False
+    if known.min() >= OLDEST_YEAR and known.max() <= 2200:
+        steps = np.diff(known)
+        return bool((steps >= 0).all() or (steps <= 0).all())
+    if known.min() < 1e7:
+        return False
+    parsed = parse_numbers(pd.Series(known))
+    return parsed is not None and parsed[1].pattern.startswith("%Y%m%d")
 
 
 def refuse_newest_first(frame):
@@ -3666,7 +3682,11 @@ def read_series(path, name, config):
                 " came first"
             )
         )
-    placed = place_all(name, table.frame, columns, report)
+    is_again = rows_again(table.frame, columns)
+    if is_again.any():
+        count = int(is_again.sum())
+        report.warnings.append(Message("{:,} rows are there twice: used once", (count,)))
+    placed = place_all(name, table.frame, columns, is_again, report)
     series = [one for one, _ in placed]
     report.facts = facts_of(table, columns, placed)
     if times:
@@ -3674,7 +3694,22 @@ def read_series(path, name, config):
     return FileRead(series, report, table.layout, times)
 
 
-def place_all(name, frame, columns, report):
+def rows_again(frame, columns):
+    """(rows,) bool: those that are the same as a later row, with their stamps.
+
+    Columns that only number the rows do not count.
+    """
+    none = np.zeros(len(frame), bool)
+    if columns.times is None:
+        return none
+    key = pd.DataFrame({"code": columns.codes, "stamp": columns.times.stamps})
+    if not key.duplicated().any():
+        return none
+    numbering = [name for name, why in columns.passed_over.items() if why in NUMBERING]
+    return frame.drop(columns=numbering).duplicated(keep="last").to_numpy()
+
+
+def place_all(name, frame, columns, is_again, report):
     """List of (RawSeries, Placed or None) of all series of a file.
 
     Why a series is left out goes into report.skipped; Unusable is raised where it is the only one.
@@ -3690,6 +3725,7 @@ def place_all(name, frame, columns, report):
                 within.append(column)
             full_name = " / ".join([name, *within])
             heading = " / ".join(within) or column
+            rows = rows[~is_again[rows]]
             values = numbers.values[rows]
             if columns.times is None:
                 placed.append((RawSeries(full_name, values, "", None, heading), None))
@@ -3809,10 +3845,7 @@ def warnings_of_column(name, numbers):
 def warnings_of_duplicates(places):
     """List of Message: rows that were left out as others have the same stamp."""
     warnings = []
-    repeated = sum(place.repeated for place in places)
     conflicting = sum(place.conflicting for place in places)
-    if repeated:
-        warnings.append(Message("{:,} rows are there twice: used once", (repeated,)))
     if conflicting:
         warnings.append(
             Message(

@@ -123,6 +123,16 @@ NO_VALUES = {  # name -> (columns, the column that is forecast, frequency)
         },
         "QS-JAN",
     ),
+    "year and number of the quarter": (
+        {
+            "year": 1960 + np.arange(ROWS) // 4,
+            "quarter": 1 + np.arange(ROWS) % 4,
+            "value": WAVE,
+        },
+        "QS-JAN",
+    ),
+    "Jahr und Monat": ({"Jahr": MONTHS.year, "Monat": MONTHS.month, "value": WAVE}, "MS"),
+    "epoch with a zero": ({"ts": [*EPOCH[:9], 0, *EPOCH[10:]], "value": WAVE}, ""),
     "years": ({"year": 1750 + np.arange(ROWS), "value": WAVE}, "YS-JAN"),
     "a row number with a gap": (
         {"n": [*range(100), *range(105, 245)], "date": HOURS, "value": WAVE},
@@ -641,3 +651,43 @@ def test_rows_without_readable_stamps_are_taken_in_their_order_with_a_warning(tm
 def test_cells_of_a_file_without_numbers_are_quoted(tmp_path):
     path = write(tmp_path / "a.csv", {"date": HOURS, "share": [f"{value} %" for value in WAVE]})
     assert repr(f"{WAVE[0]} %") in reason(path)
+
+
+def test_dates_as_numbers_that_repeat_are_no_value(tmp_path):
+    dates = [f"{stamp:%Y%m%d}" for stamp in HOURS]
+    columns = {"YYYYMMDD": dates, "HH": HOURS.hour + 1, "T": WAVE}
+    assert one(write(tmp_path / "a.csv", columns)).column == "T"
+
+
+def test_rows_of_one_stamp_are_the_same_only_if_all_of_them_is(tmp_path):
+    days = HOURS.strftime("%Y-%m-%d")
+    columns = {"dteday": days, "hr": HOURS.hour, "working": days.str[-1].astype(int) % 2}
+    path = write(tmp_path / "a.csv", columns | {"cnt": WAVE})
+    assert "--time_column dteday hr" in reason(path)
+
+
+def test_a_clock_that_midnights_lack_is_written(tmp_path):
+    stamps = [f"{t.month}/{t.day}/{t.year} {t.hour}:00".removesuffix(" 0:00") for t in HOURS]
+    file = read(write(tmp_path / "a.csv", {"t": stamps, "v": WAVE}))
+    ahead = md.write_stamps(md.steps_after(file.series[0], 30), file.times.form)
+    path = write(tmp_path / "b.csv", {"t": [*stamps, *ahead], "v": [*WAVE, *WAVE[:30]]})
+    np.testing.assert_array_equal(one(path).values, [*WAVE, *WAVE[:30]])
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"year": MONTHS.year, "month": MONTHS.month},
+        {"year": DAYS.year, "month": DAYS.month, "day": DAYS.day},
+        {"Date": HOURS.strftime("%Y-%m-%d"), "Time": HOURS.strftime("%H:%M")},
+    ],
+    ids=["month", "day", "clock"],
+)
+def test_stamps_in_parts_are_written_in_parts_and_go_on(columns, tmp_path):
+    flags = {"time_column": [*columns]} if "Time" in columns else {}
+    file = read(write(tmp_path / "a.csv", columns | {"v": WAVE}), **flags)
+    ahead = md.stamp_columns(md.steps_after(file.series[0], 30), file.times)
+    assert [*ahead] == [*columns]
+    longer = {name: [*map(str, columns[name]), *ahead[name]] for name in columns}
+    path = write(tmp_path / "b.csv", longer | {"v": [*WAVE, *WAVE[:30]]})
+    np.testing.assert_array_equal(one(path, **flags).values, [*WAVE, *WAVE[:30]])
