@@ -343,6 +343,11 @@ class Message:
         return self.sentence.format(*texts)
 
 
+def lines_of(messages):
+    """Message of several ones, which bring their own line ends."""
+    return Message("{}" * len(messages), tuple(messages))
+
+
 class Told(Exception):
     """An exception whose arguments are a sentence and its values, as those of a Message."""
 
@@ -2287,9 +2292,13 @@ def without_blank_end(frame):
     """A frame without the rows of nothing at its end, with which spreadsheets like to end."""
     if frame.empty or len(frame.columns) == 1:
         return frame
-    is_filled = frame.notna() & (frame != "")
-    filled = np.flatnonzero(is_filled.any(axis=1))
-    return frame.iloc[: filled[-1] + 1] if len(filled) else frame[:0]
+    for tail in (frame.tail(100), frame):  # most often the end tells
+        is_filled = tail.notna() & (tail != "")
+        filled = np.flatnonzero(is_filled.any(axis=1))
+        if len(filled):
+            blank = len(tail) - 1 - filled[-1]
+            return frame.iloc[: len(frame) - blank]
+    return frame[:0]
 
 
 def read_bytes(path, max_mb):
@@ -2332,8 +2341,9 @@ def refuse_long_lines(raw):
 
 def refuse_other_kinds(raw):
     """Raise Unusable where the first bytes are those of a file of another kind."""
+    first_bytes = raw[:1000].lstrip()
     for beginning, kind in OTHER_KINDS:
-        if raw[:1000].lstrip().startswith(beginning):
+        if first_bytes.startswith(beginning):
             raise Unusable("no CSV but {}", kind)
 
 
@@ -2362,6 +2372,22 @@ def decode(raw, encoding):
 def is_number(column):
     """Whether a column is one of numbers for pandas."""
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def cells_of(column, most=100):
+    """Some cells of a column that are not missing, drawn from all over it, always the same."""
+    known = column.dropna()
+    if len(known) <= most:
+        return known
+    drawn = np.random.default_rng(0).integers(0, len(known), most)
+    return known.iloc[np.unique(drawn)]  # every n-th would be one hour of the day
+
+
+def refuse_absent(frame, names):
+    """Raise Unusable where one of the columns that the user named is not there."""
+    absent = [name for name in names if name not in frame.columns]
+    if absent:
+        raise Unusable("no column {}; it has {}", ", ".join(absent), first_names(frame))
 
 
 def first_names(frame):
@@ -2474,9 +2500,9 @@ def text_cells(frame):
     for name in frame.columns:
         if pd.api.types.is_numeric_dtype(frame[name]):
             continue
-        known = frame[name].dropna().astype(str)
-        sample = known.iloc[:: max(1, len(known) // 100)]
+        sample = cells_of(frame[name]).astype(str)
         if len(sample) and sample.str.fullmatch(r"\s*[+-]?[\d.,]+\s*").mean() > 0.5:
+            known = frame[name].dropna().astype(str)
             is_odd = pd.to_numeric(known, errors="coerce").isna()
             cells += known[is_odd].drop_duplicates().iloc[:SAMPLE_CELLS].tolist()
     return cells
@@ -2485,19 +2511,20 @@ def text_cells(frame):
 def marks_of(cell):
     """(decimal mark, thousands mark, mark that may be both) of a number; "" = none, or untold."""
     marks = re.findall("[.,]", cell)
+    groups = re.split("[.,]", cell.lstrip("+-"))
+    begins_well = 1 <= len(groups[0]) <= 3 and groups[0] != "0"
+    is_last_of_three = begins_well and len(groups[-1]) == 3
+    others_are_of_three = begins_well and all(len(group) == 3 for group in groups[1:-1])
     if not marks:
         return ("", "", "")
-    groups = re.split("[.,]", cell.lstrip("+-"))
-    is_grouped = 1 <= len(groups[0]) <= 3 and groups[0] != "0" and "" not in groups
-    if len(set(marks)) == 2:
-        first, last = marks[0], marks[-1]
-        is_number = marks.count(last) == 1 and marks[-2] == first
-        is_number = is_number and is_grouped and all(len(group) == 3 for group in groups[1:-1])
-        return (last, first, "") if is_number else ("", "", "")
-    is_grouped = is_grouped and all(len(group) == 3 for group in groups[1:])
-    if len(marks) > 1:
-        return ("", marks[0], "") if is_grouped else ("", "", "")  # else a date, or the like
-    return ("", "", marks[0]) if is_grouped else (marks[0], "", "")
+    if len(marks) == 1:  # 1.012 may be either, 1.01 and 0.123 have decimals
+        return ("", "", marks[0]) if is_last_of_three else (marks[0], "", "")
+    if len(set(marks)) == 1:  # 1.234.567; else a date, or the like
+        is_grouped = others_are_of_three and is_last_of_three
+        return ("", marks[0], "") if is_grouped else ("", "", "")
+    *before, last = marks  # 1,234,567.8
+    is_number = last not in before and others_are_of_three and groups[-1] != ""
+    return (last, before[0], "") if is_number else ("", "", "")
 
 
 def find_marks(cells, separator, config):
@@ -2656,10 +2683,12 @@ def find_times(frame, ids, config):
         is_called_so = name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
         if pd.api.types.is_numeric_dtype(text):
             parsed = parse_numbers(text, config.time_format)
-            is_year = parsed and parsed[1].pattern == "%Y"
-            is_sure = is_called_so and not is_year
-            may_be = is_called_so or not is_year
-            if parsed and not is_sure and not (may_be and runs_evenly(text, frame, ids)):
+            is_even = parsed is not None and runs_evenly(text, frame, ids)
+            if parsed and parsed[1].pattern == "%Y":
+                is_sure = is_called_so and is_even  # beside a month, years repeat
+            else:
+                is_sure = is_called_so or is_even
+            if not is_sure:
                 parsed = None
         else:
             parsed = parse_text(text, config.time_format)
@@ -2690,7 +2719,7 @@ def refuse_clock_apart(frame):
         return
     stamps = [name for name in texts if looks_like_stamps(frame[name], is_called_so=False)]
     dates = [
-        name for name in stamps if not frame[name].astype(str).iloc[:100].str.contains(":").any()
+        name for name in stamps if not cells_of(frame[name]).astype(str).str.contains(":").any()
     ]
     if dates == stamps and dates and frame[dates[0]].duplicated().any():
         raise Unusable(
@@ -2700,15 +2729,13 @@ def refuse_clock_apart(frame):
 
 def is_clock(text):
     """Whether most of some texts are a time of the day alone."""
-    sample = text.dropna().astype(str).iloc[:100].str.strip()
+    sample = cells_of(text).astype(str).str.strip()
     return len(sample) > 0 and sample.str.fullmatch(CLOCK).mean() > 0.5
 
 
 def times_by_name(frame, names, time_format):
     """Times of the columns with these names, joined by a space. Raises Unusable."""
-    absent = [name for name in names if name not in frame.columns]
-    if absent:
-        raise Unusable("no column {}; it has {}", *(", ".join(absent), first_names(frame)))
+    refuse_absent(frame, names)
     parsed = None
     if len(names) == 1:
         text = frame[names[0]]
@@ -2782,8 +2809,7 @@ def runs_evenly(column, frame, ids):
 
 def looks_like_stamps(text, is_called_so):
     """Whether most of some texts look like stamps, or are called so; a clock alone does not."""
-    known = text.dropna().astype(str)
-    sample = known.iloc[:: max(1, len(known) // 100)].str.strip()
+    sample = cells_of(text).astype(str).str.strip()
     if sample.empty or is_clock(sample):
         return False
     looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS
@@ -2833,10 +2859,10 @@ def parse_numbers(column, time_format="auto"):
             lengths = text.dropna().str.len().unique()
             pattern = DIGITS.get(lengths[0]) if len(lengths) == 1 else None
         if pattern:
-            times = read_as(text, pattern)[known.index]
-            if times.notna().all() and times.dt.year.min() >= OLDEST_YEAR:
-                stamps = pd.DatetimeIndex(read_as(text, pattern)).tz_localize(None)
-                return stamps.as_unit("ns"), StampForm(pattern, text[known.index[-1]])
+            stamps = pd.DatetimeIndex(read_as(text, pattern)).tz_localize(None).as_unit("ns")
+            is_read = stamps.notna().sum() == len(known)
+            if is_read and stamps.min().year >= OLDEST_YEAR:
+                return stamps, StampForm(pattern, text[known.index[-1]])
     if time_format != "auto":
         return None
     for unit, size in EPOCHS.items():
@@ -2856,9 +2882,7 @@ def parse_text(column, time_format="auto"):
     Raises Unusable where two patterns fit equally well.
     """
     text = column.astype("string")
-    known = text.dropna()
-    drawn = np.random.default_rng(0).integers(0, max(1, len(known)), 100)
-    sample = known.iloc[np.unique(drawn)] if len(known) > 100 else known
+    sample = cells_of(text)
     if sample.str.contains(r"^\s|\s$").any():
         text = text.str.strip()
         sample = sample.str.strip()
@@ -2925,9 +2949,12 @@ def read_stamps(text, date, clock):
     unread = text[times.isna() & text.notna()]
     if len(unread) and date:
         for other in clocks_after(date):
-            regex = re.compile(regex_of(date + other))
-            fitting = unread[[regex.fullmatch(stamp) is not None for stamp in unread]]
+            is_fitting = unread.str.fullmatch(regex_of(date + other)).to_numpy(dtype=bool)
+            fitting = unread[is_fitting]
             times[fitting.index] = read_as(fitting, date + other)
+            unread = unread[times[unread.index].isna()]
+            if unread.empty:
+                return times
     is_late = unread.str.contains(r"(?:^|\D)24:00(?::00)?$")
     late = unread[is_late].str.replace("24:00", "00:00")
     if len(late):
@@ -3396,13 +3423,6 @@ def pick_columns(table, config):
     return columns
 
 
-def refuse_absent(frame, names):
-    """Raise Unusable where one of the columns that the user named is not there."""
-    absent = [name for name in names if name not in frame.columns]
-    if absent:
-        raise Unusable("no column {}; it has {}", ", ".join(absent), first_names(frame))
-
-
 def refuse_without_values(frame, columns):
     """Raise Unusable as no column is the value, with the reason of each that might be."""
     told = [name for name, why in columns.passed_over.items() if why != NO_NUMBER]
@@ -3474,14 +3494,12 @@ def as_numbers(column, layout):
         is_unread = np.zeros(0, bool)
         known = np.count_nonzero(~np.isnan(values))
     else:
-        known_cells = column.dropna()
-        sample = known_cells.iloc[:: max(1, len(known_cells) // 100)]
-        if numbers_of(sample, layout).notna().mean() < 0.5:
+        if numbers_of(cells_of(column), layout).notna().mean() < 0.3:  # a text: look no further
             return None
         parsed = numbers_of(column, layout)
         values = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
         is_unread = (parsed.isna() & column.notna()).to_numpy()
-        known = len(known_cells)
+        known = column.notna().sum()
     is_finite = np.isfinite(values)
     if not is_finite.any():
         return None
@@ -4429,8 +4447,7 @@ def listing(notes):
     for name, reasons in notes.items():
         if reasons:
             lines.append(Message("\n  {}: skipped: {}", (name, reasons[:MOST_REASONS])))
-    lines = lines[:MOST_NOTES]
-    return Message("{}" * len(lines), tuple(lines))
+    return lines_of(lines[:MOST_NOTES])
 
 
 # == Student =======================================================================================
@@ -7454,39 +7471,19 @@ def predict(args, voice, _stop):
     """Forecast the H steps after the end of each series of a CSV; or its last H, held out."""
     opened = open_student(args.checkpoint)
     run_config = opened.content.get("run_config", {})
-    horizon = opened.student.prediction_length
-    held_out = horizon if args.backtest else 0
+    held_out = opened.student.prediction_length if args.backtest else 0
     reading = reading_of(args, run_config)
     file = read_input(args.input, reading, voice)
 
-    notes = [Message("skipped: {}", (reason,)) for reason in file.report.skipped]
-    warnings = []
-    forecasts = []
-    for one in file.series:
-        try:
-            before = one.values[: len(one.values) - held_out]
-            context = last_context(before, opened.student.context_length)
-        except Unusable as reason:
-            notes.append(Message("skipped: {}: {}", (one.name, reason)))
-            continue
-        forecasts.append(SeriesForecast(one, context, steps_after(one, horizon, held_out)))
-        notes += context_notes(one, context)
-        warnings += context_warnings(one, context, opened.content.get("freqs", []))
+    forecasts, skipped = forecasts_of(file, opened, held_out)
     if not forecasts:
-        lines = [Message("\n  {}", (note,)) for note in notes[:MOST_NOTES]]
-        listed = Message("{}" * len(lines), tuple(lines))
-        problem = UserError("--input {}: no series to forecast{}", args.input, listed)
+        lines = [Message("\n  {}", (note,)) for note in skipped[:MOST_NOTES]]
+        problem = UserError("--input {}: no series to forecast{}", args.input, lines_of(lines))
         command = command_for_short_series(args.input, reading, file.series, opened.student)
         if command:
             problem = UserError("{}\nA student of shorter lengths fits:\n  {}", problem, command)
         raise problem
-    for note in notes[:MOST_NOTES]:
-        voice.note(note)
-    for warning in warnings[:MOST_NOTES]:
-        voice.warn(warning)
-    more = max(0, len(notes) - MOST_NOTES) + max(0, len(warnings) - MOST_NOTES)
-    if more:
-        voice.note("... and {} more such notes", more)
+    tell_contexts(forecasts, skipped, opened.content.get("freqs", []), voice)
 
     fill_in(forecasts, opened.student)
     if args.backtest:
@@ -7507,6 +7504,39 @@ def predict(args, voice, _stop):
         voice.say("Forecast: {}, {}", output, picture)
     else:
         voice.say("Forecast: {}", output)
+
+
+def forecasts_of(file, opened, held_out):
+    """(SeriesForecasts without their values, Messages of the series that cannot go on)."""
+    student = opened.student
+    forecasts = []
+    skipped = [Message("skipped: {}", (reason,)) for reason in file.report.skipped]
+    for series in file.series:
+        try:
+            before = series.values[: len(series.values) - held_out]
+            context = last_context(before, student.context_length)
+        except Unusable as reason:
+            skipped.append(Message("skipped: {}: {}", (series.name, reason)))
+            continue
+        index = steps_after(series, student.prediction_length, held_out)
+        forecasts.append(SeriesForecast(series, context, index))
+    return forecasts, skipped
+
+
+def tell_contexts(forecasts, skipped, trained_on, voice):
+    """Print which series are skipped, and what to know of the contexts of the others."""
+    notes = [*skipped]
+    warnings = []
+    for forecast in forecasts:
+        notes += context_notes(forecast.series, forecast.context)
+        warnings += context_warnings(forecast.series, forecast.context, trained_on)
+    for note in notes[:MOST_NOTES]:
+        voice.note(note)
+    for warning in warnings[:MOST_NOTES]:
+        voice.warn(warning)
+    more = max(0, len(notes) - MOST_NOTES) + max(0, len(warnings) - MOST_NOTES)
+    if more:
+        voice.note("... and {} more such notes", more)
 
 
 def read_input(name, reading, voice):

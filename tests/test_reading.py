@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import read_config
+from conftest import data_config, read_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,8 +81,6 @@ def test_of_many_files_the_first_are_told_and_the_rest_counted(tmp_path, capsys)
     for number in range(md.MOST_NOTES + 3):
         write(tmp_path / f"s{number:02d}.csv", {"time": HOURS, "v": WAVE})
     (tmp_path / "s99.csv").write_text("a\nb\n")
-    from conftest import data_config
-
     md.load_data(data_config(data_dir=str(tmp_path)), read_config(), md.Voice("en"))
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if "forecast: v" in line]
