@@ -67,6 +67,8 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
+import types
 import unicodedata
 import uuid
 import warnings
@@ -154,7 +156,7 @@ def add_reading_flags(parser):
 def add_teacher_flags(parser):
     """Who labels the windows, and how."""
     add = parser.add_argument_group("teacher").add_argument
-    add("--teacher_model", default="Salesforce/moirai-1.1-R-base", help="hub id or local folder")
+    add("--teacher_model", default="Salesforce/moirai-1.1-R-base", help=TEACHER_HELP)
     add("--teacher_revision", default=None, help="branch, tag or commit of the hub id")
     add("--teacher_patch_size", type=int_or_auto, default="auto", help="auto = best on a sample")
     add("--teacher_point", choices=["median", "mean"], default="median", help=POINT_HELP)
@@ -213,6 +215,12 @@ def add_evaluate_flags(parser):
         "--with_teacher", action="store_true", help="score the teacher, too, from the cache or anew"
     )
     add(
+        "--with_forecaster",
+        nargs="+",
+        default=[],
+        help="score others, too: Python files with forecast(context, horizon)",
+    )
+    add(
         "--output_dir", default=None, help="for table and pictures; default: the first one's folder"
     )
 
@@ -236,6 +244,7 @@ def add_export_flags(parser):
 
 
 TIME_HELP = "its name; two names where date and clock are apart; or none"
+TEACHER_HELP = "hub id, local folder, or a Python file with forecast(context, horizon)"
 POINT_HELP = "of samples, or the exact mean of the distribution"
 ALPHA_HELP = "1 = teacher's labels only, 0 = truth only (no teacher), auto = tried on validation"
 PRECISION_HELP = "bf16-mixed is faster on new GPUs"
@@ -994,6 +1003,25 @@ CHINESE = {
     "{}: no home folder is known for {}; give the path without ~": (
         "{}: 找不到 {} 的主目录；请给出不带 ~ 的路径"
     ),
+    "{}: it defines no function forecast(context, horizon)": (
+        "{}: 其中没有定义函数 forecast(context, horizon)"
+    ),
+    "{}, line {}: {}: {}": "{}, 第 {} 行: {}: {}",
+    "{}: forecast gave a {}, which is no array of numbers": (
+        "{}: forecast 返回了 {}, 不是数值数组"
+    ),
+    "{}: forecast gave the shape {} for contexts {}; {} or {} is expected": (
+        "{}: forecast 返回的形状是 {} (上下文为 {}); 应为 {} 或 {}"
+    ),
+    "{}: forecast gave a value that is not finite, for {} of {} contexts": (
+        "{}: forecast 返回了非有限值, 涉及 {} 个上下文 (共 {} 个)"
+    ),
+    "{}: no such file": "{}: 没有这个文件",
+    "--with_teacher: the teacher that {} names is a Python file ({}), which is run only"
+    " where you name it: --teacher_model {}": (
+        "--with_teacher: {} 所写的教师是 Python 文件 ({}), 只有由您指定才会运行: --teacher_model {}"
+    ),
+    "{} has {:+.1f} % of MSE beside {}": "{} 的 MSE 相差 {:+.1f} % (与 {} 相比)",
     "{}: is a file; a folder or a hub id is expected": (
         "{}: 是一个文件；这里需要文件夹或 hub 上的模型名"
     ),
@@ -4226,6 +4254,13 @@ class Windows:
         """Frequencies (B,), an array of str, of windows."""
         return np.array(self.freqs, object)[self.series[index]]
 
+    def units_of(self, index):
+        """(mean, deviation) of the series of windows in their files' units, (B, 1) float64 each."""
+        origins = [self.origins[number] for number in self.series[index]]
+        mean = np.array([[origin.mean] for origin in origins])
+        deviation = np.array([[origin.deviation] for origin in origins])
+        return mean, deviation
+
 
 def make_windows(chosen, config):
     """Windows of one part, of which `chosen` holds (PreparedSeries, starts)."""
@@ -5235,8 +5270,10 @@ def median(samples):
 
 
 def fingerprint(name, revision):
-    """sha256 of a teacher's two files where they are at hand without the network, else None."""
+    """sha256 of a teacher's files where they are at hand without the network, else None."""
     folder = user_path(name)
+    if is_own_file(name):
+        return own_forecaster(name).fingerprint if folder.is_file() else None
     digest = hashlib.sha256()
     for filename in ("config.json", "model.safetensors"):
         path = folder / filename
@@ -5254,8 +5291,15 @@ def fingerprint(name, revision):
 
 
 def load_teacher(request, device, note):
-    """Teacher of a hub id or a local folder, its weights loaded strictly. Raises UserError."""
+    """Teacher of a hub id or a local folder, its weights loaded strictly; or an OwnForecaster.
+
+    Raises UserError.
+    """
     name = request.teacher_model
+    if is_own_file(name):
+        if not user_path(name).is_file():
+            raise UserError("{}: no such file", name)
+        return own_forecaster(name)
     config_file = model_file(name, request.teacher_revision, "config.json")
     weights_file = model_file(name, request.teacher_revision, "model.safetensors")
     try:
@@ -5381,6 +5425,124 @@ def build_component(name, config):
 def is_class(target, kind):
     """Whether a name in a config.json is that of a class."""
     return target in (f"{kind.__module__}.{kind.__name__}", f"uni2ts.distribution.{kind.__name__}")
+
+
+# -- A forecaster of the user's --------------------------------------------------------------------
+
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of quantiles
+# What stands in a manifest for a teacher that has no patches, and takes no flags.
+NO_PATCHES = 1
+OWN_POINT = "its own point"
+
+
+class OwnForecaster:
+    """A forecaster of the user's: a Python file that defines `forecast(context, horizon)`.
+
+    Its function takes contexts (B, L), a float32 array in the units of the series, and the number
+    of steps H. It gives (B, H), or (B, 9, H) at the quantile levels 0.1, 0.2 ... 0.9. The file may
+    state its LICENCE and a VERSION, texts both; labels are made anew where its text or its VERSION
+    is another. Raises UserError where the file cannot be run, or has no such function.
+    """
+
+    device = torch.device("cpu")  # of what it gives; it may use what it likes
+    precision = "32"
+
+    def __init__(self, name):
+        self.path = user_path(name)
+        source = self.path.read_bytes()
+        names = self.run(source)
+        if not callable(names.get("forecast")):
+            raise UserError("{}: it defines no function forecast(context, horizon)", self.path)
+        self.function = names["forecast"]
+        self.licence = str(names.get("LICENCE", f"see {self.path.name}"))
+        digest = hashlib.sha256(source)
+        if "VERSION" in names:
+            digest.update(str(names["VERSION"]).encode())
+        self.fingerprint = digest.hexdigest()
+
+    def run(self, source):
+        """The names that the file defines when it is run."""
+        module = types.ModuleType(f"forecaster_{self.path.stem}")
+        module.__file__ = str(self.path)
+        sys.modules[module.__name__] = module  # dataclasses and pickles look their module up
+        folder = str(self.path.resolve().parent)
+        if folder not in sys.path:
+            sys.path.append(folder)  # for the modules beside it
+        try:
+            exec(compile(source, str(self.path), "exec"), vars(module))
+        except (Exception, SystemExit) as error:
+            raise self.failure(error) from error
+        return vars(module)
+
+    def failure(self, error):
+        """UserError that says where in the file something was raised."""
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == str(self.path)
+        ]
+        if isinstance(error, SyntaxError) and error.filename == str(self.path):
+            lines.append(error.lineno)
+        text = " ".join(str(error).split())[:200]
+        line = lines[-1] if lines else "?"
+        return UserError("{}, line {}: {}: {}", self.path, line, type(error).__name__, text)
+
+    def patch_sizes(self, context_length, horizon):
+        """As a MOIRAI's."""
+        return [NO_PATCHES]
+
+    def forecast(self, context, horizon):
+        """What the user's function gives for contexts (B, L): (B, H) or (B, 9, H), float64.
+
+        Quantiles are put in order. Raises UserError where it is anything else, or not finite.
+        """
+        try:
+            given = self.function(context, horizon)
+        except (Exception, SystemExit) as error:
+            raise self.failure(error) from error
+        try:
+            values = np.asarray(given, np.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = type(given).__name__
+            raise UserError(
+                "{}: forecast gave a {}, which is no array of numbers", self.path, kind
+            ) from error
+        shapes = [(len(context), horizon), (len(context), len(LEVELS), horizon)]
+        if values.shape not in shapes:
+            raise UserError(
+                "{}: forecast gave the shape {} for contexts {}; {} or {} is expected",
+                *(self.path, values.shape, context.shape, *shapes),
+            )
+        is_finite = np.isfinite(values).reshape(len(values), -1).all(1)
+        if not is_finite.all():
+            raise UserError(
+                "{}: forecast gave a value that is not finite, for {} of {} contexts",
+                *(self.path, int((~is_finite).sum()), len(values)),
+            )
+        return np.sort(values, axis=1) if values.ndim == 3 else values
+
+    def forecast_windows(self, windows, index):
+        """Point forecasts (b, H) float32 of windows, in the windows' units."""
+        context, _, _ = windows.batch(index)
+        mean, deviation = windows.units_of(index)
+        in_units = context.numpy() * deviation + mean
+        values = self.forecast(in_units.astype(np.float32), windows.horizon)
+        point = values[:, LEVELS.index(0.5)] if values.ndim == 3 else values
+        return ((point - mean) / deviation).astype(np.float32)
+
+
+@functools.cache
+def own_forecaster(name):
+    """The OwnForecaster of a file, which runs once."""
+    return OwnForecaster(name)
+
+
+def is_own_file(name):
+    """Whether a teacher's name is that of a Python file of the user's.
+
+    A hub id may end like one: what has the form of a hub id must be there.
+    """
+    return name.endswith(".py") and (user_path(name).is_file() or not is_hub_id(name))
 
 
 # == Labels ========================================================================================
@@ -5526,6 +5688,8 @@ def label_key(task, weights):
         "weights": weights,
         "format": FORMAT,
     }
+    if is_own_file(request.teacher_model):  # which knows nothing of these flags
+        facts |= {"patch": "auto", "point": OWN_POINT, "samples": None}
     return {name: facts[name] for name in LABEL_KEY}
 
 
@@ -5603,11 +5767,16 @@ def label_windows(teacher, windows, index, request, seed):
 
     The random numbers are those of `seed`, whatever was drawn before, and others are not disturbed.
     """
+    gpus = [teacher.device] if teacher.device.type == "cuda" else []
+    if isinstance(teacher, OwnForecaster):
+        with torch.random.fork_rng(devices=gpus):
+            torch.manual_seed(seed)
+            return teacher.forecast_windows(windows, index)
+
     context, _, _ = windows.batch(index)
     freqs = windows.freq_of(index)
     sizes = torch.tensor([request.teacher_patch_size[freq] for freq in freqs])
     labels = torch.empty(len(index), windows.horizon)
-    gpus = [teacher.device] if teacher.device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
         torch.manual_seed(seed)
         for size in sizes.unique().tolist():
@@ -5644,6 +5813,8 @@ def choose_patch_sizes(teacher, task, voice):
         chosen[freq] = best_size(errors_of)
         seconds += took[chosen[freq]] * len(member) / len(windows)
         named = {f"patch {size}": error for size, error in errors_of.items()}
+        if isinstance(teacher, OwnForecaster):
+            named = {"teacher": errors_of[NO_PATCHES]}
         tell_errors(freq, len(index), naive | named, voice)
         warn_of_bad_teacher(freq, naive, errors_of[chosen[freq]], voice)
     return chosen, seconds
@@ -5736,19 +5907,15 @@ def begin_labels(folder, task, teacher, weights, job):
     patch_sizes, seconds = choose_patch_sizes(teacher, task, job.voice)
 
     request = task.request
-    name = request.teacher_model
-    snapshot = model_file(name, request.teacher_revision, "config.json").parent
-    is_salesforce = name.lower().startswith("salesforce/")
+    commit, licence = commit_and_licence(teacher, request)
     manifest = {
         "key": label_key(task, weights),
         "block": request.teacher_batch_size,
         "patch_sizes": patch_sizes,
-        "teacher": name,
+        "teacher": request.teacher_model,
         "revision": request.teacher_revision,
-        "commit": snapshot.name if snapshot.parent.name == "snapshots" else None,
-        "licence": (
-            "CC-BY-NC-4.0, for non-commercial use only" if is_salesforce else f"see {name}"
-        ),
+        "commit": commit,
+        "licence": licence,
         "device": str(teacher.device),
         "precision": teacher.precision,
         "torch": str(torch.__version__),
@@ -5758,8 +5925,9 @@ def begin_labels(folder, task, teacher, weights, job):
     with atomic(folder / "manifest.json", replace=False) as file:
         file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
 
-    sizes = ", ".join(f"{freq or '?'}: {size}" for freq, size in patch_sizes.items())
-    job.voice.say("Patch size: {}", sizes)
+    if not isinstance(teacher, OwnForecaster):
+        sizes = ", ".join(f"{freq or '?'}: {size}" for freq, size in patch_sizes.items())
+        job.voice.say("Patch size: {}", sizes)
     blocks = math.ceil(len(windows) / request.teacher_batch_size)
     minutes = seconds * len(windows) / min(job.world_size, blocks) / 60  # whole blocks each
     job.voice.say(
@@ -5768,6 +5936,18 @@ def begin_labels(folder, task, teacher, weights, job):
         4e-6 * len(windows) * windows.horizon,
         minutes,
     )
+
+
+def commit_and_licence(teacher, request):
+    """(commit on the hub or None, licence) of a teacher."""
+    name = request.teacher_model
+    if isinstance(teacher, OwnForecaster):
+        return None, teacher.licence
+    snapshot = model_file(name, request.teacher_revision, "config.json").parent
+    commit = snapshot.name if snapshot.parent.name == "snapshots" else None
+    if name.lower().startswith("salesforce/"):
+        return commit, "CC-BY-NC-4.0, for non-commercial use only"
+    return commit, f"see {name}"
 
 
 def get_labels(task, job):
@@ -6554,7 +6734,8 @@ def train_in(folder, args, job):
     if args.demo and labels:
         sizes = labels.manifest["patch_sizes"]
         teacher_beside = dataclasses.replace(request, teacher_patch_size=sizes)
-    rows = compare({"student": open_student(best)}, data, teacher_beside, folder, job)
+    entrants = Entrants({"student": open_student(best)}, teacher_beside)
+    rows = compare(entrants, data, folder, job)
     if rows:
         advise(args, progress, rows, len(data.windows["train"]), voice)
     command = "python moirai_distill.py evaluate --checkpoint"
@@ -7005,7 +7186,8 @@ def evaluate(args, voice, stop):
         known_sizes = (pupil.content.get("teacher") or {}).get("patch_sizes")
         if known_sizes and not args.teacher_patch_size:
             request.teacher_patch_size = known_sizes
-    compare(students, data, request, folder, job)
+    others = {name: own_forecaster(name) for name in args.with_forecaster}
+    compare(Entrants(students, request, others), data, folder, job)
 
 
 def tell_teacher(pupil_name, pupil, voice):
@@ -7016,6 +7198,12 @@ def tell_teacher(pupil_name, pupil, voice):
     """
     default = build_parser(demo=False).parse_args(["train"]).teacher_model
     name = pupil.content.get("run_config", {}).get("teacher_model", default)
+    if is_own_file(name):  # it would be run
+        raise UserError(
+            "--with_teacher: the teacher that {} names is a Python file ({}), which is run only"
+            " where you name it: --teacher_model {}",
+            *(pupil_name, name, name),
+        )
     if name != default and not has_own_labels(pupil):
         raise UserError(
             "--with_teacher: {} names its teacher itself ({}), and no labels of it lie in the"
@@ -7117,9 +7305,9 @@ def evaluation_folder(args, first):
 class Cost:
     """What a forecaster takes."""
 
-    parameters: int
-    bytes: int  # as a weights file
     cpu_ms: float  # median of one forecast, warmed up
+    parameters: int | None = None  # None of a forecaster of the user's
+    bytes: int | None = None  # as a weights file
 
 
 @dataclasses.dataclass
@@ -7131,6 +7319,7 @@ class Row:
     alpha: float | None = None  # of a student
     weights_id: str | None = None  # of a student
     making: dict | None = None  # of a student, see `making_of`
+    is_other: bool = False  # one of --with_forecaster
 
     def to_json(self):
         """The row of evaluation.json."""
@@ -7143,21 +7332,32 @@ class Row:
         return content
 
 
-def compare(students, data, request, folder, job):
-    """Score students (name -> OpenedStudent) beside naive forecasts on all test windows.
+@dataclasses.dataclass
+class Entrants:
+    """Who is compared on all test windows, beside naive forecasts."""
 
-    With a TeacherRequest the teacher, too. Prints a table, and leaves it in `folder` with pictures.
-    Returns name -> Row on the first process, None on others.
+    students: dict  # name -> OpenedStudent
+    teacher: TeacherRequest | None = None
+    others: dict = dataclasses.field(default_factory=dict)  # name -> OwnForecaster
+
+
+def compare(entrants, data, folder, job):
+    """Score Entrants on all test windows.
+
+    Prints a table, and leaves it in `folder` with pictures. Returns name -> Row on the first
+    process, None on others.
     """
     test = data.windows["test"]
     forecasters = {}
-    for name, opened in students.items():
+    for name, opened in entrants.students.items():
         student = copy.deepcopy(opened.student).to(job.device)
         forecasters[name] = forecaster(student, job)
     labels = None
-    if request:
-        labels = labels_of(test, data.windows["train"], request, job)
+    if entrants.teacher:
+        labels = labels_of(test, data.windows["train"], entrants.teacher, job)
         forecasters["teacher"] = label_forecaster(labels)
+    for name, other in entrants.others.items():
+        forecasters[name] = other_forecaster(other, test)
     for name, naive in BASELINES.items():
         forecasters[name] = naive_forecaster(naive, test)
 
@@ -7166,13 +7366,16 @@ def compare(students, data, request, folder, job):
         rows[name] = Row(score(forecast, test, EVAL_BATCH, job))
     if job.rank != 0:
         return None
-    for name, opened in students.items():
+    for name, opened in entrants.students.items():
         rows[name].alpha = opened.content.get("run_config", {}).get("alpha")
         rows[name].weights_id = opened.weights_id
         rows[name].making = making_of(opened.content)
         rows[name].cost = student_cost(opened, test)
     if labels:
-        rows["teacher"].cost = teacher_cost(request, labels, test, job.voice)
+        rows["teacher"].cost = teacher_cost(entrants.teacher, labels, test, job.voice)
+    for name, other in entrants.others.items():
+        rows[name].cost = other_cost(other, test)
+        rows[name].is_other = True
 
     tell_rows(rows, len(test), job.voice)
     tell_verdict(rows, job.voice)
@@ -7192,20 +7395,27 @@ def label_forecaster(labels):
     return lambda index, _context: torch.from_numpy(np.array(labels.array[index]))
 
 
-def measure_cost(weights, call, context):
-    """Cost of a forecaster with a state dict of weights, and `call(context)` as one forecast."""
-    from safetensors.torch import save
+def other_forecaster(other, windows):
+    """`forecast(index, context)` of an OwnForecaster, as `score` takes it."""
+    return lambda index, _context: torch.from_numpy(other.forecast_windows(windows, index))
+
+
+def milliseconds(call):
+    """Median time of a call on the CPU, warmed up."""
     from torch.utils.benchmark import Timer
 
-    timer = Timer(
-        "call(context)",
-        globals={"call": call, "context": context},
-        num_threads=torch.get_num_threads(),
-    )
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return 1e3 * timer.blocked_autorange().median
+
+
+def measure_cost(weights, call):
+    """Cost of a forecaster with a state dict of weights, and `call()` as one forecast."""
+    from safetensors.torch import save
+
     return Cost(
+        cpu_ms=milliseconds(call),
         parameters=sum(weight.numel() for weight in weights.values()),
         bytes=len(save(weights)),
-        cpu_ms=1e3 * timer.blocked_autorange().median,
     )
 
 
@@ -7214,10 +7424,15 @@ def student_cost(opened, test):
     context, _, _ = test.batch(np.arange(1))
 
     @torch.inference_mode()
-    def forecast(context):
+    def forecast():
         return opened.student(context)
 
-    return measure_cost(opened.content["model_state_dict"], forecast, context)
+    return measure_cost(opened.content["model_state_dict"], forecast)
+
+
+def other_cost(other, test):
+    """Cost of an OwnForecaster."""
+    return Cost(milliseconds(lambda: other.forecast_windows(test, np.arange(1))))
 
 
 def teacher_cost(request, labels, test, voice):
@@ -7225,14 +7440,14 @@ def teacher_cost(request, labels, test, voice):
     if not fingerprint(request.teacher_model, request.teacher_revision):
         return None
     teacher = load_teacher(request, torch.device("cpu"), voice.note)
+    if isinstance(teacher, OwnForecaster):
+        return other_cost(teacher, test)
     size = labels.manifest["patch_sizes"][test.freqs[test.series[0]]]
     if size not in teacher.patch_sizes(test.context_length, test.horizon):
         raise UserError("{}: its manifest names a patch size of no use: {}", labels.folder, size)
     asked = (test.horizon, size, request.teacher_point, request.num_samples)
     context, _, _ = test.batch(np.arange(1))
-    return measure_cost(
-        teacher.module.state_dict(), lambda context: teacher.forecast(context, *asked), context
-    )
+    return measure_cost(teacher.module.state_dict(), lambda: teacher.forecast(context, *asked))
 
 
 def tell_rows(rows, count, voice):
@@ -7244,9 +7459,12 @@ def tell_rows(rows, count, voice):
         scores = row.scores
         line = f"  {names[name]:<{width}}  MSE {scores.mse:.4f}  MAE {scores.mae:.4f}"
         line += f"  MASE {scores.mase:.4f}"
-        if row.cost:
+        if row.cost and row.cost.bytes is not None:
             megabytes = 1e-6 * row.cost.bytes
             line += f"{row.cost.parameters:>12,} parameters {megabytes:>5.1f} MB"
+        elif row.cost:
+            line += " " * len(f"{0:>12,} parameters {0:>5.1f} MB")
+        if row.cost:
             line += f" {row.cost.cpu_ms:>6.1f} ms"
         voice.say("{}", line)
 
@@ -7270,6 +7488,7 @@ def tell_verdict(rows, voice):
         if row.alpha is None:  # no student
             continue
         warn_of_bad_student(name, rows, voice)
+        tell_beside_others(name, rows, voice)
         if row.alpha == 0:  # it had no teacher
             continue
         if "teacher" in rows:
@@ -7294,6 +7513,15 @@ def warn_of_bad_student(name, rows, voice):
         return
     better = [naive for naive in BASELINES if not row.scores.mse < rows[naive].scores.mse]
     voice.warn("{} is not better than {} on the test windows", name, " and ".join(better))
+
+
+def tell_beside_others(name, rows, voice):
+    """Say how a student stands beside each forecaster of --with_forecaster."""
+    mse = rows[name].scores.mse
+    for other, row in rows.items():
+        if row.is_other and row.scores.mse > 0:
+            change = 100 * (mse / row.scores.mse - 1)
+            voice.say("{} has {:+.1f} % of MSE beside {}", name, change, other)
 
 
 def tell_beside_teacher(name, rows, voice):
@@ -7944,12 +8172,13 @@ def list_labels(cache, voice):
         key = manifest["key"]
         done = len(file.made()) / file.count
         megabytes = 4e-6 * file.windows * file.horizon
+        patches = [f"patch {manifest['patch_sizes']}"] if key["point"] != OWN_POINT else []
         facts = [
             manifest["teacher"],
             f"{file.windows:,} windows",
             f"{key['context']} -> {key['horizon']}",
             key["point"],
-            f"patch {manifest['patch_sizes']}",
+            *patches,
             f"{megabytes:.1f} MB",
             f"{100 * done:.0f} % made",
             manifest["made"],
@@ -8147,12 +8376,30 @@ def check_inputs(args):
     if "input" in args and not is_there(args.input):
         problems.append(f"--input {args.input}: no such folder or file")
 
-    teacher = getattr(args, "teacher_model", None)
-    if teacher is not None and getattr(args, "alpha", None) != 0 and user_path(teacher).is_file():
-        problems.append(f"--teacher_model {teacher}: is a file; a folder or a hub id is expected")
-    if teacher is not None and needs_teacher(args) and is_local(teacher) and not is_there(teacher):
-        problems.append(f"--teacher_model {teacher}: no such folder")
-    return problems
+    for name in getattr(args, "with_forecaster", []):
+        if not name.endswith(".py") or not user_path(name).is_file():
+            problems.append(f"--with_forecaster {name}: no such Python file")
+    return problems + check_teacher(args)
+
+
+def check_teacher(args):
+    """Problems of the teacher's name."""
+    name = getattr(args, "teacher_model", None)
+    if name is None or getattr(args, "alpha", None) == 0:
+        return []
+    if is_own_file(name):
+        if args.teacher_patch_size not in (None, "auto"):
+            return [f"--teacher_patch_size: the teacher {name} has no patches"]
+        if needs_teacher(args) and not user_path(name).is_file():
+            return [f"--teacher_model {name}: no such file"]
+    elif user_path(name).is_file():
+        return [
+            f"--teacher_model {name}: is a file;"
+            " a folder, a hub id or a Python file (.py) is expected"
+        ]
+    elif needs_teacher(args) and is_local(name) and not is_there(name):
+        return [f"--teacher_model {name}: no such folder"]
+    return []
 
 
 def needs_teacher(args):

@@ -810,12 +810,14 @@ def test_a_machine_that_knows_no_home_needs_a_label_cache_by_its_path(monkeypatc
 
 @pytest.mark.parametrize("command", ["train", "label"])
 def test_a_teacher_that_is_a_file_is_refused(command, tmp_path, capsys):
-    file = tmp_path / "teacher.py"
+    file = tmp_path / "teacher.safetensors"
     file.write_text("")
     words = [command, "--lang", "en", "--data_dir", str(tmp_path), "--device", "cpu"]
     words += ["--teacher_model", str(file), "--label_cache", str(tmp_path)]
     assert md.main(words) == 2
-    expected = f"--teacher_model {file}: is a file; a folder or a hub id is expected"
+    expected = (
+        f"--teacher_model {file}: is a file; a folder, a hub id or a Python file (.py) is expected"
+    )
     assert expected in capsys.readouterr().err
 
 

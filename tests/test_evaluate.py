@@ -86,9 +86,9 @@ def scores_of(mse, mse_by_series=()):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """No pictures and no timing: these are claims about the files of `evaluated` alone."""
-    cost = md.Cost(parameters=1, bytes=4, cpu_ms=1.0)
+    cost = md.Cost(cpu_ms=1.0, parameters=1, bytes=4)
     monkeypatch.setattr(md, "draw", lambda path, panels: None)
-    monkeypatch.setattr(md, "measure_cost", lambda weights, call, context: cost)
+    monkeypatch.setattr(md, "measure_cost", lambda weights, call: cost)
 
 
 @pytest.fixture(scope="module")
