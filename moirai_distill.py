@@ -322,7 +322,7 @@ def build_parser(demo):
     return program
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Message:
     """An English sentence with places for values, and the values that stand in them.
 
@@ -343,9 +343,14 @@ class Message:
         return self.sentence.format(*texts)
 
 
+def linked(messages, mark):
+    """Message of several ones, or of texts, with a mark between each two of them."""
+    return Message(mark.join(["{}"] * len(messages)), tuple(messages))
+
+
 def lines_of(messages):
     """Message of several ones, which bring their own line ends."""
-    return Message("{}" * len(messages), tuple(messages))
+    return linked(messages, "")
 
 
 class Told(Exception):
@@ -367,11 +372,18 @@ class UserError(Told):
     """
 
 
+class WrongText(Told, argparse.ArgumentTypeError):
+    """A text that cannot be the value of a flag, for argparse."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises a UserError where argparse would print its usage and exit."""
 
     def error(self, message):
-        raise UserError(f"{message} (python {self.prog} --help lists the flags)")
+        problem = sys.exception()  # the ArgumentError whose text is the message, or None
+        if problem and isinstance(problem.__context__, WrongText):
+            message = Message("argument {}: {}", (problem.argument_name, problem.__context__))
+        raise UserError("{} (python {} --help lists the flags)", message, self.prog)
 
 
 def int_or_auto(text):
@@ -379,7 +391,7 @@ def int_or_auto(text):
     try:
         return text if text == "auto" else int(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number or auto") from error
+        raise WrongText("{} is not a whole number or auto", repr(text)) from error
 
 
 def float_or_auto(text):
@@ -387,7 +399,7 @@ def float_or_auto(text):
     try:
         return text if text == "auto" else float(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number or auto") from error
+        raise WrongText("{} is not a number or auto", repr(text)) from error
 
 
 def ratio(text):
@@ -397,7 +409,7 @@ def ratio(text):
     except ValueError:
         shares = ()
     if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
-        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers above 0, such as 8:1:1")
+        raise WrongText("{} is not three numbers above 0, such as 8:1:1", repr(text))
     return shares
 
 
@@ -414,17 +426,17 @@ def language_of_locale():
 
 def at_least(low):
     """(test, words) of a range in RANGES."""
-    return (lambda value: value >= low), f"at least {low}"
+    return (lambda value: value >= low), Message("at least {}", (low,))
 
 
 def above(low):
     """(test, words) of a range in RANGES."""
-    return (lambda value: value > low), f"greater than {low}"
+    return (lambda value: value > low), Message("greater than {}", (low,))
 
 
 def between(low, high):
     """(test, words) of a range in RANGES."""
-    return (lambda value: low <= value <= high), f"at least {low} and at most {high}"
+    return (lambda value: low <= value <= high), Message("at least {} and at most {}", (low, high))
 
 
 # What the value of a flag must be; `auto`, where the flag knows it, is always right.
@@ -1086,6 +1098,97 @@ CHINESE = {
         "请用 --teacher_model 指定要加载的教师"
     ),
     "{}: larger than any teacher ({:,} bytes)": "{}: 超过任何教师模型的大小 ({:,} 字节)",
+    "{} (python {} --help lists the flags)": "参数有误: {} (python {} --help 列出所有参数)",
+    "argument {}: {}": "参数 {}: {}",
+    "{} is not a whole number or auto": "{} 不是整数，也不是 auto",
+    "{} is not a number or auto": "{} 不是数字，也不是 auto",
+    "{} is not three numbers above 0, such as 8:1:1": "{} 不是三个大于 0 的数字，例如 8:1:1",
+    "at least {}": "至少为 {}",
+    "greater than {}": "大于 {}",
+    "at least {} and at most {}": "在 {} 和 {} 之间",
+    "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base": (
+        "没有这个文件夹，也不是 hub 上的模型名 (例如 Salesforce/moirai-1.1-R-base)"
+    ),
+    "access is not granted: ask for it on its hub page, then run `hf auth login`": (
+        "没有访问权限: 请在其 hub 页面上申请，然后运行 `hf auth login`"
+    ),
+    "no such model, or a private one: check the id, or run `hf auth login`": (
+        "没有这个模型，或它是私有的: 请检查模型名，或运行 `hf auth login`"
+    ),
+    "no such revision: check --teacher_revision": "没有这个版本: 请检查 --teacher_revision",
+    "not in the local cache, and the hub is out of reach or switched off": (
+        "不在本地缓存中，且无法连接 hub 或已设为离线"
+    ),
+    "the model has no such file: is it a MOIRAI?": "模型中没有这个文件: 它是 MOIRAI 吗？",
+    "the download failed": "下载失败",
+    (
+        "{} ({}): {}; or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror, or "
+        "give a local folder [{}]"
+    ): ("{} ({}): {}；或检查网络和 HF_HUB_OFFLINE，把 HF_ENDPOINT 设为镜像，或改用本地文件夹 [{}]"),
+    "{}: cannot be written ({}); what was there before is as it was": (
+        "{}: 无法写入 ({})；原有内容未改动"
+    ),
+    "{} is not a folder to write to": "{} 不是可写的文件夹",
+    "{}: no such checkpoint": "{}: 没有这个检查点",
+    "{}: refused: damaged, or not plain data ({})": "{}: 拒绝读取: 已损坏，或不是纯数据 ({})",
+    "{}: not a checkpoint of this program": "{}: 不是本程序的检查点",
+    "{}: of a newer format ({}); update moirai_distill.py": (
+        "{}: 格式版本较新 ({})；请更新 moirai_distill.py"
+    ),
+    "{}: no {} in this folder: neither a model's nor a run's with a best epoch": (
+        "{}: 该文件夹中没有 {}: 既不是模型的文件夹，也不是有最佳 epoch 的训练目录"
+    ),
+    "\nstopping as soon as the work in hand is saved; once more stops at once": (
+        "\n保存手头的工作后停止；再按一次立即停止"
+    ),
+    "{} problem(s) with the arguments\n  {}": "参数有 {} 个问题\n  {}",
+    "--{} {}: must be {}": "--{} {}: 必须{}",
+    "True or False": "是 True 或 False",
+    "a list of texts, such as ['first']": "是文本列表，例如 ['first']",
+    "one of {}": "是其中之一: {}",
+    "a whole number": "是整数",
+    "a number": "是数字",
+    "a whole number or 'auto'": "是整数或 'auto'",
+    "a number or 'auto'": "是数字或 'auto'",
+    "a text in quotes, as it is typed": "是带引号的文本，与命令行写法相同",
+    "{}: not an argument of {}": "{}: 不是 {} 的参数",
+    "{}; the command comes first, before all flags": "{}；命令写在最前面，所有参数之前",
+    "{}; did you mean {}?": "{}；您是不是想用 {}?",
+    "--checkpoint {}: no such file or folder": "--checkpoint {}: 没有这个文件或文件夹",
+    "--data_dir {}: no such folder or file": "--data_dir {}: 没有这个文件夹或文件",
+    "--input {}: no such folder or file": "--input {}: 没有这个文件夹或文件",
+    "--teacher_model {}: is a file; a folder or a hub id is expected": (
+        "--teacher_model {}: 是一个文件；这里需要文件夹或 hub 上的模型名"
+    ),
+    "--teacher_model {}: no such folder": "--teacher_model {}: 没有这个文件夹",
+    "--output {}: is a file; a folder is to be written": (
+        "--output {}: 是一个文件；这里要写入文件夹"
+    ),
+    "--output {}: is a folder; a file is to be written": (
+        "--output {}: 是一个文件夹；这里要写入文件"
+    ),
+    "--output {}: is the input": "--output {}: 与输入文件相同",
+    "--output {}: is where --plot puts the picture": "--output {}: 与 --plot 的图片同名",
+    "--thousands {}: must be one mark, such as , or none": (
+        "--thousands {}: 必须是一个符号 (例如 ,) 或 none"
+    ),
+    "--thousands {}: is the --decimal mark, too": "--thousands {}: 与 --decimal 的小数点相同",
+    "--device {}: is not auto, cpu, cuda, cuda:1 or mps": (
+        "--device {}: 不是 auto、cpu、cuda、cuda:1 或 mps"
+    ),
+    "--device {}: is not here (PyTorch finds {} CUDA GPUs); use --device cpu": (
+        "--device {}: 不可用 (PyTorch 找到 {} 个 CUDA GPU)；请用 --device cpu"
+    ),
+    "--teacher_precision bf16: needs a GPU; use 32": "--teacher_precision bf16: 需要 GPU；请用 32",
+    "--devices {}: not with --device {}": "--devices {}: 不能与 --device {} 同用",
+    "--devices {}: PyTorch finds {} GPUs": "--devices {}: PyTorch 找到 {} 个 GPU",
+    "--num_heads {}: does not divide --d_model {}": "--num_heads {}: 不能整除 --d_model {}",
+    "--patch_size {}: longer than --context_length {}": "--patch_size {}: 大于 --context_length {}",
+    "--resume: no {} to go on from; start without --resume": (
+        "--resume: 没有可供继续的 {}；请去掉 --resume 重新开始"
+    ),
+    "this is Python {}; it takes {} or newer": "当前是 Python {}；需要 {} 或更新版本",
+    "input or output": "输入或输出",
     "out of GPU memory ({}); lower --batch_size or --teacher_batch_size": (
         "显存不足 ({})；请调小 --batch_size 或 --teacher_batch_size"
     ),
@@ -1166,27 +1269,27 @@ class Voice:
 HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
     (
         errors.HFValidationError,
-        "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base",
+        Message("no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base"),
     ),
     (
         errors.GatedRepoError,
-        "access is not granted: ask for it on its hub page, then run `hf auth login`",
+        Message("access is not granted: ask for it on its hub page, then run `hf auth login`"),
     ),
     (
         errors.RepositoryNotFoundError,
-        "no such model, or a private one: check the id, or run `hf auth login`",
+        Message("no such model, or a private one: check the id, or run `hf auth login`"),
     ),
     (
         errors.RevisionNotFoundError,
-        "no such revision: check --teacher_revision",
+        Message("no such revision: check --teacher_revision"),
     ),
     (
         errors.LocalEntryNotFoundError,
-        "not in the local cache, and the hub is out of reach or switched off",
+        Message("not in the local cache, and the hub is out of reach or switched off"),
     ),
     (
         errors.EntryNotFoundError,
-        "the model has no such file: is it a MOIRAI?",
+        Message("the model has no such file: is it a MOIRAI?"),
     ),
 )
 
@@ -1218,7 +1321,7 @@ def atomic(path, replace=True):
     except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path}: cannot be written ({reason}); what was there before is as it was"
+            "{}: cannot be written ({}); what was there before is as it was", path, reason
         ) from error
     finally:
         with contextlib.suppress(OSError):  # most often it has its name already
@@ -1376,12 +1479,12 @@ def user_path(text):
 
 
 def unwritable(folder):
-    """Why a folder cannot be written to or made; empty if it can."""
+    """Message: why a folder cannot be written to or made; None if it can."""
     wanted = user_path(folder).absolute()
     there = next((path for path in (wanted, *wanted.parents) if path.exists()), wanted)
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-        return ""
-    return f"{there} is not a folder to write to"
+        return None
+    return Message("{} is not a folder to write to", (there,))
 
 
 def file_sha256(path):
@@ -1678,7 +1781,7 @@ def open_checkpoint(path, check):
     What is raised inside tells that the file is damaged.
     """
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such checkpoint")
+        raise UserError("{}: no such checkpoint", path)
     try:
         with open(path, "rb") as file:
             size = check_archive(file)
@@ -1692,10 +1795,10 @@ def open_checkpoint(path, check):
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
+        raise UserError("{}: no such checkpoint", path) from error
     except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
         raise UserError(
-            f"{path}: refused: damaged, or not plain data ({repr(error)[:99]})"
+            "{}: refused: damaged, or not plain data ({})", path, repr(error)[:99]
         ) from error
 
 
@@ -1704,10 +1807,10 @@ def check_outline(path, content, check):
     needed = {"format", "model_state_dict", "student_config"}
     is_ours = isinstance(content, dict) and needed <= content.keys()
     if not is_ours or not isinstance(content["format"], int):
-        raise UserError(f"{path}: not a checkpoint of this program")
+        raise UserError("{}: not a checkpoint of this program", path)
     if content["format"] > FORMAT:
         raise UserError(
-            f"{path}: of a newer format ({content['format']}); update moirai_distill.py"
+            "{}: of a newer format ({}); update moirai_distill.py", path, content["format"]
         )
     try:
         check(content)
@@ -1887,7 +1990,8 @@ def model_file(name, revision, filename):
         raise UserError("{}: is a file; a folder or a hub id is expected", name)
     if folder.is_dir() and not (folder / filename).is_file():
         raise UserError(
-            f"{name}: no {filename} in this folder: neither a model's nor a run's with a best epoch"
+            "{}: no {} in this folder: neither a model's nor a run's with a best epoch",
+            *(name, filename),
         )
     try:
         if folder.is_dir():
@@ -1901,14 +2005,14 @@ def model_file(name, revision, filename):
         return path
     except Exception as error:
         # Of the hub, of HTTP, of the disk: all of them end here, with the remedy that fits.
-        fitting = (text for kind, text in HUB_REMEDIES if isinstance(error, kind))
-        remedy = next(fitting, "the download failed")
-        advice = (
-            "or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror,"
-            " or give a local folder"
-        )
+        fitting = (remedy for kind, remedy in HUB_REMEDIES if isinstance(error, kind))
+        remedy = next(fitting, Message("the download failed"))
         reason = " ".join(str(error).split())[:250]
-        raise UserError(f"{name} ({filename}): {remedy}; {advice} [{reason}]") from error
+        raise UserError(
+            "{} ({}): {}; or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror,"
+            " or give a local folder [{}]",
+            *(name, filename, remedy, reason),
+        ) from error
 
 
 # -- Signals and processes -------------------------------------------------------------------------
@@ -1925,7 +2029,8 @@ class Stop:
     (for all processes, by `Job.signal`) where it can be stopped. A second signal is not held.
     """
 
-    def __init__(self):
+    def __init__(self, language="en"):
+        self.language = language  # in which it answers a signal that is held
         self.signum = 0  # of the signal that came
         self.is_held = False
 
@@ -1934,8 +2039,10 @@ class Stop:
         self.signum = signum
         if came_again or not self.is_held:
             raise Interrupted(signum)
-        message = "\nstopping as soon as the work in hand is saved; once more stops at once"
-        print(message, file=sys.stderr)
+        message = Message(
+            "\nstopping as soon as the work in hand is saved; once more stops at once"
+        )
+        print(in_language(message, self.language), file=sys.stderr)
 
     @contextlib.contextmanager
     def hold(self):
@@ -7976,7 +8083,7 @@ def parse_arguments(argv):
     if not is_of_program and (problems := check_defaults(parser, words[0])):
         raise UserError(
             "{} problem(s) with the defaults in the script\n  {}",
-            *(len(problems), "\n  ".join(problems)),
+            *(len(problems), linked(problems, "\n  ")),
         )
     args, unknown = parser.parse_known_args(words)
     if not argv and not is_there(args.data_dir):
@@ -7997,8 +8104,9 @@ def parse_arguments(argv):
     if args.command == "train":
         problems += check_training(args)
     if problems:
-        count = f"{len(problems)} problem(s) with the arguments"
-        raise UserError("\n  ".join([count, *problems]))
+        raise UserError(
+            "{} problem(s) with the arguments\n  {}", len(problems), linked(problems, "\n  ")
+        )
     return args
 
 
@@ -8023,7 +8131,9 @@ def no_command(word):
 
 
 def check_defaults(parser, command):
-    """Problems of the defaults of a command that argparse never looks at, as edits may leave them.
+    """Problems (list of Message, as those of all checks below) of the defaults of a command.
+
+    Of those that argparse never looks at, as edits may leave them.
 
     It reads a default that is a text as if it were typed, but for its choices; others it takes.
     """
@@ -8038,7 +8148,8 @@ def check_defaults(parser, command):
         else:
             is_wrong = not is_of_kind(value, action)
         if is_wrong:
-            problems.append(f"--{action.dest} {value!r}: must be {kind_of(action)}")
+            shown = repr(value)
+            problems.append(Message("--{} {}: must be {}", (action.dest, shown, kind_of(action))))
     return problems
 
 
@@ -8064,20 +8175,20 @@ def is_of_kind(value, action):
 
 
 def kind_of(action):
-    """What a flag takes, in words."""
+    """Message: what a flag takes."""
     if action.nargs == 0:
-        return "True or False"
+        return Message("True or False")
     if action.nargs == "+":
-        return "a list of texts, such as ['first']"
+        return Message("a list of texts, such as ['first']")
     if action.choices:
-        return f"one of {', '.join(action.choices)}"
+        return Message("one of {}", (", ".join(action.choices),))
     kinds = {
-        int: "a whole number",
-        float: "a number",
-        int_or_auto: "a whole number or 'auto'",
-        float_or_auto: "a number or 'auto'",
+        int: Message("a whole number"),
+        float: Message("a number"),
+        int_or_auto: Message("a whole number or 'auto'"),
+        float_or_auto: Message("a number or 'auto'"),
     }
-    return kinds.get(action.type, "a text in quotes, as it is typed")
+    return kinds.get(action.type, Message("a text in quotes, as it is typed"))
 
 
 def fit_patch_size(args, words):
@@ -8090,19 +8201,19 @@ def fit_patch_size(args, words):
 
 
 def tell_unknown(word, args):
-    """What to say of a word that is no argument."""
-    problem = f"{word}: not an argument of {args.command}"
+    """Message: what to say of a word that is no argument."""
+    problem = Message("{}: not an argument of {}", (word, args.command))
     if word in COMMANDS:
-        return f"{problem}; the command comes first, before all flags"
+        return Message("{}; the command comes first, before all flags", (problem,))
     flags = [f"--{name}" for name in vars(args)]
     close = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
     if close:
-        return f"{problem}; did you mean {close[0]}?"
+        return Message("{}; did you mean {}?", (problem, close[0]))
     return problem
 
 
 def check_ranges(args):
-    """Problems (list of str) of numbers that are too small, too large or not finite."""
+    """Problems of numbers that are too small, too large or not finite."""
     problems = []
     for name, (is_right, range_words) in RANGES.items():
         value = getattr(args, name, None)
@@ -8110,7 +8221,7 @@ def check_ranges(args):
             continue
         is_finite = isinstance(value, int) or math.isfinite(value)
         if not is_finite or not is_right(value):
-            problems.append(f"--{name} {value}: must be {range_words}")
+            problems.append(Message("--{} {}: must be {}", (name, value, range_words)))
     return problems
 
 
@@ -8138,20 +8249,22 @@ def check_inputs(args):
         checkpoints = [checkpoints]
     for name in checkpoints:
         if looks_like_path(name) and not is_there(name):
-            problems.append(f"--checkpoint {name}: no such file or folder")
+            problems.append(Message("--checkpoint {}: no such file or folder", (name,)))
 
     data_dir = getattr(args, "data_dir", None)
     is_made = getattr(args, "demo", False) and data_dir == DEMO["data_dir"]
     if data_dir is not None and not is_made and not is_there(data_dir):
-        problems.append(f"--data_dir {data_dir}: no such folder or file")
+        problems.append(Message("--data_dir {}: no such folder or file", (data_dir,)))
     if "input" in args and not is_there(args.input):
-        problems.append(f"--input {args.input}: no such folder or file")
+        problems.append(Message("--input {}: no such folder or file", (args.input,)))
 
     teacher = getattr(args, "teacher_model", None)
     if teacher is not None and getattr(args, "alpha", None) != 0 and user_path(teacher).is_file():
-        problems.append(f"--teacher_model {teacher}: is a file; a folder or a hub id is expected")
+        problems.append(
+            Message("--teacher_model {}: is a file; a folder or a hub id is expected", (teacher,))
+        )
     if teacher is not None and needs_teacher(args) and is_local(teacher) and not is_there(teacher):
-        problems.append(f"--teacher_model {teacher}: no such folder")
+        problems.append(Message("--teacher_model {}: no such folder", (teacher,)))
     return problems
 
 
@@ -8172,7 +8285,7 @@ def check_outputs(args):
     problems = []
     for name, folder in folders.items():
         if folder is not None and (problem := unwritable(folder)):
-            problems.append(f"--{name} {getattr(args, name)}: {problem}")
+            problems.append(Message("--{} {}: {}", (name, getattr(args, name), problem)))
 
     if getattr(args, "output", None):
         problems += check_output_file(args)
@@ -8184,15 +8297,15 @@ def check_output_file(args):
     output = user_path(args.output).resolve()
     is_folder_wanted = args.command == "export" and args.format == "hub"
     if is_folder_wanted and output.is_file():
-        return [f"--output {args.output}: is a file; a folder is to be written"]
+        return [Message("--output {}: is a file; a folder is to be written", (args.output,))]
     if not is_folder_wanted and output.is_dir():
-        return [f"--output {args.output}: is a folder; a file is to be written"]
+        return [Message("--output {}: is a folder; a file is to be written", (args.output,))]
     if args.command != "predict":
         return []
     if output == user_path(args.input).resolve():
-        return [f"--output {args.output}: is the input"]
+        return [Message("--output {}: is the input", (args.output,))]
     if args.plot and output.suffix == ".png":
-        return [f"--output {args.output}: is where --plot puts the picture"]
+        return [Message("--output {}: is where --plot puts the picture", (args.output,))]
     return []
 
 
@@ -8201,9 +8314,11 @@ def check_reading(args):
     problems = []
     thousands = args.thousands
     if thousands not in (None, "auto", "none") and (len(thousands) != 1 or thousands.isalnum()):
-        problems.append(f"--thousands {thousands}: must be one mark, such as , or none")
+        problems.append(
+            Message("--thousands {}: must be one mark, such as , or none", (thousands,))
+        )
     if args.decimal not in (None, "auto") and args.decimal == thousands:
-        problems.append(f"--thousands {thousands}: is the --decimal mark, too")
+        problems.append(Message("--thousands {}: is the --decimal mark, too", (thousands,)))
     return problems
 
 
@@ -8212,26 +8327,27 @@ def check_machine(args):
     gpus = torch.cuda.device_count()
     form = re.fullmatch(r"auto|cpu|mps|cuda(:(?P<index>\d+))?", args.device)
     if not form:
-        return [f"--device {args.device}: is not auto, cpu, cuda, cuda:1 or mps"]
+        return [Message("--device {}: is not auto, cpu, cuda, cuda:1 or mps", (args.device,))]
     is_here = True
     if args.device == "mps":
         is_here = torch.backends.mps.is_available()
     elif args.device.startswith("cuda"):
         is_here = int(form["index"] or 0) < gpus
     if not is_here:
-        return [
-            f"--device {args.device}: is not here (PyTorch finds {gpus} CUDA GPUs);"
-            " use --device cpu"
-        ]
+        problem = Message(
+            "--device {}: is not here (PyTorch finds {} CUDA GPUs); use --device cpu",
+            (args.device, gpus),
+        )
+        return [problem]
 
     problems = []
     is_cpu = args.device == "cpu" or (args.device == "auto" and not gpus)
     if is_cpu and args.teacher_precision == "bf16":
-        problems.append("--teacher_precision bf16: needs a GPU; use 32")
+        problems.append(Message("--teacher_precision bf16: needs a GPU; use 32"))
     if args.devices != 1 and ":" in args.device:
-        problems.append(f"--devices {args.devices}: not with --device {args.device}")
+        problems.append(Message("--devices {}: not with --device {}", (args.devices, args.device)))
     if not is_cpu and args.devices > max(1, gpus):
-        problems.append(f"--devices {args.devices}: PyTorch finds {gpus} GPUs")
+        problems.append(Message("--devices {}: PyTorch finds {} GPUs", (args.devices, gpus)))
     return problems
 
 
@@ -8239,10 +8355,15 @@ def check_training(args):
     """Problems of sizes that do not fit each other, and of --resume."""
     problems = []
     if args.num_heads > 0 and args.d_model % args.num_heads != 0:
-        problems.append(f"--num_heads {args.num_heads}: does not divide --d_model {args.d_model}")
+        problems.append(
+            Message("--num_heads {}: does not divide --d_model {}", (args.num_heads, args.d_model))
+        )
     if args.patch_size > args.context_length:
         problems.append(
-            f"--patch_size {args.patch_size}: longer than --context_length {args.context_length}"
+            Message(
+                "--patch_size {}: longer than --context_length {}",
+                (args.patch_size, args.context_length),
+            )
         )
     if args.resume:
         folder = user_path(args.save_dir)
@@ -8250,7 +8371,9 @@ def check_training(args):
         is_moving = any(folder.glob("old-*.moving/last.pt"))  # it is taken back
         if not (folder / "last.pt").is_file() and not was_trying and not is_moving:
             problems.append(
-                f"--resume: no {folder / 'last.pt'} to go on from; start without --resume"
+                Message(
+                    "--resume: no {} to go on from; start without --resume", (folder / "last.pt",)
+                )
             )
     return problems
 
@@ -8274,7 +8397,7 @@ def main(argv=None):
         threading.Thread(target=end_with_parent, daemon=True).start()
     words = sys.argv[1:] if argv is None else argv
     language = language_of(words)  # of what ends the program, perhaps before all flags are read
-    stop = Stop()
+    stop = Stop(language)
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # Python allows no other one
         for signum in stopping_signals():
@@ -8282,7 +8405,8 @@ def main(argv=None):
     try:
         if sys.version_info < OLDEST_PYTHON:
             oldest = ".".join(map(str, OLDEST_PYTHON))
-            raise UserError(f"this is Python {sys.version.split()[0]}; it takes {oldest} or newer")
+            found = sys.version.split()[0]
+            raise UserError("this is Python {}; it takes {} or newer", found, oldest)
         args = parse_arguments(words)
         commands[args.command](args, Voice(args.lang), stop)
         return 0
@@ -8303,7 +8427,7 @@ def main(argv=None):
     except UserError as error:
         problem = error
     except OSError as error:
-        where = error.filename or "input or output"
+        where = error.filename or Message("input or output")
         problem = Message("{}: {}", (where, error.strerror or error))
     finally:
         for signum, handler in handlers.items():
