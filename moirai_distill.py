@@ -1189,6 +1189,136 @@ CHINESE = {
     ),
     "this is Python {}; it takes {} or newer": "当前是 Python {}；需要 {} 或更新版本",
     "input or output": "输入或输出",
+    "unreadable: it holds NUL bytes: damaged, or UTF-16 without its mark (--encoding)": (
+        "无法读取: 含有 NUL 字节: 已损坏，或是没有 BOM 的 UTF-16 (--encoding)"
+    ),
+    "unreadable: not in --encoding {} ({})": "无法读取: 不是 --encoding {} 的编码 ({})",
+    "unreadable: --encoding {}: no such encoding": "无法读取: --encoding {}: 没有这种编码",
+    "--data_dir {}: no .csv file in this folder or below": (
+        "--data_dir {}: 该文件夹及其子文件夹中没有 .csv 文件"
+    ),
+    "constant, or nothing but missing values": "是常数，或全是缺失值",
+    "values too large or too close for float64": "数值过大或彼此过近，超出 float64 的精度",
+    "nearly constant: its values differ from {:g} by rounding errors": (
+        "几乎是常数: 数值与 {:g} 只差舍入误差"
+    ),
+    "--split_ratio leaves none of {} usable files for training; use --split_by time": (
+        "按 --split_ratio，{} 个可用文件中没有一个留给训练；请用 --split_by time"
+    ),
+    "{}: not a student of this program, or damaged ({})": "{}: 不是本程序的学生模型，或已损坏 ({})",
+    "--teacher_point mean: only for a MOIRAI 1.0 or 1.1; use median": (
+        "--teacher_point mean: 仅适用于 MOIRAI 1.0 或 1.1；请用 median"
+    ),
+    "out of GPU memory: the teacher goes on with {} windows a call": (
+        "显存不足: 教师改为每次调用 {} 个窗口"
+    ),
+    "{}: config.json is not JSON ({}); download it again": (
+        "{}: config.json 不是 JSON ({})；请重新下载"
+    ),
+    "--teacher_precision bf16: not for a MOIRAI-MoE; use 32": (
+        "--teacher_precision bf16: 不适用于 MOIRAI-MoE；请用 32"
+    ),
+    "uni2ts cannot be imported ({}); pip install -r requirements.txt": (
+        "无法导入 uni2ts ({})；请运行 pip install -r requirements.txt"
+    ),
+    "{}: config.json or model.safetensors is damaged or of another model ({}: {})": (
+        "{}: config.json 或 model.safetensors 已损坏，或属于其他模型 ({}: {})"
+    ),
+    "{}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base": (
+        "{}: 是另一类模型，不是 MOIRAI (例如 Salesforce/moirai-1.1-R-base)"
+    ),
+    "{}: config.json has {}, which no MOIRAI has": "{}: config.json 中有 {}，MOIRAI 没有这一项",
+    "{}: {} in config.json is {}; it must be {} from {} to {}": (
+        "{}: config.json 中 {} 的值是 {}；类型必须是 {}，范围从 {} 到 {}"
+    ),
+    "{}: distr_output in config.json is no output distribution of uni2ts; refused ({})": (
+        "{}: config.json 中的 distr_output 不是 uni2ts 的输出分布；拒绝读取 ({})"
+    ),
+    "{} holds labels of several teachers named {}; put its weights at hand": (
+        "{} 中有多个名为 {} 的教师的标签；请提供它的权重"
+    ),
+    "--teacher_patch_size {}: with these lengths the teacher takes {}": (
+        "--teacher_patch_size {}: 在这些长度下教师可用的大小: {}"
+    ),
+    "none": "无",
+    "going on with the unfinished labels in {}": "继续制作 {} 中未完成的标签",
+    "--label_cache: {}, and the labels are not in it": "--label_cache: {}，其中也没有所需的标签",
+    "the labels made so far are kept in {}": "已制作的标签保存在 {}",
+    "the same command with --resume goes on from here": "用同一命令加 --resume 可从这里继续",
+    "the same command with --resume repeats the trials": "用同一命令加 --resume 会重新试训",
+    "saved {}; {}": "已保存 {}；{}",
+    (
+        "{} steps in a row with a non-finite loss or gradient in epoch {}; try a lower "
+        "--learning_rate; the best checkpoint so far is kept"
+    ): (
+        "连续 {} 步的损失或梯度不是有限值 (epoch {})；请调小 --learning_rate；"
+        "已有的最佳检查点仍然保留"
+    ),
+    "{} steps with a non-finite loss or gradient were skipped": (
+        "跳过了 {} 步，其损失或梯度不是有限值"
+    ),
+    "only the first {} by name are read (--max_files {}; 0 = all)": (
+        "只读取按名称排序的前 {} 个文件 (--max_files {}；0 = 全部)"
+    ),
+    "at most {} training windows of each series, spread over it (--max_windows; 0 = all)": (
+        "每个序列最多 {} 个训练窗口，均匀分布 (--max_windows；0 = 全部)"
+    ),
+    "files without timestamps are taken as hourly: season 24 (--season changes it)": (
+        "没有时间戳的文件视为每小时一行: 季节周期 24 (用 --season 更改)"
+    ),
+    "{} windows have a non-finite label; where they train, they train on truth alone": (
+        "{} 个窗口的标签不是有限值；训练时这些窗口只用真值"
+    ),
+    "no CUDA GPU found: this runs on the CPU": "没有找到 CUDA GPU: 在 CPU 上运行",
+    "--resume: {} was trained on labels of other teacher weights": (
+        "--resume: {} 是用另一个教师权重的标签训练的"
+    ),
+    "{} (step {})": "{} (步长 {})",
+    "no epoch gave a finite validation loss; try a lower --learning_rate": (
+        "所有 epoch 的验证损失都不是有限值；请调小 --learning_rate"
+    ),
+    "no alpha gave a finite validation loss; try a lower --learning_rate": (
+        "所有 alpha 的验证损失都不是有限值；请调小 --learning_rate"
+    ),
+    "--resume: {} does not fit this command\n  {}": "--resume: {} 与当前命令不符\n  {}",
+    "--{} was {}, is {}": "--{} 原为 {}，现为 {}",
+    "the data is not the same": "数据不同",
+    (
+        "its labels are of an earlier version (the lower of the two middle samples is not their "
+        "median); start without --resume"
+    ): ("其标签来自旧版本 (两个中间样本取较小者并非中位数)；请去掉 --resume 重新开始"),
+    "the teacher's weights are not the same": "教师权重不同",
+    "an earlier run lay in {}; its files are now in {}": (
+        "{} 中原有一次训练的结果；其文件已移到 {}"
+    ),
+    "the data of {} ({}) is not here; give --data_dir": (
+        "找不到 {} 的数据 ({})；请给出 --data_dir"
+    ),
+    "it does not say where": "其中没有记录位置",
+    "these are not the test windows of {}'s own run: it may have been trained on them": (
+        "这些不是 {} 训练时的测试窗口: 它可能用这些数据训练过"
+    ),
+    "--checkpoint: these have no windows in common ({}); give one of them": (
+        "--checkpoint: 以下各项没有共同的窗口 ({})；请只给其中一个"
+    ),
+    "the flags": "命令行参数",
+    "{}; give --output_dir": "{}；请给出 --output_dir",
+    "{} {} and {}": "{} {} 与 {}",
+    "other training data": "训练数据不同",
+    "other validation data": "验证数据不同",
+    "{}: its last {} values are missing, the forecast cannot be compared": (
+        "{}: 最后 {} 个值缺失，无法比较预测"
+    ),
+    "{}: not kept: it differs from PyTorch by {:.1e} deviations": (
+        "{}: 未保存: 与 PyTorch 相差 {:.1e} 个标准差"
+    ),
+    "--output {}: holds other files; choose another folder": (
+        "--output {}: 其中有其他文件；请换一个文件夹"
+    ),
+    "{}: damaged ({}); evaluate writes it anew": "{}: 已损坏 ({})；evaluate 会重新写入",
+    "{:,} windows": "{:,} 个窗口",
+    "{:.0f} % made": "已完成 {:.0f} %",
+    "patch {}": "patch {}",
     "out of GPU memory ({}); lower --batch_size or --teacher_batch_size": (
         "显存不足 ({})；请调小 --batch_size 或 --teacher_batch_size"
     ),
@@ -2461,7 +2591,9 @@ def decode(raw, encoding):
     """
     has_mark = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     if not has_mark and encoding == "auto" and b"\0" in raw:  # pandas would cut a number there
-        raise ValueError("it holds NUL bytes: damaged, or UTF-16 without its mark (--encoding)")
+        raise Unusable(
+            "unreadable: it holds NUL bytes: damaged, or UTF-16 without its mark (--encoding)"
+        )
     candidates = ["utf-16" if has_mark else "utf-8-sig", "gb18030"]
     if encoding != "auto":
         candidates = [encoding]
@@ -2470,9 +2602,11 @@ def decode(raw, encoding):
             return name, raw.decode(name)
         except UnicodeDecodeError as error:
             if encoding != "auto":
-                raise ValueError(f"not in --encoding {encoding} ({error.reason})") from error
+                raise Unusable(
+                    "unreadable: not in --encoding {} ({})", encoding, error.reason
+                ) from error
         except LookupError as error:
-            raise ValueError(f"--encoding {encoding}: no such encoding") from error
+            raise Unusable("unreadable: --encoding {}: no such encoding", encoding) from error
     return "latin-1", raw.decode("latin-1")  # which knows every byte
 
 
@@ -3995,7 +4129,7 @@ def find_files(data_dir, max_files):
     else:
         paths = {root.name: root}
     if not paths:
-        raise UserError(f"--data_dir {data_dir}: no .csv file in this folder or below")
+        raise UserError("--data_dir {}: no .csv file in this folder or below", data_dir)
     names = sorted(paths)
     if max_files:
         names = names[:max_files]
@@ -4177,7 +4311,7 @@ def fit_scaler(rows):
         raise Unusable("values too large or too close for float64")
     own_deviation = math.sqrt(scaler.var_[0])
     if deviation != own_deviation:  # scikit-learn takes 1 where all of it may be rounding
-        raise Unusable(f"nearly constant: its values differ from {mean:g} by rounding errors")
+        raise Unusable("nearly constant: its values differ from {:g} by rounding errors", mean)
     return mean, deviation, scaler
 
 
@@ -4527,7 +4661,7 @@ def split_files(prepared, config, notes):
     for_training = count - sum(held_out)
     if for_training < 1:
         raise UserError(
-            f"--split_ratio leaves none of {count} usable files for training; use --split_by time"
+            "--split_ratio leaves none of {} usable files for training; use --split_by time", count
         )
     names = sorted(prepared)
     order = np.random.default_rng(config.split_seed).permutation(count)
@@ -4833,7 +4967,7 @@ def open_student(source, revision=None):
         raise
     except Exception as error:  # damaged files, or another model's
         raise UserError(
-            f"{source}: not a student of this program, or damaged ({repr(error)[:199]})"
+            "{}: not a student of this program, or damaged ({})", source, repr(error)[:199]
         ) from error
 
 
@@ -5222,7 +5356,7 @@ class Teacher:
             self.most_windows = max(1, min(self.most_windows, len(scaled)) // 2)
             torch.cuda.empty_cache()
             self.note(
-                f"out of GPU memory: the teacher goes on with {self.most_windows} windows a call"
+                "out of GPU memory: the teacher goes on with {} windows a call", self.most_windows
             )
 
     def predict_distribution(self, context, horizon, patch_size):
@@ -5368,7 +5502,9 @@ def load_teacher(request, device, note):
     try:
         settings = read_json(config_file)
     except ValueError as error:
-        raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
+        raise UserError(
+            "{}: config.json is not JSON ({}); download it again", name, error
+        ) from error
     generation = find_generation(name, settings)
     check_settings(name, settings)
     precision = request.teacher_precision if device.type == "cuda" else "32"
@@ -5381,7 +5517,7 @@ def load_teacher(request, device, note):
         package = importlib.import_module(f"uni2ts.model.{generation.package}")
     except ImportError as error:
         raise UserError(
-            f"uni2ts cannot be imported ({error}); pip install -r requirements.txt"
+            "uni2ts cannot be imported ({}); pip install -r requirements.txt", error
         ) from error
     if "distr_output" in settings:
         settings["distr_output"] = build_distribution(name, settings["distr_output"])
@@ -5404,8 +5540,8 @@ def load_teacher(request, device, note):
     except Exception as error:  # damaged weights, or a config that uni2ts or torch refuses
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{name}: config.json or model.safetensors is damaged or of another model"
-            f" ({type(error).__name__}: {reason})"
+            "{}: config.json or model.safetensors is damaged or of another model ({}: {})",
+            *(name, type(error).__name__, reason),
         ) from error
 
     forecast_class = None
@@ -5420,7 +5556,7 @@ def find_generation(name, settings):
     fitting = [generation for generation in GENERATIONS if generation.config_keys <= keys]
     if not fitting:
         raise UserError(
-            f"{name}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base"
+            "{}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base", name
         )
     return max(fitting, key=lambda generation: len(generation.config_keys))
 
@@ -5437,11 +5573,11 @@ def check_settings(name, settings):
             kind, low, high = SETTINGS[key]
             items = [value]
         else:
-            raise UserError(f"{name}: config.json has {key[:60]!r}, which no MOIRAI has")
+            raise UserError("{}: config.json has {}, which no MOIRAI has", name, repr(key[:60]))
         if not all(is_between(item, kind, low, high) for item in items):
             raise UserError(
-                f"{name}: {key} in config.json is {str(value)[:60]!r};"
-                f" it must be {kind.__name__} from {low} to {high}"
+                "{}: {} in config.json is {}; it must be {} from {} to {}",
+                *(name, key, repr(str(value)[:60]), kind.__name__, low, high),
             )
 
 
@@ -5480,8 +5616,8 @@ def build_component(name, config):
             if is_known and all(is_between(value, float, 1e-6, 1e6) for value in numbers.values()):
                 return getattr(package, kind)(**numbers)
     raise UserError(
-        f"{name}: distr_output in config.json is no output distribution of uni2ts; refused"
-        f" ({json.dumps(config)[:99]})"
+        "{}: distr_output in config.json is no output distribution of uni2ts; refused ({})",
+        *(name, json.dumps(config)[:99]),
     )
 
 
@@ -5689,8 +5825,8 @@ def find_labels(task):
                 found.append(file)
     if len({file.manifest["key"]["weights"] for file in found}) > 1:
         raise UserError(
-            f"{cache} holds labels of several teachers named {request.teacher_model};"
-            " put its weights at hand"
+            "{} holds labels of several teachers named {}; put its weights at hand",
+            *(cache, request.teacher_model),
         )
     return found[0] if found else None
 
@@ -5804,8 +5940,8 @@ def asked_patch_sizes(teacher, windows, request):
         found[freq] = sizes if size == "auto" else [size]
         if not sizes or not set(found[freq]) <= set(sizes):
             raise UserError(
-                f"--teacher_patch_size {asked}:"
-                f" with these lengths the teacher takes {sizes or 'none'}"
+                "--teacher_patch_size {}: with these lengths the teacher takes {}",
+                *(str(asked), str(sizes) if sizes else Message("none")),
             )
     return found
 
@@ -5836,7 +5972,7 @@ def begin_labels(folder, task, teacher, weights, job):
     old = read_manifest(folder)
     fitting = teacher.patch_sizes(windows.context_length, windows.horizon)
     if old and all(old["patch_sizes"].get(freq) in fitting for freq in windows.freqs):
-        job.voice.note(f"going on with the unfinished labels in {folder}")
+        job.voice.note("going on with the unfinished labels in {}", folder)
         return
     if (folder / "manifest.json").exists():  # a damaged one
         shutil.rmtree(folder, ignore_errors=True)
@@ -5898,7 +6034,7 @@ def make_labels(task, job):
     request = task.request
     cache = user_path(request.label_cache)
     if problem := unwritable(cache):
-        raise UserError(f"--label_cache: {problem}, and the labels are not in it")
+        raise UserError("--label_cache: {}, and the labels are not in it", problem)
     loaded = []
     job.on_rank_zero(lambda: loaded.append(task.load()))  # it may have to fetch it for all
     teacher = loaded[0] if loaded else task.load()
@@ -5922,7 +6058,7 @@ def make_labels(task, job):
                 write_block(file, number, labels)
             bar.update(sum(len(file.index(number)) for number in turn))
             if signum := job.signal():
-                job.voice.note(f"the labels made so far are kept in {file.folder}")
+                job.voice.note("the labels made so far are kept in {}", file.folder)
                 raise Interrupted(signum)
     return file
 
@@ -5965,7 +6101,7 @@ class Training:
     config: TrainConfig
     facts: dict  # go into every checkpoint as they are
     folder: Path  # where the run is kept
-    when_stopped: str = "the same command with --resume goes on from here"
+    when_stopped: Message = Message("the same command with --resume goes on from here")
 
 
 @dataclasses.dataclass
@@ -6074,9 +6210,9 @@ def train_epoch(training, learner, progress, job):
                 update_average(learner, steps_done=progress.epoch * steps + progress.step)
             elif progress.failed >= MAX_FAILED:
                 raise UserError(
-                    f"{MAX_FAILED} steps in a row with a non-finite loss or gradient"
-                    f" in epoch {progress.epoch + 1}; try a lower --learning_rate;"
-                    " the best checkpoint so far is kept"
+                    "{} steps in a row with a non-finite loss or gradient in epoch {};"
+                    " try a lower --learning_rate; the best checkpoint so far is kept",
+                    *(MAX_FAILED, progress.epoch + 1),
                 )
             bar.update()
 
@@ -6207,7 +6343,7 @@ def fit(student, training, job, content=None):
             job.on_rank_zero(functools.partial(save, is_best=is_best))
             if signum := job.signal():
                 last = training.folder / "last.pt"
-                job.voice.note(f"saved {last}; {training.when_stopped}")
+                job.voice.note("saved {}; {}", last, training.when_stopped)
                 raise Interrupted(signum)
     return progress
 
@@ -6349,7 +6485,9 @@ def tell_epoch(progress, config, seconds, voice):
         minutes,
     )
     if line["skipped_steps"]:
-        voice.note(f"{line['skipped_steps']} steps with a non-finite loss or gradient were skipped")
+        voice.note(
+            "{} steps with a non-finite loss or gradient were skipped", line["skipped_steps"]
+        )
 
 
 # -- What is kept ----------------------------------------------------------------------------------
@@ -6524,8 +6662,8 @@ def load_data(config, reading, voice):
     voice.say("Found {} CSV files", files.found)
     if len(files.reports) < files.found:
         voice.note(
-            f"only the first {len(files.reports)} by name are read"
-            f" (--max_files {config.max_files}; 0 = all)"
+            "only the first {} by name are read (--max_files {}; 0 = all)",
+            *(len(files.reports), config.max_files),
         )
 
     data = split_data(files, config)
@@ -6536,8 +6674,8 @@ def load_data(config, reading, voice):
     windows = data.windows["train"]
     if config.max_windows and config.max_windows in np.bincount(windows.series):
         voice.note(
-            f"at most {config.max_windows} training windows of each series, spread over it"
-            " (--max_windows; 0 = all)"
+            "at most {} training windows of each series, spread over it (--max_windows; 0 = all)",
+            config.max_windows,
         )
     voice.say("Datasets loaded: {:,} samples", len(windows))
     voice.say(
@@ -6603,8 +6741,8 @@ def labels_of(windows, training_windows, request, job):
     labels = get_labels(LabelTask(windows, judged_on, request, load, BASELINES), job)
     if labels.damaged:
         voice.note(
-            f"{labels.damaged} windows have a non-finite label;"
-            " where they train, they train on truth alone"
+            "{} windows have a non-finite label; where they train, they train on truth alone",
+            labels.damaged,
         )
     return labels
 
@@ -6639,12 +6777,12 @@ def train_in(folder, args, job):
         labels = labels_of(data.windows["train"], data.windows["train"], request, job)
         teacher = content and content.get("teacher")
         if teacher and teacher.get("key") != labels.manifest["key"]:
-            raise UserError(f"--resume: {folder} was trained on labels of other teacher weights")
+            raise UserError("--resume: {} was trained on labels of other teacher weights", folder)
 
     windows = data.windows["train"]
     pairs = sorted(set(zip(windows.freqs, windows.seasons.tolist(), strict=True)))
-    seasons = ", ".join(f"{season} (step {freq or '?'})" for freq, season in pairs)
-    voice.say("\nSeason in steps: {}", seasons)
+    seasons = [Message("{} (step {})", (season, freq or "?")) for freq, season in pairs]
+    voice.say("\nSeason in steps: {}", linked(seasons, ", "))
     voice.say("\nCreating student...")
     size = sum(weight.numel() for weight in new_student(facts).parameters())
     voice.say("Student parameters: {:,}", size)
@@ -6815,39 +6953,43 @@ def refuse_misfit(content, facts, folder):
     differences = []
     for name in sorted((now.keys() & before.keys()) - MAY_CHANGE):  # older runs have fewer flags
         if before[name] != now[name]:
-            differences.append(f"--{name} was {before[name]}, is {now[name]}")
+            differences.append(was_and_is(name, before, now))
     if content.get("data") != facts["data"]:
-        differences.append("the data is not the same")
+        differences.append(Message("the data is not the same"))
     teacher = content.get("teacher")
     if now["alpha"] != 0 and teacher:
         point = point_in_key(now["teacher_point"], now["num_samples"])
         if teacher.get("key", {}).get("point") != point:
             differences.append(
-                "its labels are of an earlier version (the lower of the two middle samples is not"
-                " their median); start without --resume"
+                Message(
+                    "its labels are of an earlier version (the lower of the two middle samples is"
+                    " not their median); start without --resume"
+                )
             )
         weights = fingerprint(now["teacher_model"], now["teacher_revision"])
         if weights and weights != teacher.get("key", {}).get("weights"):
-            differences.append("the teacher's weights are not the same")
+            differences.append(Message("the teacher's weights are not the same"))
         if not weights:  # then labels are looked for by the teacher's name
             differences += other_teacher(before, now)
     if differences:
-        path = folder / "last.pt"
-        lines = [f"--resume: {path} does not fit this command", *differences]
-        raise UserError("\n  ".join(lines))
+        raise UserError(
+            "--resume: {} does not fit this command\n  {}",
+            *(folder / "last.pt", linked(differences, "\n  ")),
+        )
+
+
+def was_and_is(name, before, now):
+    """Message: the values of a flag in the run_config of an earlier run, and of this one."""
+    return Message("--{} was {}, is {}", (name, str(before[name]), str(now[name])))
 
 
 def other_teacher(before, now):
-    """Differences of the names of two runs' teachers, wherever their folders are."""
+    """Messages: how the names of two runs' teachers differ, wherever their folders are."""
     differences = []
     if last_part(before["teacher_model"]) != last_part(now["teacher_model"]):
-        differences.append(
-            f"--teacher_model was {before['teacher_model']}, is {now['teacher_model']}"
-        )
+        differences.append(was_and_is("teacher_model", before, now))
     if before["teacher_revision"] != now["teacher_revision"]:
-        differences.append(
-            f"--teacher_revision was {before['teacher_revision']}, is {now['teacher_revision']}"
-        )
+        differences.append(was_and_is("teacher_revision", before, now))
     return differences
 
 
@@ -6872,7 +7014,7 @@ def choose_alpha(training, job):
         trial = with_alpha(training, alpha)
         trial.folder = trials / f"{alpha:g}"
         trial.config = dataclasses.replace(trial.config, num_epochs=epochs, patience=0)
-        trial.when_stopped = "the same command with --resume repeats the trials"
+        trial.when_stopped = Message("the same command with --resume repeats the trials")
         job.voice.is_muted = True  # but for the progress
         tried[alpha] = fit(new_student(trial.facts), trial, job).best_loss
         job.voice.is_muted = False
@@ -6923,7 +7065,7 @@ def gather(folder, gathered, target, voice):
     for path in run_files(folder):
         path.rename(gathered / path.name)
     gathered.rename(target)
-    voice.note(f"an earlier run lay in {folder}; its files are now in {target}")
+    voice.note("an earlier run lay in {}; its files are now in {}", folder, target)
 
 
 def end_move(folder, is_resumed, voice):
@@ -7094,8 +7236,8 @@ def evaluate(args, voice, stop):
     inherited = inherit_arguments(args, first, pupil)
     data_dir = inherited.data_dir
     if not data_dir or not user_path(data_dir).exists():
-        where = data_dir or "it does not say where"
-        raise UserError(f"the data of {first_name} ({where}) is not here; give --data_dir")
+        where = data_dir or Message("it does not say where")
+        raise UserError("the data of {} ({}) is not here; give --data_dir", first_name, where)
     folder = evaluation_folder(args, first)
 
     job = start_job(args, "32-true", voice, stop)
@@ -7103,8 +7245,8 @@ def evaluate(args, voice, stop):
     for name, opened in students.items():
         if opened.content.get("data", {}).get("test") != data.windows["test"].digest:
             voice.warn(
-                f"these are not the test windows of {name}'s own run:"
-                " it may have been trained on them"
+                "these are not the test windows of {}'s own run: it may have been trained on them",
+                name,
             )
     request = None
     if args.with_teacher:
@@ -7155,18 +7297,16 @@ def has_own_labels(pupil):
 
 def refuse_other_lengths(students, args):
     """Raise UserError unless all students, and the flags where given, have the same lengths."""
-    lengths = {}
-    for name, opened in students.items():
-        lengths[name] = (opened.student.context_length, opened.student.prediction_length)
-    context_length, horizon = next(iter(lengths.values()))
-    lengths["the flags"] = (
-        args.context_length or context_length,
-        args.prediction_length or horizon,
-    )
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name} {length} -> {h}" for name, (length, h) in lengths.items())
+    named = [(name, opened.student) for name, opened in students.items()]
+    lengths = [(name, one.context_length, one.prediction_length) for name, one in named]
+    _, context_length, horizon = lengths[0]
+    of_flags = (args.context_length or context_length, args.prediction_length or horizon)
+    lengths.append((Message("the flags"), *of_flags))
+    if len({(context, steps) for _, context, steps in lengths}) > 1:
+        found = [Message("{} {} -> {}", one) for one in lengths]
         raise UserError(
-            f"--checkpoint: these have no windows in common ({listed}); give one of them"
+            "--checkpoint: these have no windows in common ({}); give one of them",
+            linked(found, ", "),
         )
 
 
@@ -7215,7 +7355,7 @@ def evaluation_folder(args, first):
         if len(args.checkpoint) > 1:  # those of the run alone stay
             folder = folder / "comparison"
     if problem := unwritable(folder):
-        raise UserError(f"{problem}; give --output_dir")
+        raise UserError("{}; give --output_dir", problem)
     remove_leftovers(folder)
     return folder
 
@@ -7439,7 +7579,7 @@ def tell_beside_twin(name, rows, voice):
     if differences[twin]:
         voice.say(
             "Whether the teacher helped {} cannot be told beside {}, which is no twin: {}",
-            *(name, twin, ", ".join(differences[twin])),
+            *(name, twin, linked(differences[twin], ", ")),
         )
         return
 
@@ -7486,8 +7626,14 @@ def making_of(content):
     return making
 
 
+MADE_OF_OTHER = {  # names of `making_of` that are no flags -> how two students differ in them
+    "training data": Message("other training data"),
+    "validation data": Message("other validation data"),
+}
+
+
 def differences_of(making, other):
-    """In what two students were made in another way, in words."""
+    """Messages: in what two students were made in another way."""
     found = []
     for name in sorted({*making, *other}):
         own_value = making.get(name)
@@ -7495,9 +7641,9 @@ def differences_of(making, other):
         if own_value == other_value:
             continue
         if name.startswith("--"):
-            found.append(f"{name} {own_value} and {other_value}")
+            found.append(Message("{} {} and {}", (name, str(own_value), str(other_value))))
         else:
-            found.append(f"other {name}")
+            found.append(MADE_OF_OTHER[name])
     return found
 
 
@@ -7788,7 +7934,8 @@ def tell_backtest(forecast, season, voice):
     truth = series.values[-horizon:]
     if not np.isfinite(truth).any():
         voice.note(
-            f"{series.name}: its last {horizon} values are missing, the forecast cannot be compared"
+            "{}: its last {} values are missing, the forecast cannot be compared",
+            *(series.name, horizon),
         )
         return
     context = torch.from_numpy(forecast.context.values)[None]  # (1, L)
@@ -7950,7 +8097,7 @@ def export_onnx(student, path, contexts):
         largest = float(difference.abs().max())
         if not largest < ONNX_TOLERANCE:
             raise UserError(
-                f"{path}: not kept: it differs from PyTorch by {largest:.1e} deviations"
+                "{}: not kept: it differs from PyTorch by {:.1e} deviations", path, largest
             )
         os.replace(file, path)
     return largest
@@ -7990,7 +8137,7 @@ def export_hub(opened, output, evaluation_file):
     if output.exists():
         there = {path.name for path in output.iterdir() if not path.name.startswith(".")}
         if there - set(names):
-            raise UserError(f"--output {output}: holds other files; choose another folder")
+            raise UserError("--output {}: holds other files; choose another folder", output)
     output.mkdir(parents=True, exist_ok=True)
     with temporary_folder(output.parent) as temporary:
         opened.student.save_pretrained(temporary)
@@ -8020,7 +8167,7 @@ def read_evaluation(path, opened):
             return None
         return {"windows": table["windows"], "rows": rows}
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); evaluate writes it anew") from error
+        raise UserError("{}: damaged ({}); evaluate writes it anew", path, repr(error)) from error
 
 
 # -- label -----------------------------------------------------------------------------------------
@@ -8053,15 +8200,15 @@ def list_labels(cache, voice):
         megabytes = 4e-6 * file.windows * file.horizon
         facts = [
             manifest["teacher"],
-            f"{file.windows:,} windows",
-            f"{key['context']} -> {key['horizon']}",
+            Message("{:,} windows", (file.windows,)),
+            Message("{} -> {}", (key["context"], key["horizon"])),
             key["point"],
-            f"patch {manifest['patch_sizes']}",
-            f"{megabytes:.1f} MB",
-            f"{100 * done:.0f} % made",
+            Message("patch {}", (str(manifest["patch_sizes"]),)),
+            Message("{:.1f} MB", (megabytes,)),
+            Message("{:.0f} % made", (100 * done,)),
             manifest["made"],
         ]
-        voice.say("{}: {}", folder.name, ", ".join(facts))
+        voice.say("{}: {}", folder.name, linked(facts, ", "))
 
 
 # == Entry =========================================================================================
