@@ -243,9 +243,9 @@ CHECKPOINT_HELP = "a run's folder (its best), a .pt, an exported folder or a hub
 
 
 # What a newcomer types: shown by --help, and where the script is started without arguments.
-FIRST_COMMANDS = f"""\
+FIRST_COMMANDS = """\
   python moirai_distill.py --demo
-      everything once, offline, in minutes, under {DEMO["save_dir"]}
+      everything once, offline, in minutes, under {}
   python moirai_distill.py --data_dir my.csv --context_length 48 --prediction_length 12 \\
       --num_epochs 60 --learning_rate 1e-3 --save_dir checkpoints/mine
       train on a small CSV of your own; where the lengths do not fit, it says which ones do
@@ -259,7 +259,10 @@ def build_parser(demo):
         prog="moirai_distill.py",
         description=__doc__.partition("\n")[0],
         usage="python moirai_distill.py [COMMAND] [--FLAG VALUE ...]",
-        epilog=f"To begin:\n{FIRST_COMMANDS}\n\n`COMMAND --help` lists the flags of a command.",
+        epilog=(
+            f"To begin:\n{FIRST_COMMANDS.format(DEMO['save_dir'])}"
+            "\n\n`COMMAND --help` lists the flags of a command."
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -1142,6 +1145,14 @@ CHINESE = {
         "\n保存手头的工作后停止；再按一次立即停止"
     ),
     "{} problem(s) with the arguments\n  {}": "参数有 {} 个问题\n  {}",
+    FIRST_COMMANDS: """\
+  python moirai_distill.py --demo
+      离线演示全部流程，只需几分钟，结果在 {}
+  python moirai_distill.py --data_dir my.csv --context_length 48 --prediction_length 12 \\
+      --num_epochs 60 --learning_rate 1e-3 --save_dir checkpoints/mine
+      用自己的小 CSV 训练；长度不合适时，会给出合适的长度
+  python moirai_distill.py predict --checkpoint checkpoints/mine --input my.csv --plot
+      预测其后的值，输出 CSV 和图片""",
     "--{} {}: must be {}": "--{} {}: 必须{}",
     "True or False": "是 True 或 False",
     "a list of texts, such as ['first']": "是文本列表，例如 ['first']",
@@ -1316,6 +1327,9 @@ CHINESE = {
         "--output {}: 其中有其他文件；请换一个文件夹"
     ),
     "{}: damaged ({}); evaluate writes it anew": "{}: 已损坏 ({})；evaluate 会重新写入",
+    "  {}  MSE {:.4f}  MAE {:.4f}  MASE {:.4f}{}": "  {}  MSE {:.4f}  MAE {:.4f}  MASE {:.4f}{}",
+    "{:>12,} parameters {:>5.1f} MB {:>6.1f} ms": "{:>12,} 个参数 {:>5.1f} MB {:>6.1f} ms",
+    "{:.1f} MB": "{:.1f} MB",
     "{:,} windows": "{:,} 个窗口",
     "{:.0f} % made": "已完成 {:.0f} %",
     "patch {}": "patch {}",
@@ -5962,8 +5976,8 @@ def best_size(errors_of):
 
 def tell_errors(freq, count, errors_of, voice):
     """Print the errors (name -> MSE) on a sample of windows of one frequency."""
-    facts = [f"{name} {error:.4f}" for name, error in errors_of.items()]
-    voice.say("MSE on {} windows of step {}: {}", count, freq or "?", ", ".join(facts))
+    facts = [Message("{} {:.4f}", (name, error)) for name, error in errors_of.items()]
+    voice.say("MSE on {} windows of step {}: {}", count, freq or "?", linked(facts, ", "))
 
 
 def begin_labels(folder, task, teacher, weights, job):
@@ -7489,13 +7503,16 @@ def tell_rows(rows, count, voice):
     width = max(len(name) for name in names.values())
     for name, row in rows.items():
         scores = row.scores
-        line = f"  {names[name]:<{width}}  MSE {scores.mse:.4f}  MAE {scores.mae:.4f}"
-        line += f"  MASE {scores.mase:.4f}"
+        cost = ""
         if row.cost:
-            megabytes = 1e-6 * row.cost.bytes
-            line += f"{row.cost.parameters:>12,} parameters {megabytes:>5.1f} MB"
-            line += f" {row.cost.cpu_ms:>6.1f} ms"
-        voice.say("{}", line)
+            cost = Message(
+                "{:>12,} parameters {:>5.1f} MB {:>6.1f} ms",
+                (row.cost.parameters, 1e-6 * row.cost.bytes, row.cost.cpu_ms),
+            )
+        voice.say(
+            "  {}  MSE {:.4f}  MAE {:.4f}  MASE {:.4f}{}",
+            *(names[name].ljust(width), scores.mse, scores.mae, scores.mase, cost),
+        )
 
 
 def short_names(names):
@@ -8236,7 +8253,7 @@ def parse_arguments(argv):
     if not argv and not is_there(args.data_dir):
         raise UserError(
             "no arguments, and no data in {} (--data_dir). To begin:\n{}",
-            *(args.data_dir, Message(FIRST_COMMANDS)),
+            *(args.data_dir, Message(FIRST_COMMANDS, (DEMO["save_dir"],))),
         )
     args = fit_patch_size(args, words)
     problems = [tell_unknown(word, args) for word in unknown]
@@ -8273,7 +8290,8 @@ def no_command(word):
     if close:
         hint = Message("; did you mean {}?", (close[0],))
     elif is_there(word):
-        hint = Message("; did you mean {}?", (f"--data_dir {shlex.quote(word)}",))
+        flag = Message("--data_dir {}", (shlex.quote(word),))
+        hint = Message("; did you mean {}?", (flag,))
     return UserError("{}: not a command; these are {}{}", word, ", ".join(COMMANDS), hint)
 
 
