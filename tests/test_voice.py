@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPT, quiet_voice
+from conftest import SCRIPT, hourly, quiet_voice
 
 import moirai_distill as md
 
@@ -20,7 +20,7 @@ SAME_IN_BOTH = {"--data_dir {}", "--input {}: {}", "--{} {}: {}"}  # flags alone
 MACHINERY = ("linked", "message", "in_language", "say", "note", "warn", "_tell")
 TOLD_LISTS = ("problems", "differences", "warnings", "skipped", "notes", "reasons")
 HAN = re.compile(r"[\u4e00-\u9fff]")
-ENGLISH_CLAUSE = re.compile(r"[A-Za-z']{2,}(?:,? [A-Za-z']{2,}){2}")  # three words in a row
+ENGLISH_CLAUSE = re.compile(r"[A-Za-z']{2,}(?: [A-Za-z']{2,}){2}")  # three words in a row
 # Where an f-string may hold words: what argparse shows, what goes into files and pictures, and the
 # reasons of a damaged file, which stand in brackets behind a sentence.
 ENGLISH_ROOMS = ("build_parser", "card_making", "card_scores", "card_data", "draw_evaluation")
@@ -370,3 +370,75 @@ def test_a_bar_shows_its_description_escaped(monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with md.Voice("en").bar("a\x1b", total=1) as bar:
         assert bar.desc.startswith(r"a\x1b")
+
+
+# -- Whole commands in Chinese ---------------------------------------------------------------------
+
+SHORT = "--context_length 64 --prediction_length 16 --device cpu --alpha 0 --save_dir new"
+WRONG = (  # command lines of typical mistakes; the places are those of `places_of_mistakes`
+    "trian --data_dir {data}",
+    "train --data_dir {data} --aplha 1",
+    "train --data_dir {data} --alpha x",
+    "train --data_dir {data} --alpha 2 --num_epochs 0",
+    "train --data_dir {data} --split_ratio 8:1",
+    "train --data_dir {data} --d_model 10 --num_heads 3 --device gpu --thousands ab",
+    "train --data_dir nowhere --teacher_model ./nowhere --save_dir {file}/x",
+    "train --data_dir {data} --patch_size 999 --context_length 64 --resume --save_dir new",
+    f"train --data_dir {{good}} {SHORT} --resume --save_dir {{run}} --stride 7",
+    f"train --data_dir {{empty}} {SHORT}",
+    f"train --data_dir {{data}}/short.csv {SHORT}",
+    f"train --data_dir {{data}}/constant.csv {SHORT}",
+    f"train --data_dir {{good}} {SHORT} --split_by files --split_ratio 1:99:99",
+    "label --list predict",
+    f"label --data_dir {{good}} {SHORT.partition(' --alpha')[0]} --label_cache {{empty}}/new"
+    " --teacher_model {empty}",
+    "evaluate --checkpoint nowhere/best.pt",
+    "evaluate --checkpoint {damaged}",
+    "evaluate --checkpoint {run} --data_dir {data} --output_dir {file}",
+    "evaluate --checkpoint {run} --context_length 5 --prediction_length 16",
+    "evaluate --checkpoint {run} --device cuda:99",
+    "predict --checkpoint {run} --input nowhere.csv",
+    "predict --checkpoint {run} --input {data}/short.csv --output {data}/short.csv",
+    "predict --checkpoint {run} --input {data}/short.csv",
+    "predict --checkpoint {run} --input {damaged}",
+    "predict --checkpoint {empty} --input {data}/short.csv",
+    "predict --checkpoint {run} --input {data}/short.csv --encoding nonsense",
+    "export --checkpoint {run} --format hub --output {data}",
+    "export --checkpoint {run} --format hub --output {file}",
+    "export --checkpoint {run} --format onnx --output {data}",
+)
+
+
+@pytest.fixture(scope="module")
+def places_of_mistakes(trained, tmp_path_factory):
+    """Name -> path of what the command lines of WRONG name."""
+    root = tmp_path_factory.mktemp("mistakes")
+    for folder in ("data", "empty"):
+        (root / folder).mkdir()
+    hourly(40).to_csv(root / "data" / "short.csv", index=False)
+    hourly(400).assign(value=1.0).to_csv(root / "data" / "constant.csv", index=False)
+    (root / "file").write_text("a file")
+    (root / "damaged.pt").write_bytes(b"PK\3\4" + bytes(100))
+    return {
+        "data": root / "data",
+        "good": trained / "data",
+        "empty": root / "empty",
+        "file": root / "file",
+        "damaged": root / "damaged.pt",
+        "run": trained / "twin",
+    }
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_mistake_is_told_in_chinese(words, places_of_mistakes, tmp_path, monkeypatch, capsys):
+    """Behind "error:", too; what a library says, in brackets, may be English."""
+    monkeypatch.chdir(tmp_path)
+    argv = words.format(**places_of_mistakes).split() + ["--lang", "zh"]
+    assert md.main(argv) == 2
+    told = capsys.readouterr().err
+    error = told[told.index("错误: ") :]
+    without_commands = re.sub(r"python moirai_distill\.py .*", "", error)
+    without_libraries = re.sub(r"\([A-Za-z]*Error\(.*?\)\)|\[.*?\]", "", without_commands)
+    assert not ENGLISH_CLAUSE.search(without_libraries), error
+    for line in without_libraries.splitlines():
+        assert HAN.search(line) or not line.strip(), error
