@@ -320,7 +320,7 @@ def build_parser(demo):
             "--lang",
             choices=["en", "zh"],
             default=language_of_locale(),
-            help="of results; default: the locale's",
+            help="of what is printed; default: the locale's",
         )
     return program
 
