@@ -33,7 +33,7 @@ READING += " na_values max_file_mb"
 FLAGS = {
     "train": f"{DATA} {READING} {TEACHER} {MACHINE} {STUDENT} {TRAINING}",
     "label": f"{DATA} {READING} {TEACHER} {MACHINE} list",
-    "evaluate": f"{DATA} {READING} {TEACHER} {MACHINE} checkpoint with_teacher output_dir",
+    "evaluate": f"{DATA} {READING} {TEACHER} {MACHINE} checkpoint with_teacher with_forecaster output_dir",
     "predict": f"{READING} checkpoint input output plot backtest lang",
     "export": "checkpoint format output lang",
 }
@@ -432,7 +432,7 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(flag, value, capsys)
     shown = getattr(taken, flag.removeprefix("--"))  # 1.0 for 1
     (line,) = [line for line in lines if line.startswith(f"{flag} {shown}: must be ")]
     allowed = line.partition(": must be ")[2]
-    assert allowed == md.RANGES[flag.removeprefix("--")][1]
+    assert allowed == str(md.RANGES[flag.removeprefix("--")][1])
     assert any(character.isdigit() for character in allowed)
     assert all(flag in line for line in lines)  # none but what follows from it
 
@@ -815,9 +815,7 @@ def test_a_teacher_that_is_a_file_is_refused(command, tmp_path, capsys):
     words = [command, "--lang", "en", "--data_dir", str(tmp_path), "--device", "cpu"]
     words += ["--teacher_model", str(file), "--label_cache", str(tmp_path)]
     assert md.main(words) == 2
-    expected = (
-        f"--teacher_model {file}: is a file; a folder, a hub id or a Python file (.py) is expected"
-    )
+    expected = f"--teacher_model {file}: is a file; a folder, a hub id or a .py file is expected"
     assert expected in capsys.readouterr().err
 
 
