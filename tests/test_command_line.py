@@ -33,7 +33,9 @@ READING += " na_values max_file_mb"
 FLAGS = {
     "train": f"{DATA} {READING} {TEACHER} {MACHINE} {STUDENT} {TRAINING}",
     "label": f"{DATA} {READING} {TEACHER} {MACHINE} list",
-    "evaluate": f"{DATA} {READING} {TEACHER} {MACHINE} checkpoint with_teacher with_forecaster output_dir",
+    "evaluate": (
+        f"{DATA} {READING} {TEACHER} {MACHINE} checkpoint with_teacher with_forecaster output_dir"
+    ),
     "predict": f"{READING} checkpoint input output plot backtest lang",
     "export": "checkpoint format output lang",
 }
