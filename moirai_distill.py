@@ -4637,8 +4637,7 @@ class QuantileHead(nn.Module):
         super().__init__()
         self.narrow = nn.Linear(tokens, width)
         self.widen = nn.Linear(width, len(LEVELS) * horizon)
-        # Factors of the steps, one for each third of the horizon: fitted, not trained.
-        self.register_buffer("calibration", torch.ones(3))
+        self.register_buffer("calibration", torch.ones(horizon))  # of the steps: see `calibrate`
         with torch.no_grad():
             self.widen.weight.mul_(0.1)
             self.widen.bias.fill_(-2.0)  # steps of about 1/8 deviation
@@ -4647,16 +4646,12 @@ class QuantileHead(nn.Module):
     def forward(self, tokens, points):
         raw = self.widen(F.gelu(self.narrow(tokens))).to(points.dtype)  # autocast changes it
         raw = raw.unflatten(1, (len(LEVELS), -1))  # (B, 9, H)
-        horizon = raw.shape[-1]
-        third = torch.arange(horizon, device=raw.device) * 3 // horizon
-        steps = F.softplus(raw) * self.calibration[third].to(points.dtype)
-
-        middle = points + raw[:, MIDDLE]
-        quantiles = [middle]
-        for place in range(MIDDLE + 1, len(LEVELS)):
-            quantiles.append(quantiles[-1] + steps[:, place])
-        for place in reversed(range(MIDDLE)):
-            quantiles.insert(0, quantiles[0] - steps[:, place])
+        steps = (F.softplus(raw) * self.calibration).unbind(1)
+        quantiles = [points + raw[:, MIDDLE]]
+        for step in steps[MIDDLE + 1 :]:
+            quantiles.append(quantiles[-1] + step)
+        for step in reversed(steps[:MIDDLE]):
+            quantiles.insert(0, quantiles[0] - step)
         return torch.stack(quantiles, 1)
 
 
@@ -6828,11 +6823,12 @@ def calibrate(student, validation, job):
     factors.fill_(1.0)
     forecast = quantile_forecaster(student, job)
     before = score_quantiles(forecast, validation, EVAL_BATCH, job)
-    fitted = covering_factors(forecast, validation, job)
-    factors.copy_(fitted)
+    third = thirds(validation.horizon)
+    fitted = covering_factors(forecast, validation, job)  # (3,)
+    factors.copy_(fitted[third])
     after = score_quantiles(forecast, validation, EVAL_BATCH, job)
     helps = torch.tensor(after.wql_by_third) < torch.tensor(before.wql_by_third)
-    factors.copy_(torch.where(helps, fitted, 1.0))
+    factors.copy_(torch.where(helps, fitted, 1.0)[third])
     return score_quantiles(forecast, validation, EVAL_BATCH, job)
 
 
@@ -8572,17 +8568,15 @@ def export_onnx(student, path, contexts):
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages we do not need
     with_quantiles = student.quantile_head is not None
     outputs = ["forecast", "quantiles"] if with_quantiles else ["forecast"]
+    network = PointsAndQuantiles(student).eval() if with_quantiles else student
     with torch.inference_mode(), without_warning_of_torch():
-        truths = student(contexts, with_quantiles)
+        truths = network(contexts)
         program = torch.onnx.export(
-            student,
-            (contexts[:2], with_quantiles),
+            network,
+            (contexts[:2],),
             input_names=["context"],
             output_names=outputs,
-            dynamic_shapes={
-                "context": {0: torch.export.Dim("batch")},
-                "with_quantiles": None,
-            },
+            dynamic_shapes={"context": {0: torch.export.Dim("batch")}},
             dynamo=True,
             verbose=False,
         )
@@ -8603,6 +8597,17 @@ def export_onnx(student, path, contexts):
             )
         os.replace(file, path)
     return largest
+
+
+class PointsAndQuantiles(nn.Module):
+    """All that a student forecasts, as a network of one input."""
+
+    def __init__(self, student):
+        super().__init__()
+        self.student = student
+
+    def forward(self, context):
+        return self.student(context, with_quantiles=True)
 
 
 def largest_difference(parts, truth, contexts):

@@ -42,7 +42,8 @@ TEACHER = "--teacher_patch_size 16 --teacher_point median --num_samples 5"
 TEACHER += " --teacher_batch_size 8 --teacher_precision 32"
 LENGTHS = "--context_length 64 --prediction_length 16 --device cpu --devices 1"
 LABEL = f"label {LENGTHS} --lang en {DATA} {TEACHER} --quantiles on".split()
-TRAIN = f"train {SMALL} --devices 1 --lang en {DATA} {TEACHER} --num_epochs 1 --alpha 0.5 --quantiles on".split()
+TRAIN = f"train {SMALL} --devices 1 --lang en {DATA} {TEACHER}".split()
+TRAIN += "--num_epochs 1 --alpha 0.5 --quantiles on".split()
 WINDOWS, BLOCKS = 40, 5  # csv_folder's ten training files, 4 windows each; a block is 8 windows
 
 
@@ -632,7 +633,7 @@ def test_another_run_that_finishes_the_same_labels_meanwhile_does_no_harm(lab, w
     assert lab.run(LABEL)[0] == 0 and inner == ["begun", 0]
     assert lab.bytes() == whole
     names = sorted(path.name for path in lab.folder().iterdir())
-    assert names == ["labels.bin", "manifest.json"]
+    assert names == ["labels.bin", "manifest.json", "quantiles.bin"]
 
 
 def test_of_two_runs_that_begin_at_once_the_first_decides(lab, monkeypatch):
