@@ -482,6 +482,7 @@ QUANTILE_STEPS = 1000  # at most; no more than the point forecast took
 QUANTILE_RATE = 1e-3  # learning rate at the beginning; it falls to 0
 QUANTILE_CHECKS = 10  # times that a sample of validation windows is looked at: the best one counts
 QUANTILE_WINDOWS = 512  # in that sample
+CALIBRATION_WINDOWS = 4096  # of validation, at most, by which the width of the band is set
 
 # Time and memory. Results stay as they are, up to rounding.
 EVAL_BATCH = 512  # windows per forward pass where nothing is trained
@@ -6722,7 +6723,7 @@ def tell_epoch(progress, config, seconds, voice):
 def learn_quantiles(student, training, steps, job):
     """Train the quantile head of a student, and nothing else, for some steps; then calibrate it.
 
-    Returns its QuantileScores on all validation windows. Raises Interrupted when a signal came.
+    Returns its QuantileScores on validation windows. Raises Interrupted when a signal came.
     """
     head = student.quantile_head
     student.requires_grad_(False).eval()  # no dropout: it learns beside the forecasts as they are
@@ -6816,24 +6817,35 @@ FACTORS = torch.logspace(-2, 2, 401, base=2.0)  # a quarter to four times
 def calibrate(student, validation, job):
     """Set the factors of a student's steps by validation; returns its QuantileScores there.
 
-    In each third of the horizon the factor is the one with which the 80 % band holds 80 % of the
-    points. It is kept where it lowers the weighted quantile loss of that third.
+    In each third of the horizon, each half of the windows asks for the factor with which the 80 %
+    band holds 80 % of its points. The milder one is taken, none where one asks for a wider band and
+    the other for a narrower one, and it is kept where it lowers the third's weighted quantile loss.
+    So a few series that are unlike the others do not decide it.
     """
+    sample = some_windows(validation, CALIBRATION_WINDOWS)
+    third = thirds(validation.horizon)
     factors = student.quantile_head.calibration
     factors.fill_(1.0)
     forecast = quantile_forecaster(student, job)
-    before = score_quantiles(forecast, validation, EVAL_BATCH, job)
-    third = thirds(validation.horizon)
-    fitted = covering_factors(forecast, validation, job)  # (3,)
+    before = score_quantiles(forecast, sample, EVAL_BATCH, job)
+    middle = (len(sample) + 1) // 2  # windows lie series by series, and there by time
+    asked = []
+    for half in (slice(None, middle), slice(middle, None)):
+        windows = dataclasses.replace(
+            sample, starts=sample.starts[half], series=sample.series[half]
+        )
+        asked.append(covering_factors(forecast, windows, job).log())
+    milder = torch.where(asked[0].abs() < asked[1].abs(), *asked)
+    fitted = torch.where(asked[0] * asked[1] > 0, milder, 0.0).exp()  # (3,)
     factors.copy_(fitted[third])
-    after = score_quantiles(forecast, validation, EVAL_BATCH, job)
+    after = score_quantiles(forecast, sample, EVAL_BATCH, job)
     helps = torch.tensor(after.wql_by_third) < torch.tensor(before.wql_by_third)
     factors.copy_(torch.where(helps, fitted, 1.0)[third])
-    return score_quantiles(forecast, validation, EVAL_BATCH, job)
+    return score_quantiles(forecast, sample, EVAL_BATCH, job)
 
 
 def covering_factors(forecast, windows, job):
-    """Factors (3,) with which the 80 % band holds 80 % of the points of each third."""
+    """Factors (3,) with which the 80 % band holds 80 % of the points of each third; 1 without any."""
     by_step = torch.zeros(len(FACTORS) + 1, windows.horizon).double()
     own = np.arange(job.rank, len(windows), job.world_size)
     for first in range(0, len(own), EVAL_BATCH):
@@ -6845,9 +6857,10 @@ def covering_factors(forecast, windows, job):
         place = torch.bucketize(needed, FACTORS)  # the last one: out of reach
         by_step.scatter_add_(0, place, observed.double())
     by_third = sums_by_third(job.sum(by_step))  # (factors + 1, 3)
-    share = by_third.cumsum(0) / by_third.sum(0)
-    enough = (share >= LEVELS[-1] - LEVELS[0]).int().argmax(0)  # the first one that is
-    return FACTORS[enough.clamp(max=len(FACTORS) - 1)]
+    points = by_third.sum(0)
+    is_enough = by_third.cumsum(0) >= (LEVELS[-1] - LEVELS[0]) * points
+    first = is_enough.int().argmax(0).clamp(max=len(FACTORS) - 1)
+    return torch.where(points > 0, FACTORS[first], 1.0)
 
 
 # -- What is kept ----------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ TEACHER = "--teacher_patch_size 16 --teacher_point median --num_samples 5"
 TEACHER += " --teacher_batch_size 8 --teacher_precision 32"
 LENGTHS = "--context_length 64 --prediction_length 16 --device cpu --devices 1"
 LABEL = f"label {LENGTHS} --lang en {DATA} {TEACHER} --quantiles on".split()
-TRAIN = f"train {SMALL} --devices 1 --lang en {DATA} {TEACHER}".split()
-TRAIN += "--num_epochs 1 --alpha 0.5 --quantiles on".split()
+RUN = "--num_epochs 1 --alpha 0.5 --quantiles on"
+TRAIN = f"train {SMALL} --devices 1 --lang en {DATA} {TEACHER} {RUN}".split()
 WINDOWS, BLOCKS = 40, 5  # csv_folder's ten training files, 4 windows each; a block is 8 windows
 
 
