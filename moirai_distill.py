@@ -224,7 +224,7 @@ def add_predict_flags(parser):
     add("--checkpoint", required=True, help=CHECKPOINT_HELP)
     add("--input", required=True, help="CSV whose series go on after its end")
     add("--output", default="forecast.csv", help="CSV of the forecast (default: forecast.csv)")
-    add("--levels", nargs="+", choices=LEVEL_NAMES, default=["0.1", "0.9"], help=LEVELS_HELP)
+    add("--levels", nargs="+", choices=LEVEL_CHOICES, default=["0.1", "0.9"], help=LEVELS_HELP)
     add("--plot", action="store_true", help="draw the forecast, beside --output")
     add("--backtest", action="store_true", help="hold the last steps out; show the error on them")
 
@@ -240,16 +240,16 @@ def add_export_flags(parser):
 TIME_HELP = "its name; two names where date and clock are apart; or none"
 POINT_HELP = "of samples, or the exact mean of the distribution"
 ALPHA_HELP = "1 = teacher's labels only, 0 = truth only (no teacher), auto = tried on validation"
-LEVELS_HELP = "quantiles that it writes beside the point (default: 0.1 0.9)"
+LEVELS_HELP = "quantiles to write beside the point, or none (default: 0.1 0.9)"
 QUANTILES_HELP = "forecast nine quantiles, too; the point forecast stays the same"
 PRECISION_HELP = "bf16-mixed is faster on new GPUs"
 CHECKPOINT_HELP = "a run's folder (its best), a .pt, an exported folder or a hub id"
 
 
 # What a newcomer types: shown by --help, and where the script is started without arguments.
-FIRST_COMMANDS = f"""\
+FIRST_COMMANDS = """\
   python moirai_distill.py --demo
-      everything once, offline, in minutes, under {DEMO["save_dir"]}
+      everything once, offline, in minutes, under {}
   python moirai_distill.py --data_dir my.csv --context_length 48 --prediction_length 12 \\
       --num_epochs 60 --learning_rate 1e-3 --save_dir checkpoints/mine
       train on a small CSV of your own; where the lengths do not fit, it says which ones do
@@ -263,7 +263,10 @@ def build_parser(demo):
         prog="moirai_distill.py",
         description=__doc__.partition("\n")[0],
         usage="python moirai_distill.py [COMMAND] [--FLAG VALUE ...]",
-        epilog=f"To begin:\n{FIRST_COMMANDS}\n\n`COMMAND --help` lists the flags of a command.",
+        epilog=(
+            f"To begin:\n{FIRST_COMMANDS.format(DEMO['save_dir'])}"
+            "\n\n`COMMAND --help` lists the flags of a command."
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -321,12 +324,12 @@ def build_parser(demo):
             "--lang",
             choices=["en", "zh"],
             default=language_of_locale(),
-            help="of results; default: the locale's",
+            help="of what is printed; default: the locale's",
         )
     return program
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Message:
     """An English sentence with places for values, and the values that stand in them.
 
@@ -347,9 +350,14 @@ class Message:
         return self.sentence.format(*texts)
 
 
+def linked(messages, mark):
+    """Message of several ones, or of texts, with a mark between each two of them."""
+    return Message(mark.join(["{}"] * len(messages)), tuple(messages))
+
+
 def lines_of(messages):
     """Message of several ones, which bring their own line ends."""
-    return Message("{}" * len(messages), tuple(messages))
+    return linked(messages, "")
 
 
 class Told(Exception):
@@ -371,11 +379,18 @@ class UserError(Told):
     """
 
 
+class WrongText(Told, argparse.ArgumentTypeError):
+    """A text that cannot be the value of a flag, for argparse."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises a UserError where argparse would print its usage and exit."""
 
     def error(self, message):
-        raise UserError(f"{message} (python {self.prog} --help lists the flags)")
+        problem = sys.exception()  # the ArgumentError whose text is the message, or None
+        if problem and isinstance(problem.__context__, WrongText):
+            message = Message("argument {}: {}", (problem.argument_name, problem.__context__))
+        raise UserError("{} (python {} --help lists the flags)", message, self.prog)
 
 
 def int_or_auto(text):
@@ -383,7 +398,7 @@ def int_or_auto(text):
     try:
         return text if text == "auto" else int(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number or auto") from error
+        raise WrongText("{} is not a whole number or auto", repr(text)) from error
 
 
 def float_or_auto(text):
@@ -391,7 +406,7 @@ def float_or_auto(text):
     try:
         return text if text == "auto" else float(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number or auto") from error
+        raise WrongText("{} is not a number or auto", repr(text)) from error
 
 
 def ratio(text):
@@ -401,7 +416,7 @@ def ratio(text):
     except ValueError:
         shares = ()
     if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
-        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers above 0, such as 8:1:1")
+        raise WrongText("{} is not three numbers above 0, such as 8:1:1", repr(text))
     return shares
 
 
@@ -418,17 +433,17 @@ def language_of_locale():
 
 def at_least(low):
     """(test, words) of a range in RANGES."""
-    return (lambda value: value >= low), f"at least {low}"
+    return (lambda value: value >= low), Message("at least {}", (low,))
 
 
 def above(low):
     """(test, words) of a range in RANGES."""
-    return (lambda value: value > low), f"greater than {low}"
+    return (lambda value: value > low), Message("greater than {}", (low,))
 
 
 def between(low, high):
     """(test, words) of a range in RANGES."""
-    return (lambda value: low <= value <= high), f"at least {low} and at most {high}"
+    return (lambda value: low <= value <= high), Message("at least {} and at most {}", (low, high))
 
 
 # What the value of a flag must be; `auto`, where the flag knows it, is always right.
@@ -628,6 +643,7 @@ METRICS = ("mse", "mae", "mase")  # named in evaluations and checkpoints
 QUANTILE_METRICS = ("wql", "coverage_80")  # likewise, of those that have quantiles
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of labels and students: their order, too
 LEVEL_NAMES = tuple(f"{level:g}" for level in LEVELS)
+LEVEL_CHOICES = (*LEVEL_NAMES, "none")
 MIDDLE = 4  # place of 0.5 among them; the 80 % band reaches from the first to the last
 
 SECOND = 10**9  # in ns, as all steps in the reader
@@ -1104,10 +1120,241 @@ CHINESE = {
         "请用 --teacher_model 指定要加载的教师"
     ),
     "{}: larger than any teacher ({:,} bytes)": "{}: 超过任何教师模型的大小 ({:,} 字节)",
+    "{} (python {} --help lists the flags)": "参数有误: {} (python {} --help 列出所有参数)",
+    "argument {}: {}": "参数 {}: {}",
+    "{} is not a whole number or auto": "{} 不是整数，也不是 auto",
+    "{} is not a number or auto": "{} 不是数字，也不是 auto",
+    "{} is not three numbers above 0, such as 8:1:1": "{} 不是三个大于 0 的数字，例如 8:1:1",
+    "at least {}": "至少为 {}",
+    "greater than {}": "大于 {}",
+    "at least {} and at most {}": "在 {} 和 {} 之间",
+    "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base": (
+        "没有这个文件夹，也不是 hub 上的模型名 (例如 Salesforce/moirai-1.1-R-base)"
+    ),
+    "access is not granted: ask for it on its hub page, then run `hf auth login`": (
+        "没有访问权限: 请在其 hub 页面上申请，然后运行 `hf auth login`"
+    ),
+    "no such model, or a private one: check the id, or run `hf auth login`": (
+        "没有这个模型，或它是私有的: 请检查模型名，或运行 `hf auth login`"
+    ),
+    "no such revision: check --teacher_revision": "没有这个版本: 请检查 --teacher_revision",
+    "not in the local cache, and the hub is out of reach or switched off": (
+        "不在本地缓存中，且无法连接 hub 或已设为离线"
+    ),
+    "the model has no such file: is it a MOIRAI?": "模型中没有这个文件: 它是 MOIRAI 吗？",
+    "the download failed": "下载失败",
+    (
+        "{} ({}): {}; or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror, or "
+        "give a local folder [{}]"
+    ): ("{} ({}): {}；或检查网络和 HF_HUB_OFFLINE，把 HF_ENDPOINT 设为镜像，或改用本地文件夹 [{}]"),
+    "{}: cannot be written ({}); what was there before is as it was": (
+        "{}: 无法写入 ({})；原有内容未改动"
+    ),
+    "{} is not a folder to write to": "{} 不是可写的文件夹",
+    "{}: no such checkpoint": "{}: 没有这个检查点",
+    "{}: refused: damaged, or not plain data ({})": "{}: 拒绝读取: 已损坏，或不是纯数据 ({})",
+    "{}: not a checkpoint of this program": "{}: 不是本程序的检查点",
+    "{}: of a newer format ({}); update moirai_distill.py": (
+        "{}: 格式版本较新 ({})；请更新 moirai_distill.py"
+    ),
+    "{}: no {} in this folder: neither a model's nor a run's with a best epoch": (
+        "{}: 该文件夹中没有 {}: 既不是模型的文件夹，也不是有最佳 epoch 的训练目录"
+    ),
+    "\nstopping as soon as the work in hand is saved; once more stops at once": (
+        "\n保存手头的工作后停止；再按一次立即停止"
+    ),
+    "{} problem(s) with the arguments\n  {}": "参数有 {} 个问题\n  {}",
+    FIRST_COMMANDS: """\
+  python moirai_distill.py --demo
+      离线演示全部流程，只需几分钟，结果在 {}
+  python moirai_distill.py --data_dir my.csv --context_length 48 --prediction_length 12 \\
+      --num_epochs 60 --learning_rate 1e-3 --save_dir checkpoints/mine
+      用自己的小 CSV 训练；长度不合适时，会给出合适的长度
+  python moirai_distill.py predict --checkpoint checkpoints/mine --input my.csv --plot
+      预测其后的值，输出 CSV 和图片""",
+    "--{} {}: must be {}": "--{} {}: 必须{}",
+    "True or False": "是 True 或 False",
+    "a list of texts, such as ['first']": "是文本列表，例如 ['first']",
+    "one of {}": "是其中之一: {}",
+    "a whole number": "是整数",
+    "a number": "是数字",
+    "a whole number or 'auto'": "是整数或 'auto'",
+    "a number or 'auto'": "是数字或 'auto'",
+    "a text in quotes, as it is typed": "是带引号的文本，与命令行写法相同",
+    "{}: not an argument of {}": "{}: 不是 {} 的参数",
+    "{}; the command comes first, before all flags": "{}；命令写在最前面，所有参数之前",
+    "{}; did you mean {}?": "{}；您是不是想用 {}?",
+    "--checkpoint {}: no such file or folder": "--checkpoint {}: 没有这个文件或文件夹",
+    "--data_dir {}: no such folder or file": "--data_dir {}: 没有这个文件夹或文件",
+    "--input {}: no such folder or file": "--input {}: 没有这个文件夹或文件",
+    "--teacher_model {}: is a file; a folder or a hub id is expected": (
+        "--teacher_model {}: 是一个文件；这里需要文件夹或 hub 上的模型名"
+    ),
+    "--teacher_model {}: no such folder": "--teacher_model {}: 没有这个文件夹",
+    "--output {}: is a file; a folder is to be written": (
+        "--output {}: 是一个文件；这里要写入文件夹"
+    ),
+    "--output {}: is a folder; a file is to be written": (
+        "--output {}: 是一个文件夹；这里要写入文件"
+    ),
+    "--output {}: is the input": "--output {}: 与输入文件相同",
+    "--output {}: is where --plot puts the picture": "--output {}: 与 --plot 的图片同名",
+    "--thousands {}: must be one mark, such as , or none": (
+        "--thousands {}: 必须是一个符号 (例如 ,) 或 none"
+    ),
+    "--thousands {}: is the --decimal mark, too": "--thousands {}: 与 --decimal 的小数点相同",
+    "--device {}: is not auto, cpu, cuda, cuda:1 or mps": (
+        "--device {}: 不是 auto、cpu、cuda、cuda:1 或 mps"
+    ),
+    "--device {}: is not here (PyTorch finds {} CUDA GPUs); use --device cpu": (
+        "--device {}: 不可用 (PyTorch 找到 {} 个 CUDA GPU)；请用 --device cpu"
+    ),
+    "--teacher_precision bf16: needs a GPU; use 32": "--teacher_precision bf16: 需要 GPU；请用 32",
+    "--devices {}: not with --device {}": "--devices {}: 不能与 --device {} 同用",
+    "--devices {}: PyTorch finds {} GPUs": "--devices {}: PyTorch 找到 {} 个 GPU",
+    "--num_heads {}: does not divide --d_model {}": "--num_heads {}: 不能整除 --d_model {}",
+    "--patch_size {}: longer than --context_length {}": "--patch_size {}: 大于 --context_length {}",
+    "--resume: no {} to go on from; start without --resume": (
+        "--resume: 没有可供继续的 {}；请去掉 --resume 重新开始"
+    ),
+    "this is Python {}; it takes {} or newer": "当前是 Python {}；需要 {} 或更新版本",
+    "input or output": "输入或输出",
+    "unreadable: it holds NUL bytes: damaged, or UTF-16 without its mark (--encoding)": (
+        "无法读取: 含有 NUL 字节: 已损坏，或是没有 BOM 的 UTF-16 (--encoding)"
+    ),
+    "unreadable: not in --encoding {} ({})": "无法读取: 不是 --encoding {} 的编码 ({})",
+    "unreadable: --encoding {}: no such encoding": "无法读取: --encoding {}: 没有这种编码",
+    "--data_dir {}: no .csv file in this folder or below": (
+        "--data_dir {}: 该文件夹及其子文件夹中没有 .csv 文件"
+    ),
+    "constant, or nothing but missing values": "是常数，或全是缺失值",
+    "values too large or too close for float64": "数值过大或彼此过近，超出 float64 的精度",
+    "nearly constant: its values differ from {:g} by rounding errors": (
+        "几乎是常数: 数值与 {:g} 只差舍入误差"
+    ),
+    "--split_ratio leaves none of {} usable files for training; use --split_by time": (
+        "按 --split_ratio，{} 个可用文件中没有一个留给训练；请用 --split_by time"
+    ),
+    "{}: not a student of this program, or damaged ({})": "{}: 不是本程序的学生模型，或已损坏 ({})",
+    "--teacher_point mean: only for a MOIRAI 1.0 or 1.1; use median": (
+        "--teacher_point mean: 仅适用于 MOIRAI 1.0 或 1.1；请用 median"
+    ),
+    "out of GPU memory: the teacher goes on with {} windows a call": (
+        "显存不足: 教师改为每次调用 {} 个窗口"
+    ),
+    "{}: config.json is not JSON ({}); download it again": (
+        "{}: config.json 不是 JSON ({})；请重新下载"
+    ),
+    "--teacher_precision bf16: not for a MOIRAI-MoE; use 32": (
+        "--teacher_precision bf16: 不适用于 MOIRAI-MoE；请用 32"
+    ),
+    "uni2ts cannot be imported ({}); pip install -r requirements.txt": (
+        "无法导入 uni2ts ({})；请运行 pip install -r requirements.txt"
+    ),
+    "{}: config.json or model.safetensors is damaged or of another model ({}: {})": (
+        "{}: config.json 或 model.safetensors 已损坏，或属于其他模型 ({}: {})"
+    ),
+    "{}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base": (
+        "{}: 是另一类模型，不是 MOIRAI (例如 Salesforce/moirai-1.1-R-base)"
+    ),
+    "{}: config.json has {}, which no MOIRAI has": "{}: config.json 中有 {}，MOIRAI 没有这一项",
+    "{}: {} in config.json is {}; it must be {} from {} to {}": (
+        "{}: config.json 中 {} 的值是 {}；类型必须是 {}，范围从 {} 到 {}"
+    ),
+    "{}: distr_output in config.json is no output distribution of uni2ts; refused ({})": (
+        "{}: config.json 中的 distr_output 不是 uni2ts 的输出分布；拒绝读取 ({})"
+    ),
+    "{} holds labels of several teachers named {}; put its weights at hand": (
+        "{} 中有多个名为 {} 的教师的标签；请提供它的权重"
+    ),
+    "--teacher_patch_size {}: with these lengths the teacher takes {}": (
+        "--teacher_patch_size {}: 在这些长度下教师可用的大小: {}"
+    ),
+    "none": "无",
+    "going on with the unfinished labels in {}": "继续制作 {} 中未完成的标签",
+    "--label_cache: {}, and the labels are not in it": "--label_cache: {}，其中也没有所需的标签",
+    "the labels made so far are kept in {}": "已制作的标签保存在 {}",
+    "the same command with --resume goes on from here": "用同一命令加 --resume 可从这里继续",
+    "the same command with --resume repeats the trials": "用同一命令加 --resume 会重新试训",
+    "saved {}; {}": "已保存 {}；{}",
+    (
+        "{} steps in a row with a non-finite loss or gradient in epoch {}; try a lower "
+        "--learning_rate; the best checkpoint so far is kept"
+    ): (
+        "连续 {} 步的损失或梯度不是有限值 (epoch {})；请调小 --learning_rate；"
+        "已有的最佳检查点仍然保留"
+    ),
+    "{} steps with a non-finite loss or gradient were skipped": (
+        "跳过了 {} 步，其损失或梯度不是有限值"
+    ),
+    "only the first {} by name are read (--max_files {}; 0 = all)": (
+        "只读取按名称排序的前 {} 个文件 (--max_files {}；0 = 全部)"
+    ),
+    "at most {} training windows of each series, spread over it (--max_windows; 0 = all)": (
+        "每个序列最多 {} 个训练窗口，均匀分布 (--max_windows；0 = 全部)"
+    ),
+    "files without timestamps are taken as hourly: season 24 (--season changes it)": (
+        "没有时间戳的文件视为每小时一行: 季节周期 24 (用 --season 更改)"
+    ),
+    "{} windows have a non-finite label; where they train, they train on truth alone": (
+        "{} 个窗口的标签不是有限值；训练时这些窗口只用真值"
+    ),
+    "no CUDA GPU found: this runs on the CPU": "没有找到 CUDA GPU: 在 CPU 上运行",
+    "--resume: {} was trained on labels of other teacher weights": (
+        "--resume: {} 是用另一个教师权重的标签训练的"
+    ),
+    "{} (step {})": "{} (步长 {})",
+    "no epoch gave a finite validation loss; try a lower --learning_rate": (
+        "所有 epoch 的验证损失都不是有限值；请调小 --learning_rate"
+    ),
+    "no alpha gave a finite validation loss; try a lower --learning_rate": (
+        "所有 alpha 的验证损失都不是有限值；请调小 --learning_rate"
+    ),
+    "--resume: {} does not fit this command\n  {}": "--resume: {} 与当前命令不符\n  {}",
+    "--{} was {}, is {}": "--{} 原为 {}，现为 {}",
+    "the data is not the same": "数据不同",
+    (
+        "its labels are of an earlier version (the lower of the two middle samples is not their "
+        "median); start without --resume"
+    ): ("其标签来自旧版本 (两个中间样本取较小者并非中位数)；请去掉 --resume 重新开始"),
+    "the teacher's weights are not the same": "教师权重不同",
+    "an earlier run lay in {}; its files are now in {}": (
+        "{} 中原有一次训练的结果；其文件已移到 {}"
+    ),
+    "the data of {} ({}) is not here; give --data_dir": (
+        "找不到 {} 的数据 ({})；请给出 --data_dir"
+    ),
+    "it does not say where": "其中没有记录位置",
+    "these are not the test windows of {}'s own run: it may have been trained on them": (
+        "这些不是 {} 训练时的测试窗口: 它可能用这些数据训练过"
+    ),
+    "--checkpoint: these have no windows in common ({}); give one of them": (
+        "--checkpoint: 以下各项没有共同的窗口 ({})；请只给其中一个"
+    ),
+    "the flags": "命令行参数",
+    "{}; give --output_dir": "{}；请给出 --output_dir",
+    "{} {} and {}": "{} {} 与 {}",
+    "other training data": "训练数据不同",
+    "other validation data": "验证数据不同",
+    "{}: its last {} values are missing, the forecast cannot be compared": (
+        "{}: 最后 {} 个值缺失，无法比较预测"
+    ),
+    "{}: not kept: it differs from PyTorch by {:.1e} deviations": (
+        "{}: 未保存: 与 PyTorch 相差 {:.1e} 个标准差"
+    ),
+    "--output {}: holds other files; choose another folder": (
+        "--output {}: 其中有其他文件；请换一个文件夹"
+    ),
+    "{}: damaged ({}); evaluate writes it anew": "{}: 已损坏 ({})；evaluate 会重新写入",
+    "  {}  MSE {:.4f}  MAE {:.4f}  MASE {:.4f}{}": "  {}  MSE {:.4f}  MAE {:.4f}  MASE {:.4f}{}",
+    "{:>12,} parameters {:>5.1f} MB {:>6.1f} ms": "{:>12,} 个参数 {:>5.1f} MB {:>6.1f} ms",
+    "{:.1f} MB": "{:.1f} MB",
+    "{:,} windows": "{:,} 个窗口",
+    "{:.0f} % made": "已完成 {:.0f} %",
+    "patch {}": "patch {}",
     "out of GPU memory ({}); lower --batch_size or --teacher_batch_size": (
         "显存不足 ({})；请调小 --batch_size 或 --teacher_batch_size"
     ),
-    "going on with the unfinished labels in {}": "继续未完成的标签: {}",
     "the labels in {} hold no quantiles: the teacher is asked again for these"
     " (--quantiles off does without)": (
         "{} 中的标签没有分位数: 为此再次询问教师 (--quantiles off 则不需要)"
@@ -1130,6 +1377,7 @@ CHINESE = {
     ),
     "\nLearning quantiles: {:,} steps": "\n学习分位数: {:,} 步",
     "quantiles are not learned yet; {}": "分位数尚未学完；{}",
+    "{} and quantiles": "{} 和分位数",
     "the quantiles are not finite on validation: the student does without them": (
         "分位数在验证集上不是有限值: 学生模型不带分位数"
     ),
@@ -1219,27 +1467,27 @@ class Voice:
 HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
     (
         errors.HFValidationError,
-        "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base",
+        Message("no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base"),
     ),
     (
         errors.GatedRepoError,
-        "access is not granted: ask for it on its hub page, then run `hf auth login`",
+        Message("access is not granted: ask for it on its hub page, then run `hf auth login`"),
     ),
     (
         errors.RepositoryNotFoundError,
-        "no such model, or a private one: check the id, or run `hf auth login`",
+        Message("no such model, or a private one: check the id, or run `hf auth login`"),
     ),
     (
         errors.RevisionNotFoundError,
-        "no such revision: check --teacher_revision",
+        Message("no such revision: check --teacher_revision"),
     ),
     (
         errors.LocalEntryNotFoundError,
-        "not in the local cache, and the hub is out of reach or switched off",
+        Message("not in the local cache, and the hub is out of reach or switched off"),
     ),
     (
         errors.EntryNotFoundError,
-        "the model has no such file: is it a MOIRAI?",
+        Message("the model has no such file: is it a MOIRAI?"),
     ),
 )
 
@@ -1271,7 +1519,7 @@ def atomic(path, replace=True):
     except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path}: cannot be written ({reason}); what was there before is as it was"
+            "{}: cannot be written ({}); what was there before is as it was", path, reason
         ) from error
     finally:
         with contextlib.suppress(OSError):  # most often it has its name already
@@ -1429,12 +1677,12 @@ def user_path(text):
 
 
 def unwritable(folder):
-    """Why a folder cannot be written to or made; empty if it can."""
+    """Message: why a folder cannot be written to or made; None if it can."""
     wanted = user_path(folder).absolute()
     there = next((path for path in (wanted, *wanted.parents) if path.exists()), wanted)
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-        return ""
-    return f"{there} is not a folder to write to"
+        return None
+    return Message("{} is not a folder to write to", (there,))
 
 
 def file_sha256(path):
@@ -1733,7 +1981,7 @@ def open_checkpoint(path, check):
     What is raised inside tells that the file is damaged.
     """
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such checkpoint")
+        raise UserError("{}: no such checkpoint", path)
     try:
         with open(path, "rb") as file:
             size = check_archive(file)
@@ -1747,10 +1995,10 @@ def open_checkpoint(path, check):
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
+        raise UserError("{}: no such checkpoint", path) from error
     except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
         raise UserError(
-            f"{path}: refused: damaged, or not plain data ({repr(error)[:99]})"
+            "{}: refused: damaged, or not plain data ({})", path, repr(error)[:99]
         ) from error
 
 
@@ -1759,10 +2007,10 @@ def check_outline(path, content, check):
     needed = {"format", "model_state_dict", "student_config"}
     is_ours = isinstance(content, dict) and needed <= content.keys()
     if not is_ours or not isinstance(content["format"], int):
-        raise UserError(f"{path}: not a checkpoint of this program")
+        raise UserError("{}: not a checkpoint of this program", path)
     if content["format"] > FORMAT:
         raise UserError(
-            f"{path}: of a newer format ({content['format']}); update moirai_distill.py"
+            "{}: of a newer format ({}); update moirai_distill.py", path, content["format"]
         )
     try:
         check(content)
@@ -1951,7 +2199,8 @@ def model_file(name, revision, filename):
         raise UserError("{}: is a file; a folder or a hub id is expected", name)
     if folder.is_dir() and not (folder / filename).is_file():
         raise UserError(
-            f"{name}: no {filename} in this folder: neither a model's nor a run's with a best epoch"
+            "{}: no {} in this folder: neither a model's nor a run's with a best epoch",
+            *(name, filename),
         )
     try:
         if folder.is_dir():
@@ -1965,14 +2214,14 @@ def model_file(name, revision, filename):
         return path
     except Exception as error:
         # Of the hub, of HTTP, of the disk: all of them end here, with the remedy that fits.
-        fitting = (text for kind, text in HUB_REMEDIES if isinstance(error, kind))
-        remedy = next(fitting, "the download failed")
-        advice = (
-            "or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror,"
-            " or give a local folder"
-        )
+        fitting = (remedy for kind, remedy in HUB_REMEDIES if isinstance(error, kind))
+        remedy = next(fitting, Message("the download failed"))
         reason = " ".join(str(error).split())[:250]
-        raise UserError(f"{name} ({filename}): {remedy}; {advice} [{reason}]") from error
+        raise UserError(
+            "{} ({}): {}; or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror,"
+            " or give a local folder [{}]",
+            *(name, filename, remedy, reason),
+        ) from error
 
 
 # -- Signals and processes -------------------------------------------------------------------------
@@ -1989,7 +2238,8 @@ class Stop:
     (for all processes, by `Job.signal`) where it can be stopped. A second signal is not held.
     """
 
-    def __init__(self):
+    def __init__(self, language="en"):
+        self.language = language  # in which it answers a signal that is held
         self.signum = 0  # of the signal that came
         self.is_held = False
 
@@ -1998,8 +2248,10 @@ class Stop:
         self.signum = signum
         if came_again or not self.is_held:
             raise Interrupted(signum)
-        message = "\nstopping as soon as the work in hand is saved; once more stops at once"
-        print(message, file=sys.stderr)
+        message = Message(
+            "\nstopping as soon as the work in hand is saved; once more stops at once"
+        )
+        print(in_language(message, self.language), file=sys.stderr)
 
     @contextlib.contextmanager
     def hold(self):
@@ -2418,7 +2670,9 @@ def decode(raw, encoding):
     """
     has_mark = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     if not has_mark and encoding == "auto" and b"\0" in raw:  # pandas would cut a number there
-        raise ValueError("it holds NUL bytes: damaged, or UTF-16 without its mark (--encoding)")
+        raise Unusable(
+            "unreadable: it holds NUL bytes: damaged, or UTF-16 without its mark (--encoding)"
+        )
     candidates = ["utf-16" if has_mark else "utf-8-sig", "gb18030"]
     if encoding != "auto":
         candidates = [encoding]
@@ -2427,9 +2681,11 @@ def decode(raw, encoding):
             return name, raw.decode(name)
         except UnicodeDecodeError as error:
             if encoding != "auto":
-                raise ValueError(f"not in --encoding {encoding} ({error.reason})") from error
+                raise Unusable(
+                    "unreadable: not in --encoding {} ({})", encoding, error.reason
+                ) from error
         except LookupError as error:
-            raise ValueError(f"--encoding {encoding}: no such encoding") from error
+            raise Unusable("unreadable: --encoding {}: no such encoding", encoding) from error
     return "latin-1", raw.decode("latin-1")  # which knows every byte
 
 
@@ -3952,7 +4208,7 @@ def find_files(data_dir, max_files):
     else:
         paths = {root.name: root}
     if not paths:
-        raise UserError(f"--data_dir {data_dir}: no .csv file in this folder or below")
+        raise UserError("--data_dir {}: no .csv file in this folder or below", data_dir)
     names = sorted(paths)
     if max_files:
         names = names[:max_files]
@@ -4134,7 +4390,7 @@ def fit_scaler(rows):
         raise Unusable("values too large or too close for float64")
     own_deviation = math.sqrt(scaler.var_[0])
     if deviation != own_deviation:  # scikit-learn takes 1 where all of it may be rounding
-        raise Unusable(f"nearly constant: its values differ from {mean:g} by rounding errors")
+        raise Unusable("nearly constant: its values differ from {:g} by rounding errors", mean)
     return mean, deviation, scaler
 
 
@@ -4484,7 +4740,7 @@ def split_files(prepared, config, notes):
     for_training = count - sum(held_out)
     if for_training < 1:
         raise UserError(
-            f"--split_ratio leaves none of {count} usable files for training; use --split_by time"
+            "--split_ratio leaves none of {} usable files for training; use --split_by time", count
         )
     names = sorted(prepared)
     order = np.random.default_rng(config.split_seed).permutation(count)
@@ -4867,7 +5123,7 @@ def open_student(source, revision=None):
         raise
     except Exception as error:  # damaged files, or another model's
         raise UserError(
-            f"{source}: not a student of this program, or damaged ({repr(error)[:199]})"
+            "{}: not a student of this program, or damaged ({})", source, repr(error)[:199]
         ) from error
 
 
@@ -5402,7 +5658,7 @@ class Teacher:
             self.most_windows = max(1, min(self.most_windows, len(scaled)) // 2)
             torch.cuda.empty_cache()
             self.note(
-                f"out of GPU memory: the teacher goes on with {self.most_windows} windows a call"
+                "out of GPU memory: the teacher goes on with {} windows a call", self.most_windows
             )
 
     def predict_distribution(self, context, horizon, patch_size):
@@ -5577,7 +5833,9 @@ def load_teacher(request, device, note):
     try:
         settings = read_json(config_file)
     except ValueError as error:
-        raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
+        raise UserError(
+            "{}: config.json is not JSON ({}); download it again", name, error
+        ) from error
     generation = find_generation(name, settings)
     check_settings(name, settings)
     precision = request.teacher_precision if device.type == "cuda" else "32"
@@ -5590,7 +5848,7 @@ def load_teacher(request, device, note):
         package = importlib.import_module(f"uni2ts.model.{generation.package}")
     except ImportError as error:
         raise UserError(
-            f"uni2ts cannot be imported ({error}); pip install -r requirements.txt"
+            "uni2ts cannot be imported ({}); pip install -r requirements.txt", error
         ) from error
     if "distr_output" in settings:
         settings["distr_output"] = build_distribution(name, settings["distr_output"])
@@ -5613,8 +5871,8 @@ def load_teacher(request, device, note):
     except Exception as error:  # damaged weights, or a config that uni2ts or torch refuses
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{name}: config.json or model.safetensors is damaged or of another model"
-            f" ({type(error).__name__}: {reason})"
+            "{}: config.json or model.safetensors is damaged or of another model ({}: {})",
+            *(name, type(error).__name__, reason),
         ) from error
 
     forecast_class = None
@@ -5629,7 +5887,7 @@ def find_generation(name, settings):
     fitting = [generation for generation in GENERATIONS if generation.config_keys <= keys]
     if not fitting:
         raise UserError(
-            f"{name}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base"
+            "{}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base", name
         )
     return max(fitting, key=lambda generation: len(generation.config_keys))
 
@@ -5646,11 +5904,11 @@ def check_settings(name, settings):
             kind, low, high = SETTINGS[key]
             items = [value]
         else:
-            raise UserError(f"{name}: config.json has {key[:60]!r}, which no MOIRAI has")
+            raise UserError("{}: config.json has {}, which no MOIRAI has", name, repr(key[:60]))
         if not all(is_between(item, kind, low, high) for item in items):
             raise UserError(
-                f"{name}: {key} in config.json is {str(value)[:60]!r};"
-                f" it must be {kind.__name__} from {low} to {high}"
+                "{}: {} in config.json is {}; it must be {} from {} to {}",
+                *(name, key, repr(str(value)[:60]), kind.__name__, low, high),
             )
 
 
@@ -5689,8 +5947,8 @@ def build_component(name, config):
             if is_known and all(is_between(value, float, 1e-6, 1e6) for value in numbers.values()):
                 return getattr(package, kind)(**numbers)
     raise UserError(
-        f"{name}: distr_output in config.json is no output distribution of uni2ts; refused"
-        f" ({json.dumps(config)[:99]})"
+        "{}: distr_output in config.json is no output distribution of uni2ts; refused ({})",
+        *(name, json.dumps(config)[:99]),
     )
 
 
@@ -6007,8 +6265,8 @@ def find_labels(task):
                 found.append(file)
     if len({file.manifest["key"]["weights"] for file in found}) > 1:
         raise UserError(
-            f"{cache} holds labels of several teachers named {request.teacher_model};"
-            " put its weights at hand"
+            "{} holds labels of several teachers named {}; put its weights at hand",
+            *(cache, request.teacher_model),
         )
     found.sort(key=lambda file: file.quantiles is None)
     return found[0] if found else None
@@ -6139,8 +6397,8 @@ def asked_patch_sizes(teacher, windows, request):
         found[freq] = sizes if size == "auto" else [size]
         if not sizes or not set(found[freq]) <= set(sizes):
             raise UserError(
-                f"--teacher_patch_size {asked}:"
-                f" with these lengths the teacher takes {sizes or 'none'}"
+                "--teacher_patch_size {}: with these lengths the teacher takes {}",
+                *(str(asked), str(sizes) if sizes else Message("none")),
             )
     return found
 
@@ -6161,8 +6419,8 @@ def best_size(errors_of):
 
 def tell_errors(freq, count, errors_of, voice):
     """Print the errors (name -> MSE) on a sample of windows of one frequency."""
-    facts = [f"{name} {error:.4f}" for name, error in errors_of.items()]
-    voice.say("MSE on {} windows of step {}: {}", count, freq or "?", ", ".join(facts))
+    facts = [Message("{} {:.4f}", (name, error)) for name, error in errors_of.items()]
+    voice.say("MSE on {} windows of step {}: {}", count, freq or "?", linked(facts, ", "))
 
 
 def begin_labels(folder, task, teacher, weights, job):
@@ -6259,7 +6517,7 @@ def make_labels(task, job):
     request = task.request
     cache = user_path(request.label_cache)
     if problem := unwritable(cache):
-        raise UserError(f"--label_cache: {problem}, and the labels are not in it")
+        raise UserError("--label_cache: {}, and the labels are not in it", problem)
     loaded = []
     job.on_rank_zero(lambda: loaded.append(task.load()))  # it may have to fetch it for all
     teacher = loaded[0] if loaded else task.load()
@@ -6282,7 +6540,7 @@ def make_labels(task, job):
                 file.write(number, labels)
             bar.update(sum(len(file.points.index(number)) for number in turn))
             if signum := job.signal():
-                job.voice.note(f"the labels made so far are kept in {file.folder}")
+                job.voice.note("the labels made so far are kept in {}", file.folder)
                 raise Interrupted(signum)
     return file
 
@@ -6316,7 +6574,7 @@ class Training:
     config: TrainConfig
     facts: dict  # go into every checkpoint as they are
     folder: Path  # where the run is kept
-    when_stopped: str = "the same command with --resume goes on from here"
+    when_stopped: Message = Message("the same command with --resume goes on from here")
 
 
 @dataclasses.dataclass
@@ -6425,9 +6683,9 @@ def train_epoch(training, learner, progress, job):
                 update_average(learner, steps_done=progress.epoch * steps + progress.step)
             elif progress.failed >= MAX_FAILED:
                 raise UserError(
-                    f"{MAX_FAILED} steps in a row with a non-finite loss or gradient"
-                    f" in epoch {progress.epoch + 1}; try a lower --learning_rate;"
-                    " the best checkpoint so far is kept"
+                    "{} steps in a row with a non-finite loss or gradient in epoch {};"
+                    " try a lower --learning_rate; the best checkpoint so far is kept",
+                    *(MAX_FAILED, progress.epoch + 1),
                 )
             bar.update()
 
@@ -6558,7 +6816,7 @@ def fit(student, training, job, content=None):
             job.on_rank_zero(functools.partial(save, is_best=is_best))
             if signum := job.signal():
                 last = training.folder / "last.pt"
-                job.voice.note(f"saved {last}; {training.when_stopped}")
+                job.voice.note("saved {}; {}", last, training.when_stopped)
                 raise Interrupted(signum)
     return progress
 
@@ -6711,7 +6969,9 @@ def tell_epoch(progress, config, seconds, voice):
         minutes,
     )
     if line["skipped_steps"]:
-        voice.note(f"{line['skipped_steps']} steps with a non-finite loss or gradient were skipped")
+        voice.note(
+            "{} steps with a non-finite loss or gradient were skipped", line["skipped_steps"]
+        )
 
 
 # -- Quantiles -------------------------------------------------------------------------------------
@@ -6845,7 +7105,7 @@ def calibrate(student, validation, job):
 
 
 def covering_factors(forecast, windows, job):
-    """Factors (3,) with which the 80 % band holds 80 % of the points of each third; 1 without any."""
+    """Factors (3,) by which the 80 % band holds 80 % of each third's points; 1 without any."""
     by_step = torch.zeros(len(FACTORS) + 1, windows.horizon).double()
     own = np.arange(job.rank, len(windows), job.world_size)
     for first in range(0, len(own), EVAL_BATCH):
@@ -7035,8 +7295,8 @@ def load_data(config, reading, voice):
     voice.say("Found {} CSV files", files.found)
     if len(files.reports) < files.found:
         voice.note(
-            f"only the first {len(files.reports)} by name are read"
-            f" (--max_files {config.max_files}; 0 = all)"
+            "only the first {} by name are read (--max_files {}; 0 = all)",
+            *(len(files.reports), config.max_files),
         )
 
     data = split_data(files, config)
@@ -7047,8 +7307,8 @@ def load_data(config, reading, voice):
     windows = data.windows["train"]
     if config.max_windows and config.max_windows in np.bincount(windows.series):
         voice.note(
-            f"at most {config.max_windows} training windows of each series, spread over it"
-            " (--max_windows; 0 = all)"
+            "at most {} training windows of each series, spread over it (--max_windows; 0 = all)",
+            config.max_windows,
         )
     voice.say("Datasets loaded: {:,} samples", len(windows))
     voice.say(
@@ -7116,8 +7376,8 @@ def labels_of(windows, training_windows, request, job):
     labels = get_labels(LabelTask(windows, judged_on, request, load, BASELINES), job)
     if labels.damaged:
         voice.note(
-            f"{labels.damaged} windows have a non-finite label;"
-            " where they train, they train on truth alone"
+            "{} windows have a non-finite label; where they train, they train on truth alone",
+            labels.damaged,
         )
     return labels
 
@@ -7152,12 +7412,12 @@ def train_in(folder, args, job):
         labels = labels_of(data.windows["train"], data.windows["train"], request, job)
         teacher = content and content.get("teacher")
         if teacher and teacher.get("key") != labels.manifest["key"]:
-            raise UserError(f"--resume: {folder} was trained on labels of other teacher weights")
+            raise UserError("--resume: {} was trained on labels of other teacher weights", folder)
 
     windows = data.windows["train"]
     pairs = sorted(set(zip(windows.freqs, windows.seasons.tolist(), strict=True)))
-    seasons = ", ".join(f"{season} (step {freq or '?'})" for freq, season in pairs)
-    voice.say("\nSeason in steps: {}", seasons)
+    seasons = [Message("{} (step {})", (season, freq or "?")) for freq, season in pairs]
+    voice.say("\nSeason in steps: {}", linked(seasons, ", "))
     voice.say("\nCreating student...")
     size = sum(weight.numel() for weight in new_student(facts).parameters())
     if args.quantiles == "on":
@@ -7384,39 +7644,43 @@ def refuse_misfit(content, facts, folder):
     differences = []
     for name in sorted((now.keys() & before.keys()) - MAY_CHANGE):  # older runs have fewer flags
         if before[name] != now[name]:
-            differences.append(f"--{name} was {before[name]}, is {now[name]}")
+            differences.append(was_and_is(name, before, now))
     if content.get("data") != facts["data"]:
-        differences.append("the data is not the same")
+        differences.append(Message("the data is not the same"))
     teacher = content.get("teacher")
     if now["alpha"] != 0 and teacher:
         point = point_in_key(now["teacher_point"], now["num_samples"])
         if teacher.get("key", {}).get("point") != point:
             differences.append(
-                "its labels are of an earlier version (the lower of the two middle samples is not"
-                " their median); start without --resume"
+                Message(
+                    "its labels are of an earlier version (the lower of the two middle samples is"
+                    " not their median); start without --resume"
+                )
             )
         weights = fingerprint(now["teacher_model"], now["teacher_revision"])
         if weights and weights != teacher.get("key", {}).get("weights"):
-            differences.append("the teacher's weights are not the same")
+            differences.append(Message("the teacher's weights are not the same"))
         if not weights:  # then labels are looked for by the teacher's name
             differences += other_teacher(before, now)
     if differences:
-        path = folder / "last.pt"
-        lines = [f"--resume: {path} does not fit this command", *differences]
-        raise UserError("\n  ".join(lines))
+        raise UserError(
+            "--resume: {} does not fit this command\n  {}",
+            *(folder / "last.pt", linked(differences, "\n  ")),
+        )
+
+
+def was_and_is(name, before, now):
+    """Message: the values of a flag in the run_config of an earlier run, and of this one."""
+    return Message("--{} was {}, is {}", (name, str(before[name]), str(now[name])))
 
 
 def other_teacher(before, now):
-    """Differences of the names of two runs' teachers, wherever their folders are."""
+    """Messages: how the names of two runs' teachers differ, wherever their folders are."""
     differences = []
     if last_part(before["teacher_model"]) != last_part(now["teacher_model"]):
-        differences.append(
-            f"--teacher_model was {before['teacher_model']}, is {now['teacher_model']}"
-        )
+        differences.append(was_and_is("teacher_model", before, now))
     if before["teacher_revision"] != now["teacher_revision"]:
-        differences.append(
-            f"--teacher_revision was {before['teacher_revision']}, is {now['teacher_revision']}"
-        )
+        differences.append(was_and_is("teacher_revision", before, now))
     return differences
 
 
@@ -7441,7 +7705,7 @@ def choose_alpha(training, job):
         trial = with_alpha(training, alpha)
         trial.folder = trials / f"{alpha:g}"
         trial.config = dataclasses.replace(trial.config, num_epochs=epochs, patience=0)
-        trial.when_stopped = "the same command with --resume repeats the trials"
+        trial.when_stopped = Message("the same command with --resume repeats the trials")
         job.voice.is_muted = True  # but for the progress
         tried[alpha] = fit(new_student(trial.facts), trial, job).best_loss
         job.voice.is_muted = False
@@ -7492,7 +7756,7 @@ def gather(folder, gathered, target, voice):
     for path in run_files(folder):
         path.rename(gathered / path.name)
     gathered.rename(target)
-    voice.note(f"an earlier run lay in {folder}; its files are now in {target}")
+    voice.note("an earlier run lay in {}; its files are now in {}", folder, target)
 
 
 def end_move(folder, is_resumed, voice):
@@ -7668,8 +7932,8 @@ def evaluate(args, voice, stop):
     inherited = inherit_arguments(args, first, pupil)
     data_dir = inherited.data_dir
     if not data_dir or not user_path(data_dir).exists():
-        where = data_dir or "it does not say where"
-        raise UserError(f"the data of {first_name} ({where}) is not here; give --data_dir")
+        where = data_dir or Message("it does not say where")
+        raise UserError("the data of {} ({}) is not here; give --data_dir", first_name, where)
     folder = evaluation_folder(args, first)
 
     job = start_job(args, "32-true", voice, stop)
@@ -7677,8 +7941,8 @@ def evaluate(args, voice, stop):
     for name, opened in students.items():
         if opened.content.get("data", {}).get("test") != data.windows["test"].digest:
             voice.warn(
-                f"these are not the test windows of {name}'s own run:"
-                " it may have been trained on them"
+                "these are not the test windows of {}'s own run: it may have been trained on them",
+                name,
             )
     request = None
     if args.with_teacher:
@@ -7729,18 +7993,16 @@ def has_own_labels(pupil):
 
 def refuse_other_lengths(students, args):
     """Raise UserError unless all students, and the flags where given, have the same lengths."""
-    lengths = {}
-    for name, opened in students.items():
-        lengths[name] = (opened.student.context_length, opened.student.prediction_length)
-    context_length, horizon = next(iter(lengths.values()))
-    lengths["the flags"] = (
-        args.context_length or context_length,
-        args.prediction_length or horizon,
-    )
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name} {length} -> {h}" for name, (length, h) in lengths.items())
+    named = [(name, opened.student) for name, opened in students.items()]
+    lengths = [(name, one.context_length, one.prediction_length) for name, one in named]
+    _, context_length, horizon = lengths[0]
+    of_flags = (args.context_length or context_length, args.prediction_length or horizon)
+    lengths.append((Message("the flags"), *of_flags))
+    if len({(context, steps) for _, context, steps in lengths}) > 1:
+        found = [Message("{} {} -> {}", one) for one in lengths]
         raise UserError(
-            f"--checkpoint: these have no windows in common ({listed}); give one of them"
+            "--checkpoint: these have no windows in common ({}); give one of them",
+            linked(found, ", "),
         )
 
 
@@ -7789,7 +8051,7 @@ def evaluation_folder(args, first):
         if len(args.checkpoint) > 1:  # those of the run alone stay
             folder = folder / "comparison"
     if problem := unwritable(folder):
-        raise UserError(f"{problem}; give --output_dir")
+        raise UserError("{}; give --output_dir", problem)
     remove_leftovers(folder)
     return folder
 
@@ -7946,13 +8208,16 @@ def tell_rows(rows, count, voice):
     width = max(len(name) for name in names.values())
     for name, row in rows.items():
         scores = row.scores
-        line = f"  {names[name]:<{width}}  MSE {scores.mse:.4f}  MAE {scores.mae:.4f}"
-        line += f"  MASE {scores.mase:.4f}"
+        cost = ""
         if row.cost:
-            megabytes = 1e-6 * row.cost.bytes
-            line += f"{row.cost.parameters:>12,} parameters {megabytes:>5.1f} MB"
-            line += f" {row.cost.cpu_ms:>6.1f} ms"
-        voice.say("{}", line)
+            cost = Message(
+                "{:>12,} parameters {:>5.1f} MB {:>6.1f} ms",
+                (row.cost.parameters, 1e-6 * row.cost.bytes, row.cost.cpu_ms),
+            )
+        voice.say(
+            "  {}  MSE {:.4f}  MAE {:.4f}  MASE {:.4f}{}",
+            *(names[name].ljust(width), scores.mse, scores.mae, scores.mase, cost),
+        )
 
 
 def tell_quantiles(rows, voice):
@@ -8058,7 +8323,7 @@ def tell_beside_twin(name, rows, voice):
     if differences[twin]:
         voice.say(
             "Whether the teacher helped {} cannot be told beside {}, which is no twin: {}",
-            *(name, twin, ", ".join(differences[twin])),
+            *(name, twin, linked(differences[twin], ", ")),
         )
         return
 
@@ -8105,8 +8370,14 @@ def making_of(content):
     return making
 
 
+MADE_OF_OTHER = {  # names of `making_of` that are no flags -> how two students differ in them
+    "training data": Message("other training data"),
+    "validation data": Message("other validation data"),
+}
+
+
 def differences_of(making, other):
-    """In what two students were made in another way, in words."""
+    """Messages: in what two students were made in another way."""
     found = []
     for name in sorted({*making, *other}):
         own_value = making.get(name)
@@ -8114,9 +8385,9 @@ def differences_of(making, other):
         if own_value == other_value:
             continue
         if name.startswith("--"):
-            found.append(f"{name} {own_value} and {other_value}")
+            found.append(Message("{} {} and {}", (name, str(own_value), str(other_value))))
         else:
-            found.append(f"other {name}")
+            found.append(MADE_OF_OTHER[name])
     return found
 
 
@@ -8328,7 +8599,7 @@ def forecast_table(forecasts, names, levels):
     for forecast in forecasts:
         name = names[forecast.series.column]
         columns[name] = pd.Series(forecast.values, forecast.index)
-        if forecast.quantiles is None:
+        if forecast.quantiles is None or "none" in levels:
             continue
         for level in levels:
             own_name = f"{name}_q{level}"
@@ -8441,7 +8712,8 @@ def tell_backtest(forecast, season, voice):
     truth = series.values[-horizon:]
     if not np.isfinite(truth).any():
         voice.note(
-            f"{series.name}: its last {horizon} values are missing, the forecast cannot be compared"
+            "{}: its last {} values are missing, the forecast cannot be compared",
+            *(series.name, horizon),
         )
         return
     context = torch.from_numpy(forecast.context.values)[None]  # (1, L)
@@ -8606,7 +8878,7 @@ def export_onnx(student, path, contexts):
         largest = max(map(largest_difference, zip(*found, strict=True), truths, [contexts] * 2))
         if not largest < ONNX_TOLERANCE:
             raise UserError(
-                f"{path}: not kept: it differs from PyTorch by {largest:.1e} deviations"
+                "{}: not kept: it differs from PyTorch by {:.1e} deviations", path, largest
             )
         os.replace(file, path)
     return largest
@@ -8665,7 +8937,7 @@ def export_hub(opened, output, evaluation_file):
     if output.exists():
         there = {path.name for path in output.iterdir() if not path.name.startswith(".")}
         if there - set(names):
-            raise UserError(f"--output {output}: holds other files; choose another folder")
+            raise UserError("--output {}: holds other files; choose another folder", output)
     output.mkdir(parents=True, exist_ok=True)
     with temporary_folder(output.parent) as temporary:
         opened.student.save_pretrained(temporary)
@@ -8698,7 +8970,7 @@ def read_evaluation(path, opened):
             return None
         return {"windows": table["windows"], "rows": rows}
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); evaluate writes it anew") from error
+        raise UserError("{}: damaged ({}); evaluate writes it anew", path, repr(error)) from error
 
 
 # -- label -----------------------------------------------------------------------------------------
@@ -8730,15 +9002,15 @@ def list_labels(cache, voice):
         done = len(file.made()) / file.points.count
         facts = [
             manifest["teacher"],
-            f"{file.windows:,} windows",
-            f"{key['context']} -> {key['horizon']}",
-            f"{key['point']} and quantiles" if file.quantiles else key["point"],
-            f"patch {manifest['patch_sizes']}",
-            f"{file.megabytes:.1f} MB",
-            f"{100 * done:.0f} % made",
+            Message("{:,} windows", (file.windows,)),
+            Message("{} -> {}", (key["context"], key["horizon"])),
+            Message("{} and quantiles", (key["point"],)) if file.quantiles else key["point"],
+            Message("patch {}", (str(manifest["patch_sizes"]),)),
+            Message("{:.1f} MB", (file.megabytes,)),
+            Message("{:.0f} % made", (100 * done,)),
             manifest["made"],
         ]
-        voice.say("{}: {}", folder.name, ", ".join(facts))
+        voice.say("{}: {}", folder.name, linked(facts, ", "))
 
 
 # == Entry =========================================================================================
@@ -8760,13 +9032,13 @@ def parse_arguments(argv):
     if not is_of_program and (problems := check_defaults(parser, words[0])):
         raise UserError(
             "{} problem(s) with the defaults in the script\n  {}",
-            *(len(problems), "\n  ".join(problems)),
+            *(len(problems), linked(problems, "\n  ")),
         )
     args, unknown = parser.parse_known_args(words)
     if not argv and not is_there(args.data_dir):
         raise UserError(
             "no arguments, and no data in {} (--data_dir). To begin:\n{}",
-            *(args.data_dir, Message(FIRST_COMMANDS)),
+            *(args.data_dir, Message(FIRST_COMMANDS, (DEMO["save_dir"],))),
         )
     args = fit_patch_size(args, words)
     problems = [tell_unknown(word, args) for word in unknown]
@@ -8781,8 +9053,9 @@ def parse_arguments(argv):
     if args.command == "train":
         problems += check_training(args)
     if problems:
-        count = f"{len(problems)} problem(s) with the arguments"
-        raise UserError("\n  ".join([count, *problems]))
+        raise UserError(
+            "{} problem(s) with the arguments\n  {}", len(problems), linked(problems, "\n  ")
+        )
     return args
 
 
@@ -8802,12 +9075,15 @@ def no_command(word):
     if close:
         hint = Message("; did you mean {}?", (close[0],))
     elif is_there(word):
-        hint = Message("; did you mean {}?", (f"--data_dir {shlex.quote(word)}",))
+        flag = Message("--data_dir {}", (shlex.quote(word),))
+        hint = Message("; did you mean {}?", (flag,))
     return UserError("{}: not a command; these are {}{}", word, ", ".join(COMMANDS), hint)
 
 
 def check_defaults(parser, command):
-    """Problems of the defaults of a command that argparse never looks at, as edits may leave them.
+    """Problems (list of Message, as those of all checks below) of the defaults of a command.
+
+    Of those that argparse never looks at, as edits may leave them.
 
     It reads a default that is a text as if it were typed, but for its choices; others it takes.
     """
@@ -8822,7 +9098,8 @@ def check_defaults(parser, command):
         else:
             is_wrong = not is_of_kind(value, action)
         if is_wrong:
-            problems.append(f"--{action.dest} {value!r}: must be {kind_of(action)}")
+            shown = repr(value)
+            problems.append(Message("--{} {}: must be {}", (action.dest, shown, kind_of(action))))
     return problems
 
 
@@ -8848,20 +9125,20 @@ def is_of_kind(value, action):
 
 
 def kind_of(action):
-    """What a flag takes, in words."""
+    """Message: what a flag takes."""
     if action.nargs == 0:
-        return "True or False"
+        return Message("True or False")
     if action.nargs == "+":
-        return "a list of texts, such as ['first']"
+        return Message("a list of texts, such as ['first']")
     if action.choices:
-        return f"one of {', '.join(action.choices)}"
+        return Message("one of {}", (", ".join(action.choices),))
     kinds = {
-        int: "a whole number",
-        float: "a number",
-        int_or_auto: "a whole number or 'auto'",
-        float_or_auto: "a number or 'auto'",
+        int: Message("a whole number"),
+        float: Message("a number"),
+        int_or_auto: Message("a whole number or 'auto'"),
+        float_or_auto: Message("a number or 'auto'"),
     }
-    return kinds.get(action.type, "a text in quotes, as it is typed")
+    return kinds.get(action.type, Message("a text in quotes, as it is typed"))
 
 
 def fit_patch_size(args, words):
@@ -8874,19 +9151,19 @@ def fit_patch_size(args, words):
 
 
 def tell_unknown(word, args):
-    """What to say of a word that is no argument."""
-    problem = f"{word}: not an argument of {args.command}"
+    """Message: what to say of a word that is no argument."""
+    problem = Message("{}: not an argument of {}", (word, args.command))
     if word in COMMANDS:
-        return f"{problem}; the command comes first, before all flags"
+        return Message("{}; the command comes first, before all flags", (problem,))
     flags = [f"--{name}" for name in vars(args)]
     close = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
     if close:
-        return f"{problem}; did you mean {close[0]}?"
+        return Message("{}; did you mean {}?", (problem, close[0]))
     return problem
 
 
 def check_ranges(args):
-    """Problems (list of str) of numbers that are too small, too large or not finite."""
+    """Problems of numbers that are too small, too large or not finite."""
     problems = []
     for name, (is_right, range_words) in RANGES.items():
         value = getattr(args, name, None)
@@ -8894,7 +9171,7 @@ def check_ranges(args):
             continue
         is_finite = isinstance(value, int) or math.isfinite(value)
         if not is_finite or not is_right(value):
-            problems.append(f"--{name} {value}: must be {range_words}")
+            problems.append(Message("--{} {}: must be {}", (name, value, range_words)))
     return problems
 
 
@@ -8922,20 +9199,22 @@ def check_inputs(args):
         checkpoints = [checkpoints]
     for name in checkpoints:
         if looks_like_path(name) and not is_there(name):
-            problems.append(f"--checkpoint {name}: no such file or folder")
+            problems.append(Message("--checkpoint {}: no such file or folder", (name,)))
 
     data_dir = getattr(args, "data_dir", None)
     is_made = getattr(args, "demo", False) and data_dir == DEMO["data_dir"]
     if data_dir is not None and not is_made and not is_there(data_dir):
-        problems.append(f"--data_dir {data_dir}: no such folder or file")
+        problems.append(Message("--data_dir {}: no such folder or file", (data_dir,)))
     if "input" in args and not is_there(args.input):
-        problems.append(f"--input {args.input}: no such folder or file")
+        problems.append(Message("--input {}: no such folder or file", (args.input,)))
 
     teacher = getattr(args, "teacher_model", None)
     if teacher is not None and getattr(args, "alpha", None) != 0 and user_path(teacher).is_file():
-        problems.append(f"--teacher_model {teacher}: is a file; a folder or a hub id is expected")
+        problems.append(
+            Message("--teacher_model {}: is a file; a folder or a hub id is expected", (teacher,))
+        )
     if teacher is not None and needs_teacher(args) and is_local(teacher) and not is_there(teacher):
-        problems.append(f"--teacher_model {teacher}: no such folder")
+        problems.append(Message("--teacher_model {}: no such folder", (teacher,)))
     return problems
 
 
@@ -8956,7 +9235,7 @@ def check_outputs(args):
     problems = []
     for name, folder in folders.items():
         if folder is not None and (problem := unwritable(folder)):
-            problems.append(f"--{name} {getattr(args, name)}: {problem}")
+            problems.append(Message("--{} {}: {}", (name, getattr(args, name), problem)))
 
     if getattr(args, "output", None):
         problems += check_output_file(args)
@@ -8968,15 +9247,15 @@ def check_output_file(args):
     output = user_path(args.output).resolve()
     is_folder_wanted = args.command == "export" and args.format == "hub"
     if is_folder_wanted and output.is_file():
-        return [f"--output {args.output}: is a file; a folder is to be written"]
+        return [Message("--output {}: is a file; a folder is to be written", (args.output,))]
     if not is_folder_wanted and output.is_dir():
-        return [f"--output {args.output}: is a folder; a file is to be written"]
+        return [Message("--output {}: is a folder; a file is to be written", (args.output,))]
     if args.command != "predict":
         return []
     if output == user_path(args.input).resolve():
-        return [f"--output {args.output}: is the input"]
+        return [Message("--output {}: is the input", (args.output,))]
     if args.plot and output.suffix == ".png":
-        return [f"--output {args.output}: is where --plot puts the picture"]
+        return [Message("--output {}: is where --plot puts the picture", (args.output,))]
     return []
 
 
@@ -8985,9 +9264,11 @@ def check_reading(args):
     problems = []
     thousands = args.thousands
     if thousands not in (None, "auto", "none") and (len(thousands) != 1 or thousands.isalnum()):
-        problems.append(f"--thousands {thousands}: must be one mark, such as , or none")
+        problems.append(
+            Message("--thousands {}: must be one mark, such as , or none", (thousands,))
+        )
     if args.decimal not in (None, "auto") and args.decimal == thousands:
-        problems.append(f"--thousands {thousands}: is the --decimal mark, too")
+        problems.append(Message("--thousands {}: is the --decimal mark, too", (thousands,)))
     return problems
 
 
@@ -8996,26 +9277,27 @@ def check_machine(args):
     gpus = torch.cuda.device_count()
     form = re.fullmatch(r"auto|cpu|mps|cuda(:(?P<index>\d+))?", args.device)
     if not form:
-        return [f"--device {args.device}: is not auto, cpu, cuda, cuda:1 or mps"]
+        return [Message("--device {}: is not auto, cpu, cuda, cuda:1 or mps", (args.device,))]
     is_here = True
     if args.device == "mps":
         is_here = torch.backends.mps.is_available()
     elif args.device.startswith("cuda"):
         is_here = int(form["index"] or 0) < gpus
     if not is_here:
-        return [
-            f"--device {args.device}: is not here (PyTorch finds {gpus} CUDA GPUs);"
-            " use --device cpu"
-        ]
+        problem = Message(
+            "--device {}: is not here (PyTorch finds {} CUDA GPUs); use --device cpu",
+            (args.device, gpus),
+        )
+        return [problem]
 
     problems = []
     is_cpu = args.device == "cpu" or (args.device == "auto" and not gpus)
     if is_cpu and args.teacher_precision == "bf16":
-        problems.append("--teacher_precision bf16: needs a GPU; use 32")
+        problems.append(Message("--teacher_precision bf16: needs a GPU; use 32"))
     if args.devices != 1 and ":" in args.device:
-        problems.append(f"--devices {args.devices}: not with --device {args.device}")
+        problems.append(Message("--devices {}: not with --device {}", (args.devices, args.device)))
     if not is_cpu and args.devices > max(1, gpus):
-        problems.append(f"--devices {args.devices}: PyTorch finds {gpus} GPUs")
+        problems.append(Message("--devices {}: PyTorch finds {} GPUs", (args.devices, gpus)))
     return problems
 
 
@@ -9023,10 +9305,15 @@ def check_training(args):
     """Problems of sizes that do not fit each other, and of --resume."""
     problems = []
     if args.num_heads > 0 and args.d_model % args.num_heads != 0:
-        problems.append(f"--num_heads {args.num_heads}: does not divide --d_model {args.d_model}")
+        problems.append(
+            Message("--num_heads {}: does not divide --d_model {}", (args.num_heads, args.d_model))
+        )
     if args.patch_size > args.context_length:
         problems.append(
-            f"--patch_size {args.patch_size}: longer than --context_length {args.context_length}"
+            Message(
+                "--patch_size {}: longer than --context_length {}",
+                (args.patch_size, args.context_length),
+            )
         )
     if args.resume:
         folder = user_path(args.save_dir)
@@ -9034,7 +9321,9 @@ def check_training(args):
         is_moving = any(folder.glob("old-*.moving/last.pt"))  # it is taken back
         if not (folder / "last.pt").is_file() and not was_trying and not is_moving:
             problems.append(
-                f"--resume: no {folder / 'last.pt'} to go on from; start without --resume"
+                Message(
+                    "--resume: no {} to go on from; start without --resume", (folder / "last.pt",)
+                )
             )
     return problems
 
@@ -9058,7 +9347,7 @@ def main(argv=None):
         threading.Thread(target=end_with_parent, daemon=True).start()
     words = sys.argv[1:] if argv is None else argv
     language = language_of(words)  # of what ends the program, perhaps before all flags are read
-    stop = Stop()
+    stop = Stop(language)
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # Python allows no other one
         for signum in stopping_signals():
@@ -9066,7 +9355,8 @@ def main(argv=None):
     try:
         if sys.version_info < OLDEST_PYTHON:
             oldest = ".".join(map(str, OLDEST_PYTHON))
-            raise UserError(f"this is Python {sys.version.split()[0]}; it takes {oldest} or newer")
+            found = sys.version.split()[0]
+            raise UserError("this is Python {}; it takes {} or newer", found, oldest)
         args = parse_arguments(words)
         commands[args.command](args, Voice(args.lang), stop)
         return 0
@@ -9087,7 +9377,7 @@ def main(argv=None):
     except UserError as error:
         problem = error
     except OSError as error:
-        where = error.filename or "input or output"
+        where = error.filename or Message("input or output")
         problem = Message("{}: {}", (where, error.strerror or error))
     finally:
         for signum, handler in handlers.items():
