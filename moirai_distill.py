@@ -163,6 +163,7 @@ def add_teacher_flags(parser):
     add("--num_samples", type=int, default=100, help="samples under the median")
     add("--teacher_batch_size", type=int, default=256, help="windows per teacher call")
     add("--teacher_precision", choices=["32", "bf16"], default="32", help="bf16: faster on a GPU")
+    add("--quantiles", choices=["on", "off"], default="on", help=QUANTILES_HELP)
     add("--label_cache", default="~/.cache/moirai_distill", help="folder of the label files")
 
 
@@ -231,6 +232,7 @@ def add_predict_flags(parser):
     add("--checkpoint", required=True, help=CHECKPOINT_HELP)
     add("--input", required=True, help="CSV whose series go on after its end")
     add("--output", default="forecast.csv", help="CSV of the forecast (default: forecast.csv)")
+    add("--levels", nargs="+", choices=LEVEL_CHOICES, default=["0.1", "0.9"], help=LEVELS_HELP)
     add("--plot", action="store_true", help="draw the forecast, beside --output")
     add("--backtest", action="store_true", help="hold the last steps out; show the error on them")
 
@@ -247,6 +249,8 @@ TIME_HELP = "its name; two names where date and clock are apart; or none"
 TEACHER_HELP = "hub id, local folder, or a Python file with forecast(context, horizon)"
 POINT_HELP = "of samples, or the exact mean of the distribution"
 ALPHA_HELP = "1 = teacher's labels only, 0 = truth only (no teacher), auto = tried on validation"
+LEVELS_HELP = "quantiles to write beside the point, or none (default: 0.1 0.9)"
+QUANTILES_HELP = "forecast nine quantiles, too; the point forecast stays the same"
 PRECISION_HELP = "bf16-mixed is faster on new GPUs"
 CHECKPOINT_HELP = "a run's folder (its best), a .pt, an exported folder or a hub id"
 
@@ -496,6 +500,14 @@ FEW_STEPS = 200  # a whole run of fewer steps than this is told, with ...
 ADVISED_STEPS = 300  # ... a command whose run takes about so many ...
 ADVISED_RATE = 1e-3  # ... at a learning rate of at least this
 
+# Quantiles, which are learned when the point forecast is.
+QUANTILE_WIDTH = 32  # of the layer between the tokens and the quantiles
+QUANTILE_STEPS = 1000  # at most; no more than the point forecast took
+QUANTILE_RATE = 1e-3  # learning rate at the beginning; it falls to 0
+QUANTILE_CHECKS = 10  # times that a sample of validation windows is looked at: the best one counts
+QUANTILE_WINDOWS = 512  # in that sample
+CALIBRATION_WINDOWS = 4096  # of validation, at most, by which the width of the band is set
+
 # Time and memory. Results stay as they are, up to rounding.
 EVAL_BATCH = 512  # windows per forward pass where nothing is trained
 FILES_FOR_PROCESSES = 50  # from so many files on, one process per core reads them
@@ -637,6 +649,11 @@ TEXTS_NEEDED = ("data_dir", "teacher_model", "label_cache", "device", "save_dir"
 PARTS = ("train", "validation", "test")  # in the order of --split_ratio; named in checkpoints
 FEWEST_FILES = len(PARTS)  # a file for each part
 METRICS = ("mse", "mae", "mase")  # named in evaluations and checkpoints
+QUANTILE_METRICS = ("wql", "coverage_80")  # likewise, of those that have quantiles
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of labels and students: their order, too
+LEVEL_NAMES = tuple(f"{level:g}" for level in LEVELS)
+LEVEL_CHOICES = (*LEVEL_NAMES, "none")
+MIDDLE = 4  # place of 0.5 among them; the 80 % band reaches from the first to the last
 
 SECOND = 10**9  # in ns, as all steps in the reader
 DAY = 86_400 * SECOND
@@ -682,6 +699,8 @@ MAY_CHANGE = {
     "save_dir",
     "teacher_model",
     "teacher_revision",
+    # They are learned at the end: what the run has done so far is the same with and without them.
+    "quantiles",
 }
 
 # What a file may be, beyond which it is refused before it takes memory.
@@ -1020,6 +1039,9 @@ CHINESE = {
     ),
     "{}: it defines no function forecast(context, horizon)": (
         "{}: 其中没有定义函数 forecast(context, horizon)"
+    ),
+    "the teacher gives no quantiles: they are learned from truth alone": (
+        "该教师不给出分位数：分位数只用真值学习"
     ),
     "{}, line {}: {}: {}": "{}, 第 {} 行: {}: {}",
     "{}: forecast gave a {}, which is no array of numbers": (
@@ -1369,6 +1391,41 @@ CHINESE = {
     "patch {}": "patch {}",
     "out of GPU memory ({}); lower --batch_size or --teacher_batch_size": (
         "显存不足 ({})；请调小 --batch_size 或 --teacher_batch_size"
+    ),
+    "the labels in {} hold no quantiles: the teacher is asked again for these"
+    " (--quantiles off does without)": (
+        "{} 中的标签没有分位数: 为此再次询问教师 (--quantiles off 则不需要)"
+    ),
+    "these labels hold no quantiles, and the teacher's weights are not at hand:"
+    " quantiles are learned from truth alone": (
+        "这些标签没有分位数，教师的权重也不在本机: 分位数只用真值学习"
+    ),
+    "--teacher_point mean draws no samples: quantiles are learned from truth alone": (
+        "--teacher_point mean 不抽样: 分位数只用真值学习"
+    ),
+    "--quantiles on: the teacher has no levels {}; use --quantiles off": (
+        "--quantiles on: 教师没有分位数 {}；请用 --quantiles off"
+    ),
+    "this student has no quantiles; train one with --quantiles on": (
+        "该学生模型没有分位数；请用 --quantiles on 训练一个"
+    ),
+    "this student has no quantiles: it forecasts the point alone": (
+        "该学生模型没有分位数: 只给出点预测"
+    ),
+    "\nLearning quantiles: {:,} steps": "\n学习分位数: {:,} 步",
+    "quantiles are not learned yet; {}": "分位数尚未学完；{}",
+    "{} and quantiles": "{} 和分位数",
+    "the quantiles are not finite on validation: the student does without them": (
+        "分位数在验证集上不是有限值: 学生模型不带分位数"
+    ),
+    "Quantiles: validation WQL {:.4f}, {:.1f} % of the points lie in the 80 % band": (
+        "分位数: 验证 WQL {:.4f}，{:.1f} % 的点落在 80 % 区间内"
+    ),
+    "\nQuantiles 0.1 to 0.9, over the whole horizon (and by third of it):": (
+        "\n分位数 0.1 到 0.9，整个预测区间 (及其各三分之一):"
+    ),
+    "  {}  WQL {:.4f} ({})  in the 80 % band {:.1f} % ({})": (
+        "  {}  WQL {:.4f} ({})  落在 80 % 区间内 {:.1f} % ({})"
     ),
 }
 
@@ -1809,7 +1866,7 @@ def run_config_shape():
     return {action.dest: flag_shape(action) for action in parser._actions}
 
 
-SCORES = {metric: Maybe(is_real) for metric in METRICS}
+SCORES = {metric: Maybe(is_real) for metric in (*METRICS, *QUANTILE_METRICS)}
 
 # manifest.json of a label file, which goes into the checkpoints that are trained on it.
 MANIFEST = {
@@ -1826,6 +1883,7 @@ MANIFEST = {
     },
     "block": lambda value: is_size(value) and value > 0,
     "patch_sizes": {"*": lambda value: is_size(value) and value > 0},
+    "quantiles": Maybe([is_real]),  # their levels; labels of earlier versions have none
     "teacher": is_text,
     "revision": Maybe(is_text),
     "commit": Maybe(is_text),
@@ -1856,6 +1914,7 @@ CHECKPOINT = {
     "counts": {"*": is_counts},
     "alpha_tried": Maybe(is_losses),
     "teacher": Maybe(MANIFEST),
+    "quantiles": Maybe({"steps": is_count, "*": is_real}),
     "evaluation": Maybe(EVALUATION),
     "weights": is_text,
     "train_metrics": {"*": Maybe(is_real)},
@@ -2122,7 +2181,16 @@ def shareable(content):
 
     No path of the machine that trained it is among them: of a local teacher the name stays.
     """
-    kept = ("epoch", "validation_metrics", "freqs", "counts", "versions", "data", "evaluation")
+    kept = (
+        "epoch",
+        "validation_metrics",
+        "freqs",
+        "counts",
+        "versions",
+        "data",
+        "evaluation",
+        "quantiles",
+    )
     facts = {name: content[name] for name in kept if name in content}
 
     run = {}
@@ -4847,13 +4915,59 @@ def complete_context(values, length):
     return LastContext(context, filled, carried)
 
 
+def like_context(values, context):
+    """Forecasts (B, ...) as what they are of: without B, an array, or a tensor of its kind."""
+    is_tensor = isinstance(context, torch.Tensor)
+    if np.ndim(context) == 1:
+        values = values[0]
+    if is_tensor:
+        kind = context.dtype if context.is_floating_point() else torch.float64
+        return values.to(context.device, kind)
+    kind = getattr(context, "dtype", None)
+    return values.numpy().astype(kind if kind == np.float32 else np.float64)
+
+
+class QuantileHead(nn.Module):
+    """Quantiles of a forecast: tokens (B, N * D) and points (B, H) -> (B, 9, H), in one unit.
+
+    Around the middle one, which lies near the point, each next quantile is a positive step further
+    away: they cannot cross, whatever the weights are, as rounding keeps the order of sums.
+    """
+
+    def __init__(self, tokens, width, horizon):
+        super().__init__()
+        self.narrow = nn.Linear(tokens, width)
+        self.widen = nn.Linear(width, len(LEVELS) * horizon)
+        self.register_buffer("calibration", torch.ones(horizon))  # of the steps: see `calibrate`
+        with torch.no_grad():
+            self.widen.weight.mul_(0.1)
+            self.widen.bias.fill_(-2.0)  # steps of about 1/8 deviation
+            self.widen.bias.view(len(LEVELS), horizon)[MIDDLE] = 0.0
+
+    def forward(self, tokens, points):
+        raw = self.widen(F.gelu(self.narrow(tokens))).to(points.dtype)  # autocast changes it
+        raw = raw.unflatten(1, (len(LEVELS), -1))  # (B, 9, H)
+        steps = (F.softplus(raw) * self.calibration).unbind(1)
+        quantiles = [points + raw[:, MIDDLE]]
+        for step in steps[MIDDLE + 1 :]:
+            quantiles.append(quantiles[-1] + step)
+        for step in reversed(steps[:MIDDLE]):
+            quantiles.insert(0, quantiles[0] - step)
+        return torch.stack(quantiles, 1)
+
+
 class PatchStudent(nn.Module, PyTorchModelHubMixin):
     """Univariate patch Transformer: context (B, L) -> forecast (B, H), both in the series' units.
+
+    With a `quantile_width` it forecasts quantiles at LEVELS, too, by a small head beside the one of
+    the points: these do not depend on it, neither their weights nor their forecasts.
 
     A weighted sum of the context's earlier periods of `season` steps is added to what the
     Transformer says (0 = none; with 1 it is a linear map of the whole context). `info` are plain
     facts of its making; with the sizes they go into the config.json of a hub folder.
     """
+
+    LEVELS = LEVELS  # of the quantiles, in their order
 
     def __init__(
         self,
@@ -4866,6 +4980,7 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         dropout,
         info=(),
         season=0,
+        quantile_width=0,
     ):
         super().__init__()
         self.context_length = context_length
@@ -4886,8 +5001,14 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         )
         self.norm = nn.LayerNorm(d_model)
         self.head = nn.Linear(patches * d_model, prediction_length)
+        self.quantile_head = None
+        if quantile_width:
+            with torch.random.fork_rng(devices=[]):  # what is drawn later stays the same
+                tokens = patches * d_model
+                self.quantile_head = QuantileHead(tokens, quantile_width, prediction_length)
 
-    def forward(self, context):
+    def forward(self, context, with_quantiles=False):
+        """Forecast (B, H); with quantiles (forecast (B, H), quantiles (B, 9, H))."""
         if context.ndim != 2 or context.shape[1] != self.context_length:
             raise ValueError(
                 f"context has shape {tuple(context.shape)}, expected (B, {self.context_length})"
@@ -4897,9 +5018,11 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         elif context.dtype != torch.float64:  # half precision would, too
             context = context.float()
         if context.shape[0] == 0:  # len would fix the batch size of an ONNX file
-            return context.new_zeros(0, self.prediction_length)
+            points = context.new_zeros(0, self.prediction_length)
+            quantiles = context.new_zeros(0, len(LEVELS), self.prediction_length)
+            return (points, quantiles) if with_quantiles else points
         centre, deviation = instance_scale(context)
-        scaled = ((context - centre) / deviation).to(self.head.weight.dtype)
+        scaled = ((context - centre) / deviation).to(self.position.dtype)
 
         tokens = self.embed(in_chunks(scaled, self.patch_size)) + self.position  # (B, N, D)
         tokens = self.norm(self.blocks(tokens))
@@ -4908,7 +5031,12 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
             forecast = forecast + self.seasonal_part(scaled)
 
         is_constant = (context == centre).all(1, keepdim=True)
-        return torch.where(is_constant, centre, forecast * deviation + centre)
+        points = torch.where(is_constant, centre, forecast * deviation + centre)
+        if not with_quantiles:
+            return points
+        quantiles = self.quantile_head(tokens.flatten(1).detach(), forecast.detach())
+        quantiles = quantiles * deviation[..., None] + centre[..., None]
+        return points, torch.where(is_constant[..., None], centre[..., None], quantiles)
 
     def seasonal_part(self, scaled):
         """Weighted sums (B, H) of earlier periods; each of their steps has the same weights."""
@@ -4923,6 +5051,21 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         points, and missing values (nan, inf) are filled as `predict` fills them. Raises ValueError
         for a shorter context, and for one that holds nothing but missing values.
         """
+        points, _ = self.without_gradients(self.completed(context))
+        return like_context(points, context)
+
+    def quantiles(self, context):
+        """Quantiles (9, H) or (B, 9, H), at the levels LEVELS; all else is as in `forecast`.
+
+        Raises UserError where the student has none.
+        """
+        if self.quantile_head is None:
+            raise UserError("this student has no quantiles; train one with --quantiles on")
+        _, quantiles = self.without_gradients(self.completed(context))
+        return like_context(quantiles, context)
+
+    def completed(self, context):
+        """Contexts (B, L) float64 on the CPU, without a missing value, of what a user has."""
         is_tensor = isinstance(context, torch.Tensor)
         values = context.detach().cpu().double().numpy() if is_tensor else context
         values = np.asarray(values, np.float64)
@@ -4938,28 +5081,30 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
             if whole is None:
                 raise ValueError(f"the last {length} values of context {number} are all missing")
             completed[number] = whole.values
-
-        forecasts = self.without_gradients(torch.from_numpy(completed))
-        if values.ndim == 1:
-            forecasts = forecasts[0]
-        if is_tensor:
-            kind = context.dtype if context.is_floating_point() else torch.float64
-            return forecasts.to(context.device, kind)
-        kind = getattr(context, "dtype", None)
-        return forecasts.numpy().astype(kind if kind == np.float32 else np.float64)
+        return torch.from_numpy(completed)
 
     @torch.no_grad()
     def without_gradients(self, contexts):
-        """Forecasts (B, H) on the CPU of contexts (B, L), in eval mode; the mode is put back."""
-        if not len(contexts):
-            return torch.empty(0, self.prediction_length, dtype=torch.float64)
+        """(forecasts (B, H), quantiles (B, 9, H) or None) on the CPU of contexts (B, L).
+
+        In eval mode; the mode is put back.
+        """
         place = self.position.device
         kind = torch.float32 if place.type == "mps" else torch.float64  # which MPS has not
         was_training = self.training
         self.eval()
+        points = []
+        quantiles = []
         try:
-            parts = contexts.split(EVAL_BATCH)
-            return torch.cat([self(part.to(place, kind)).cpu() for part in parts])
+            for part in contexts.split(EVAL_BATCH):
+                part = part.to(place, kind)
+                if self.quantile_head is None:
+                    points.append(self(part).cpu())
+                    continue
+                own_points, own_quantiles = self(part, with_quantiles=True)
+                points.append(own_points.cpu())
+                quantiles.append(own_quantiles.cpu())
+            return torch.cat(points), torch.cat(quantiles) if quantiles else None
         finally:
             self.train(was_training)
 
@@ -5059,7 +5204,7 @@ unscaled.
     from moirai_distill import PatchStudent
     student = PatchStudent.from_pretrained("FOLDER OR HUB ID")
     forecast = student(context)  # (B, {length}) -> (B, {horizon})
-
+{quantiles}
 {making}
 
 {scores}
@@ -5077,10 +5222,19 @@ def model_card(student):
         parameters=sum(weight.numel() for weight in student.parameters()),
         length=student.context_length,
         horizon=student.prediction_length,
+        quantiles=card_quantiles(student),
         making=card_making(info),
         scores=card_scores(info.get("evaluation")),
         data=card_data(info),
     )
+
+
+def card_quantiles(student):
+    """The line that asks for quantiles; empty where there are none."""
+    if student.quantile_head is None:
+        return ""
+    horizon = student.prediction_length
+    return f"    quantiles = student.quantiles(context)  # (B, 9, {horizon}), levels 0.1 to 0.9\n"
 
 
 def as_code(value):
@@ -5106,6 +5260,9 @@ def card_making(info):
     )
 
 
+CARD_HEADS = {"coverage_80": "share in the 80 % band"}  # of columns; others are in capitals
+
+
 def card_scores(evaluation):
     """The table of test errors, the best first."""
     if not evaluation:
@@ -5115,10 +5272,16 @@ def card_scores(evaluation):
         return item[1].get("mse") or math.inf
 
     count = evaluation.get("windows", 0)
-    lines = [f"| {count:,} test windows | MSE | MAE | MASE |", "|---|---|---|---|"]
-    for name, row in sorted(evaluation.get("rows", {}).items(), key=error):
+    rows = evaluation.get("rows", {})
+    shown = list(METRICS)
+    for metric in QUANTILE_METRICS:
+        if any(row.get(metric) is not None for row in rows.values()):
+            shown.append(metric)
+    heads = [CARD_HEADS.get(metric, metric.upper()) for metric in shown]
+    lines = [f"| {count:,} test windows | {' | '.join(heads)} |", "|---" * (1 + len(shown)) + "|"]
+    for name, row in sorted(rows.items(), key=error):
         cells = [as_code(name)]
-        for metric in METRICS:
+        for metric in shown:
             value = row.get(metric)
             cells.append("-" if value is None else f"{value:.4f}")
         lines.append(f"| {' | '.join(cells)} |")
@@ -5159,6 +5322,31 @@ def distillation_loss(forecast, truth, observed, label, weight):
             labelled.sum(),
         ]
     )
+
+
+def quantile_loss(quantiles, truth, observed, label, weight):
+    """Sum over the observed points of a batch of the loss of quantiles, its mean over the levels.
+
+    weight * Huber(quantile, the teacher's) + (1 - weight) * 2 * pinball(quantile, truth).
+    `quantiles` and `label` are (B, 9, H), truth and observed (B, H), weight (B, 1): alpha, or 0 for
+    a window that has no label.
+    """
+    to_label = F.huber_loss(quantiles, label, reduction="none").mean(1)
+    to_truth = 2 * pinball(quantiles, truth).mean(1)
+    blended = weight * to_label + (1 - weight) * to_truth
+    return (blended * observed).sum()
+
+
+def pinball(quantiles, truth):
+    """Pinball losses (B, 9, H) of quantiles (B, 9, H) beside the truth (B, H).
+
+    The levels of K quantiles are spread evenly: 1 / (K + 1), 2 / (K + 1), ...
+    """
+    count = quantiles.shape[1]
+    level = torch.arange(1, count + 1, device=truth.device, dtype=truth.dtype) / (count + 1)
+    level = level[:, None]
+    above = truth[:, None] - quantiles
+    return torch.maximum(level * above, (level - 1) * above)
 
 
 # -- Naive forecasts -------------------------------------------------------------------------------
@@ -5241,6 +5429,55 @@ def score(forecast, windows, batch_size, job):
     )
 
 
+@dataclasses.dataclass
+class QuantileScores:
+    """How good quantiles are, over all windows and observed points."""
+
+    wql: float  # mean over the levels of sum(2 * pinball) / sum(|truth|), as GIFT-Eval has it
+    coverage_80: float  # share of the truth between the first and the last level
+    wql_by_third: list  # of the horizon
+    coverage_80_by_third: list
+
+
+def score_quantiles(forecast, windows, batch_size, job):
+    """QuantileScores of `forecast(index, context (B, L)) -> (B, 9, H)` over all windows.
+
+    As for `score`, errors are in deviations of each series' train rows, and sums are float64.
+    """
+    by_step = torch.zeros(4, windows.horizon).double()
+    own = np.arange(job.rank, len(windows), job.world_size)
+    for first in range(0, len(own), batch_size):
+        index = own[first : first + batch_size]
+        context, truth, observed = windows.batch(index)
+        truth = truth.double()
+        quantiles = forecast(index, context).double()
+        loss = 2 * pinball(quantiles, truth).mean(1) * observed
+        is_inside = (quantiles[:, 0] <= truth) & (truth <= quantiles[:, -1])
+        counted = (loss, truth.abs() * observed, is_inside * observed, observed)
+        by_step += torch.stack([values.double().sum(0) for values in counted])
+
+    by_step = job.sum(by_step)
+    by_third = sums_by_third(by_step)  # (4, 3)
+    loss, size, inside, points = by_step.sum(1).tolist()
+    return QuantileScores(
+        wql=loss / size if size else math.nan,
+        coverage_80=inside / points,
+        wql_by_third=(by_third[0] / by_third[1]).tolist(),
+        coverage_80_by_third=(by_third[2] / by_third[3]).tolist(),
+    )
+
+
+def thirds(horizon):
+    """Which third of the horizon (0, 1, 2) each step (H,) is in; a short horizon has fewer."""
+    return torch.arange(horizon) * 3 // horizon
+
+
+def sums_by_third(by_step):
+    """Sums (..., 3) over each third of the horizon of what is there by step (..., H)."""
+    sums = torch.zeros(*by_step.shape[:-1], 3, dtype=by_step.dtype)
+    return sums.index_add(-1, thirds(by_step.shape[-1]), by_step)
+
+
 def seasonal_scale(context, season):
     """MASE's unit (B, 1) float64: mean absolute seasonal difference inside each context (B, L).
 
@@ -5267,7 +5504,14 @@ class TeacherRequest:
     num_samples: int
     teacher_batch_size: int  # windows of a block of labels
     teacher_precision: str  # "32" or "bf16"
+    quantiles: str  # "on" or "off": whether they are asked for beside the point
     label_cache: str
+
+    @property
+    def with_quantiles(self):
+        """Whether labels hold quantiles: those of the samples under the median."""
+        has_samples = self.teacher_point == "median" or is_own_file(self.teacher_model)
+        return self.quantiles == "on" and has_samples
 
 
 @dataclasses.dataclass
@@ -5329,6 +5573,25 @@ DISTRIBUTIONS = {
 }
 
 
+@dataclasses.dataclass
+class Question:
+    """What a teacher is asked for, beside the contexts."""
+
+    horizon: int  # H
+    patch_size: int
+    point: str  # "median" or "mean"
+    samples: int
+    with_quantiles: bool = False
+
+
+@dataclasses.dataclass
+class Answer:
+    """A teacher's forecast of contexts (B, L), on the CPU, in their units."""
+
+    points: torch.Tensor  # (B, H) float32
+    quantiles: torch.Tensor | None  # (B, 9, H) float32, where they were asked for
+
+
 class Teacher:
     """A frozen MOIRAI (uni2ts's module) that forecasts one variate from exactly its last L points.
 
@@ -5365,33 +5628,62 @@ class Teacher:
                 fitting.append(size)
         return fitting
 
-    @torch.inference_mode()
     def forecast(self, context, horizon, patch_size, point, samples):
-        """Point forecast (B, H) float32, on the CPU, in the units of the contexts (B, L).
+        """Point forecast (B, H) float32, on the CPU, in the units of the contexts (B, L)."""
+        return self.answer(context, Question(horizon, patch_size, point, samples)).points
+
+    @torch.inference_mode()
+    def answer(self, context, asked):
+        """Answer to a Question about contexts (B, L).
 
         Contexts reach MOIRAI in their own deviations, as its scaler adds 1e-5 to the variance,
         which changes small values. The forecast of a constant is that constant.
         """
-        if point == "mean" and self.forecast_class:
+        if asked.point == "mean" and self.forecast_class:
             raise UserError("--teacher_point mean: only for a MOIRAI 1.0 or 1.1; use median")
         context = context.double()
-        is_constant = context.amin(1, keepdim=True) == context.amax(1, keepdim=True)
-        mean = context.mean(1, keepdim=True)
-        mean = torch.where(is_constant, context[:, -1:], mean)
-        deviation = context.std(1, keepdim=True, unbiased=False)
-        deviation = torch.where(is_constant, 1.0, deviation)
+        mean, deviation, is_constant = own_scale(context)
         scaled = ((context - mean) / deviation).float()
+        points, quantiles = self.answer_scaled(scaled, asked)
+        assert points.shape == (len(context), asked.horizon), points.shape
+        points = torch.where(is_constant, mean, points.cpu() * deviation + mean)
+        if quantiles is not None:
+            shape = (len(context), len(LEVELS), asked.horizon)
+            assert quantiles.shape == shape, quantiles.shape
+            quantiles = quantiles.cpu() * deviation[..., None] + mean[..., None]
+            quantiles = torch.where(is_constant[..., None], mean[..., None], quantiles).float()
+        return Answer(points.float(), quantiles)
 
-        if self.forecast_class:
-            if self.is_moe:  # each window is `samples` sequences
-                self.most_windows = min(self.most_windows, max(1, MOE_SEQUENCES // samples))
-            values = self.in_calls(self.forecast_whole, scaled, horizon, samples)
-        else:
-            distribution = self.in_calls(self.predict_distribution, scaled, horizon, patch_size)
-            points = self.points_of(*distribution, point, samples)  # (B, patches of horizon, P)
-            values = points.flatten(1)[:, :horizon]
-        assert values.shape == (len(context), horizon), values.shape
-        return torch.where(is_constant, mean, values.cpu() * deviation + mean).float()
+    def answer_scaled(self, scaled, asked):
+        """(points (B, H), quantiles (B, 9, H) or None) of contexts (B, L) in own deviations."""
+        if not self.forecast_class:
+            settings = (asked.horizon, asked.patch_size)
+            distribution = self.in_calls(self.predict_distribution, scaled, *settings)
+            points, quantiles = self.summarize(*distribution, asked)
+            points = points.flatten(1)[:, : asked.horizon]
+            if quantiles is not None:
+                quantiles = quantiles.flatten(1, 2)[:, : asked.horizon].transpose(1, 2)
+            return points, quantiles
+
+        if self.is_moe:  # each window is `samples` sequences
+            self.most_windows = min(self.most_windows, max(1, MOE_SEQUENCES // asked.samples))
+        settings = (asked.horizon, asked.samples)
+        values = self.in_calls(self.forecast_whole, scaled, *settings).float()
+        if self.is_moe:
+            quantiles = quantiles_of(values) if asked.with_quantiles else None
+            return median(values), quantiles
+        own_levels = list(self.module.quantile_levels)
+        points = values[:, own_levels.index(0.5)]
+        if not asked.with_quantiles:
+            return points, None
+        missing = [f"{level:g}" for level in LEVELS if level not in own_levels]
+        if missing:
+            raise UserError(
+                "--quantiles on: the teacher has no levels {}; use --quantiles off",
+                ", ".join(missing),
+            )
+        places = [own_levels.index(level) for level in LEVELS]
+        return points, values[:, places].sort(1).values  # its own may cross
 
     def in_calls(self, network, scaled, *settings):
         """What `network` gives for contexts (B, L), in as many calls as GPU memory asks for."""
@@ -5448,10 +5740,11 @@ class Teacher:
         parameters = tree_map(lambda leaf: leaf[:, :, :patch_size].float(), parameters)
         return parameters, loc[:, :1], scale[:, :1]  # equal for all tokens of a window
 
-    def points_of(self, parameters, loc, scale, point, samples):
-        """Mean, or median of samples, (B, patches of the horizon, P) of distributions.
+    def summarize(self, parameters, loc, scale, asked):
+        """(points (B, patches of the horizon, P), quantiles (the same, 9) or None).
 
-        nan where a parameter is not finite.
+        Of distributions: the mean, or the median of samples, and quantiles of the same samples. nan
+        where a parameter is not finite.
         """
         leaves = tree_leaves(parameters)
         shape = (len(loc), *leaves[0].shape[1:3])
@@ -5463,13 +5756,16 @@ class Teacher:
             return torch.where(mask, leaf, 1.0)
 
         parameters = tree_map(harmless, parameters)
-        if point == "mean":
+        if asked.point == "mean":
             output = self.module.distr_output
             points = output.distribution(parameters, loc, scale).mean
-        else:
-            values = self.draw(parameters, loc, scale, shape, samples)
-            points = median(values).view(shape)
-        return points.masked_fill(~is_finite, math.nan)
+            return points.masked_fill(~is_finite, math.nan), None
+        values = self.draw(parameters, loc, scale, shape, asked.samples)
+        points = median(values).view(shape).masked_fill(~is_finite, math.nan)
+        if not asked.with_quantiles:
+            return points, None
+        quantiles = quantiles_of(values).view(*shape, len(LEVELS))
+        return points, quantiles.masked_fill(~is_finite[..., None], math.nan)
 
     def draw(self, parameters, loc, scale, shape, samples):
         """Samples (positions, samples) of a mixture, or of one distribution.
@@ -5497,7 +5793,7 @@ class Teacher:
         return values
 
     def forecast_whole(self, context, horizon, samples):
-        """Median of samples (MoE), or the 0.5 quantile (2.0), (B, H), by uni2ts's own forecast."""
+        """Samples (MoE) or the module's quantiles (2.0), (B, S, H), by uni2ts's own forecast."""
         settings = {
             "module": self.module,
             "context_length": context.shape[1],
@@ -5511,13 +5807,38 @@ class Teacher:
             settings["num_samples"] = samples
         past = context[..., None]  # (B, L, 1)
         is_seen = torch.ones_like(past).bool()
-        values = self.forecast_class(**settings)(
+        return self.forecast_class(**settings)(
             past_target=past, past_observed_target=is_seen, past_is_pad=~is_seen[..., 0]
         )
-        if self.is_moe:
-            return median(values.float())
-        middle = list(self.module.quantile_levels).index(0.5)
-        return values[:, middle].float()
+
+
+def own_scale(context):
+    """(mean, deviation, whether it is constant), each (B, 1), of contexts (B, L) float64.
+
+    Of a constant, the mean is its value and the deviation 1.
+    """
+    is_constant = context.amin(1, keepdim=True) == context.amax(1, keepdim=True)
+    mean = context.mean(1, keepdim=True)
+    mean = torch.where(is_constant, context[:, -1:], mean)
+    deviation = context.std(1, keepdim=True, unbiased=False)
+    return mean, torch.where(is_constant, 1.0, deviation), is_constant
+
+
+def quantiles_of(samples):
+    """Quantiles at LEVELS, (B, 9, ...), over dim 1 of samples (B, S, ...).
+
+    In the mean, a share `level` of further samples lies below: the k-th of S samples is the
+    quantile k / (S + 1). Between two of them it is interpolated.
+    """
+    count = samples.shape[1]
+    ordered = samples.sort(1).values
+    quantiles = []
+    for level in LEVELS:
+        place = min(max((count + 1) * level - 1, 0), count - 1)
+        below = math.floor(place)
+        above = math.ceil(place)
+        quantiles.append(ordered[:, below].lerp(ordered[:, above], place - below))
+    return torch.stack(quantiles, 1)
 
 
 def median(samples):
@@ -5692,7 +6013,6 @@ def is_class(target, kind):
 
 # -- A forecaster of the user's --------------------------------------------------------------------
 
-LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of quantiles
 # What stands in a manifest for a teacher that has no patches, and takes no flags.
 NO_PATCHES = 1
 OWN_POINT = "its own point"
@@ -5784,14 +6104,22 @@ class OwnForecaster:
             )
         return np.sort(values, axis=1) if values.ndim == 3 else values
 
-    def forecast_windows(self, windows, index):
-        """Point forecasts (b, H) float32 of windows, in the windows' units."""
+    def answer_windows(self, windows, index):
+        """Answer in the windows' units about b windows; without quantiles if the file has none."""
         context, _, _ = windows.batch(index)
         mean, deviation = windows.units_of(index)
         in_units = context.numpy() * deviation + mean
         values = self.forecast(in_units.astype(np.float32), windows.horizon)
-        point = values[:, LEVELS.index(0.5)] if values.ndim == 3 else values
-        return ((point - mean) / deviation).astype(np.float32)
+        if values.ndim == 2:
+            points = (values - mean) / deviation
+            return Answer(torch.from_numpy(points).float(), None)
+        scaled = (values - mean[..., None]) / deviation[..., None]
+        quantiles = torch.from_numpy(scaled).float()  # (b, 9, H)
+        return Answer(quantiles[:, MIDDLE], quantiles)
+
+    def has_quantiles(self, windows):
+        """Whether the file gives quantiles: it is asked about the first window."""
+        return self.answer_windows(windows, np.arange(1)).quantiles is not None
 
 
 @functools.cache
@@ -5811,7 +6139,9 @@ def is_own_file(name):
 # == Labels ========================================================================================
 #
 # A label is the teacher's forecast of a window. A label file is a folder in the cache, named by a
-# hash of all that its labels depend on; it holds manifest.json (what, by whom, how) and labels.bin.
+# hash of all that its labels depend on; it holds manifest.json (what, by whom, how), labels.bin
+# (the points) and, where they are asked for, quantiles.bin. What one holds does not depend on
+# whether the other is there.
 
 
 @dataclasses.dataclass
@@ -5825,24 +6155,40 @@ class LabelTask:
     baselines: dict  # name -> naive forecast, which stand beside the teacher
 
 
-class LabelFile:
-    """Labels of W windows, (W, H) float32 in the windows' units.
+@dataclasses.dataclass
+class WindowLabels:
+    """The labels of b windows, in the windows' units."""
 
-    labels.bin holds all blocks of `block` windows, then a sha256 of each; until it is made, each
-    block lies in a file blocks/NUMBER.bin, followed by its sha256. Two runs write the same bytes
+    points: np.ndarray  # (b, H) float32
+    quantiles: np.ndarray | None  # (b, 9, H) float32, where they were asked for
+    deviation: np.ndarray  # (b, 1) float64, of the contexts: the unit in which quantiles are kept
+
+
+@dataclasses.dataclass
+class BlockFile:
+    """An array of a row for each of W windows, in a file that is written block by block.
+
+    FOLDER/NAME.bin holds all blocks, then a sha256 of each; until it is made, each block lies in a
+    file of its own, FOLDER/BLOCKS/NUMBER.bin, followed by its sha256. Two runs write the same bytes
     into a block, so no lock is needed.
     """
 
-    def __init__(self, folder, manifest):
-        self.folder = Path(folder)
-        self.path = self.folder / "labels.bin"
-        self.manifest = manifest
-        self.windows = manifest["key"]["windows"]
-        self.horizon = manifest["key"]["horizon"]
-        self.block = manifest["block"]  # windows in a block
-        self.count = math.ceil(self.windows / self.block)  # of blocks
-        self.array = None  # (W, H), once the file is opened
-        self.damaged = 0  # windows with a label that is not finite
+    path: Path  # FOLDER/NAME.bin
+    blocks: Path  # FOLDER/BLOCKS
+    kind: str  # of its numbers, as numpy names it
+    shape: tuple  # of a row
+    windows: int  # W
+    block: int  # windows in a block
+
+    @property
+    def count(self):
+        """Number of blocks."""
+        return math.ceil(self.windows / self.block)
+
+    @property
+    def row(self):
+        """Bytes of a row."""
+        return np.dtype(self.kind).itemsize * math.prod(self.shape)
 
     def index(self, number):
         """The windows of a block."""
@@ -5850,19 +6196,18 @@ class LabelFile:
         return np.arange(first, min(self.windows, first + self.block))
 
     def block_path(self, number):
-        """Where a block lies before labels.bin is made."""
-        return self.folder / "blocks" / f"{number:08d}.bin"
+        """Where a block lies before all of them are joined."""
+        return self.blocks / f"{number:08d}.bin"
 
     def read(self, number):
-        """Bytes of a block, from its own file or from labels.bin, if they fit their sha256.
+        """Bytes of a block, from its own file or from the joined one, if they fit their sha256.
 
         None where there are none.
         """
-        row = 4 * self.horizon  # bytes
-        size = row * len(self.index(number))
+        size = self.row * len(self.index(number))
         places = (  # (file, where the block is, where its sha256 is)
             (self.block_path(number), 0, size),
-            (self.path, row * self.block * number, row * self.windows + 32 * number),
+            (self.path, self.row * self.block * number, self.row * self.windows + 32 * number),
         )
         for path, block_at, sha256_at in places:
             if not path.is_file():
@@ -5876,38 +6221,32 @@ class LabelFile:
                     return content
         return None
 
-    def write(self, number, labels):
-        """Keep the labels (b, H) of a block."""
-        content = np.ascontiguousarray(labels, "<f4").tobytes()
-        with atomic(self.block_path(number)) as file:
-            file.write(content)
-            file.write(hashlib.sha256(content).digest())
+    def write(self, number, rows):
+        """Keep the rows of a block, unless another run has joined all blocks meanwhile."""
+        content = np.ascontiguousarray(rows, self.kind).tobytes()
+        try:
+            with atomic(self.block_path(number)) as file:
+                file.write(content)
+                file.write(hashlib.sha256(content).digest())
+        except UserError:  # it clears the blocks, perhaps while this one is written
+            if self.read(number) is None:
+                raise
 
     def made(self):
         """Numbers of the blocks that are made.
 
         Only those are looked at that can be there, as a manifest may say anything.
         """
-        forms = [re.fullmatch(r"(\d{8,18})\.bin", name) for name in listed(self.folder / "blocks")]
+        forms = [re.fullmatch(r"(\d{8,18})\.bin", name) for name in listed(self.blocks)]
         there = {int(form[1]) for form in forms if form}
         if self.path.is_file():
-            checksums = self.path.stat().st_size - 4 * self.horizon * self.windows  # bytes
+            checksums = self.path.stat().st_size - self.row * self.windows  # bytes
             there.update(range(min(self.count, checksums // 32)))
         return [n for n in sorted(there) if n < self.count and self.read(n) is not None]
 
-    def missing(self):
-        """Numbers of the blocks that are yet to be made."""
-        made = set(self.made())
-        return [number for number in range(self.count) if number not in made]
-
-    @property
-    def is_whole(self):
-        return len(self.made()) == self.count
-
     def join(self):
-        """Make labels.bin of the blocks, where there are any."""
-        blocks = self.folder / "blocks"
-        if not blocks.is_dir():
+        """Make one file of the blocks, where there are any."""
+        if not self.blocks.is_dir():
             return
         checksums = []
         with atomic(self.path) as file:
@@ -5916,11 +6255,87 @@ class LabelFile:
                 file.write(content)
                 checksums.append(hashlib.sha256(content).digest())
             file.write(b"".join(checksums))
-        shutil.rmtree(blocks, ignore_errors=True)
+        shutil.rmtree(self.blocks, ignore_errors=True)
 
     def open(self):
-        """Map labels.bin into memory and count the damaged windows. Returns self."""
-        self.array = np.memmap(self.path, "<f4", "r", shape=(self.windows, self.horizon))
+        """The array (W, ...), mapped into memory."""
+        return np.memmap(self.path, self.kind, "r", shape=(self.windows, *self.shape))
+
+
+class LabelFile:
+    """Labels of W windows: points (W, H) float32 in the windows' units, and perhaps quantiles.
+
+    A quantile is kept as its distance from the point, in deviations of the window's context, a
+    float16: its rounding is far below the error of a quantile of 100 samples.
+    """
+
+    def __init__(self, folder, manifest, with_quantiles=False):
+        self.folder = Path(folder)
+        self.manifest = manifest
+        self.windows = manifest["key"]["windows"]
+        self.horizon = manifest["key"]["horizon"]
+        self.points = self._part("labels", "blocks", "<f4", (self.horizon,))
+        self.quantiles = None
+        if with_quantiles:
+            shape = (len(LEVELS), self.horizon)
+            self.quantiles = self._part("quantiles", "quantile_blocks", "<f2", shape)
+        self.array = None  # points (W, H), once the file is opened
+        self.offsets = None  # quantiles minus points (W, 9, H), in deviations of the contexts
+        self.damaged = 0  # windows with a label that is not finite
+
+    def _part(self, name, blocks, kind, shape):
+        place = self.folder / f"{name}.bin"
+        block = self.manifest["block"]
+        return BlockFile(place, self.folder / blocks, kind, shape, self.windows, block)
+
+    @property
+    def parts(self):
+        """The BlockFiles that are asked for."""
+        return [self.points, self.quantiles] if self.quantiles else [self.points]
+
+    @property
+    def megabytes(self):
+        """What all of it takes."""
+        return 1e-6 * self.windows * sum(part.row for part in self.parts)
+
+    def write(self, number, labels):
+        """Keep the WindowLabels of a block. Points that are there stay as they are."""
+        known = self.points.read(number)
+        if known is None:
+            self.points.write(number, labels.points)
+            known = self.points.read(number)
+        if self.quantiles:
+            points = np.frombuffer(known, self.points.kind).reshape(-1, self.horizon)
+            distance = labels.quantiles - points[:, None].astype(np.float64)
+            offsets = torch.from_numpy(distance / labels.deviation[..., None]).half()
+            self.quantiles.write(number, offsets.numpy())
+
+    def made(self):
+        """Numbers of the blocks of which all parts are made."""
+        made = set(self.points.made())
+        if self.quantiles:
+            made &= set(self.quantiles.made())
+        return sorted(made)
+
+    def missing(self):
+        """Numbers of the blocks that are yet to be made."""
+        made = set(self.made())
+        return [number for number in range(self.points.count) if number not in made]
+
+    @property
+    def is_whole(self):
+        return len(self.made()) == self.points.count
+
+    def join(self):
+        """Make one file of the blocks of each part, where there are any."""
+        for part in self.parts:
+            part.join()
+
+    def open(self):
+        """Map the parts into memory and count the damaged windows. Returns self."""
+        self.array = self.points.open()
+        if self.quantiles:
+            self.offsets = self.quantiles.open()
         self.damaged = 0
         for first in range(0, self.windows, 8192):
             is_finite = np.isfinite(self.array[first : first + 8192]).all(axis=1)
@@ -5932,6 +6347,18 @@ class LabelFile:
         labels = torch.from_numpy(np.array(self.array[index]))
         is_finite = labels.isfinite().all(1, keepdim=True)
         return torch.where(is_finite, labels, 0.0), is_finite.float()
+
+    def quantile_batch(self, index, context):
+        """(quantiles (B, 9, H) float32, finite (B, 1) float32) of windows with these contexts.
+
+        0 where one is not finite.
+        """
+        points = torch.from_numpy(np.array(self.array[index], np.float64))
+        offsets = torch.from_numpy(np.array(self.offsets[index], np.float64))
+        _, deviation, _ = own_scale(context.double())
+        quantiles = points[:, None] + offsets * deviation[..., None]
+        is_finite = quantiles.isfinite().all(2).all(1, keepdim=True)
+        return torch.where(is_finite[..., None], quantiles, 0.0).float(), is_finite.float()
 
 
 # -- The key ---------------------------------------------------------------------------------------
@@ -5979,17 +6406,24 @@ def read_manifest(folder):
         manifest = read_json(folder / "manifest.json")
     except (OSError, ValueError):
         return None
-    is_right = not misfit(manifest, MANIFEST) and manifest.keys() >= MANIFEST.keys()
+    needed = MANIFEST.keys() - {"quantiles"}
+    is_right = not misfit(manifest, MANIFEST) and manifest.keys() >= needed
     if not is_right or not set(manifest["key"]) >= set(LABEL_KEY):
         return None
     is_its_own = key_folder(folder.parent, manifest["key"]) == folder
     return manifest if is_its_own else None
 
 
+def has_quantiles(manifest):
+    """Whether a manifest says that its labels have the quantiles of this version."""
+    return tuple(manifest.get("quantiles") or ()) == LEVELS
+
+
 def find_labels(task):
     """A whole LabelFile of a task in the cache, or None.
 
-    Where the teacher's weights are not at hand, its name decides: labels may be carried.
+    Where the teacher's weights are not at hand, its name decides: labels may be carried. Then
+    nobody could make quantiles that they do not have, and their points are taken.
     """
     request = task.request
     cache = user_path(request.label_cache)
@@ -6004,14 +6438,19 @@ def find_labels(task):
         if not set(task.windows.freqs) <= manifest["patch_sizes"].keys():
             continue
         if weights or is_of_teacher(manifest, request):
-            file = LabelFile(folder, manifest)
-            if file.is_whole:
+            file = LabelFile(folder, manifest, request.with_quantiles and has_quantiles(manifest))
+            if not weights and file.quantiles and not file.is_whole:
+                file = LabelFile(folder, manifest)
+            could_have_them = manifest.get("quantiles") != []  # else the teacher gives none
+            lacks_quantiles = request.with_quantiles and not file.quantiles and could_have_them
+            if file.is_whole and not (weights and lacks_quantiles):
                 found.append(file)
     if len({file.manifest["key"]["weights"] for file in found}) > 1:
         raise UserError(
             "{} holds labels of several teachers named {}; put its weights at hand",
             *(cache, request.teacher_model),
         )
+    found.sort(key=lambda file: file.quantiles is None)
     return found[0] if found else None
 
 
@@ -6026,28 +6465,46 @@ def is_of_teacher(manifest, request):
 
 
 def label_windows(teacher, windows, index, request, seed):
-    """Labels (b, H) float32 of windows, a function of the arguments alone.
+    """WindowLabels of windows, a function of the arguments alone.
 
     The random numbers are those of `seed`, whatever was drawn before, and others are not disturbed.
     """
     gpus = [teacher.device] if teacher.device.type == "cuda" else []
-    if isinstance(teacher, OwnForecaster):
-        with torch.random.fork_rng(devices=gpus):
-            torch.manual_seed(seed)
-            return teacher.forecast_windows(windows, index)
+    with torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(seed)
+        if isinstance(teacher, OwnForecaster):
+            answer = teacher.answer_windows(windows, index)
+        else:
+            answer = answer_by_size(teacher, windows, index, request)
+    context, _, _ = windows.batch(index)
+    _, deviation, _ = own_scale(context.double())
+    quantiles = answer.quantiles
+    if quantiles is not None:
+        quantiles = quantiles.numpy() if request.with_quantiles else None
+    return WindowLabels(answer.points.numpy(), quantiles, deviation.numpy())
 
+
+def answer_by_size(teacher, windows, index, request):
+    """Answer of a Teacher about windows, by the patch size of each frequency."""
     context, _, _ = windows.batch(index)
     freqs = windows.freq_of(index)
     sizes = torch.tensor([request.teacher_patch_size[freq] for freq in freqs])
-    labels = torch.empty(len(index), windows.horizon)
-    with torch.random.fork_rng(devices=gpus):
-        torch.manual_seed(seed)
-        for size in sizes.unique().tolist():
-            rows = sizes == size
-            labels[rows] = teacher.forecast(
-                context[rows], windows.horizon, size, request.teacher_point, request.num_samples
-            )
-    return labels.numpy()
+    asked = Question(
+        horizon=windows.horizon,
+        patch_size=0,  # of each frequency its own
+        point=request.teacher_point,
+        samples=request.num_samples,
+        with_quantiles=request.with_quantiles,
+    )
+    points = torch.empty(len(index), windows.horizon)
+    quantiles = torch.empty(len(index), len(LEVELS), windows.horizon)
+    for size in sizes.unique().tolist():
+        rows = sizes == size
+        answer = teacher.answer(context[rows], dataclasses.replace(asked, patch_size=size))
+        points[rows] = answer.points
+        if asked.with_quantiles:
+            quantiles[rows] = answer.quantiles
+    return Answer(points, quantiles if asked.with_quantiles else None)
 
 
 def choose_patch_sizes(teacher, task, voice):
@@ -6067,11 +6524,13 @@ def choose_patch_sizes(teacher, task, voice):
         errors_of = {}
         took = {}
         for size in sizes:
-            request = dataclasses.replace(task.request, teacher_patch_size={freq: size})
+            request = dataclasses.replace(
+                task.request, teacher_patch_size={freq: size}, quantiles="off"
+            )
             began = time.perf_counter()
             labels = label_windows(teacher, windows, index, request, seed=0)
             took[size] = (time.perf_counter() - began) / len(index)
-            errors_of[size] = observed_mse(torch.from_numpy(labels), truth, observed)
+            errors_of[size] = observed_mse(torch.from_numpy(labels.points), truth, observed)
 
         chosen[freq] = best_size(errors_of)
         seconds += took[chosen[freq]] * len(member) / len(windows)
@@ -6163,7 +6622,7 @@ def begin_labels(folder, task, teacher, weights, job):
     old = read_manifest(folder)
     fitting = teacher.patch_sizes(windows.context_length, windows.horizon)
     if old and all(old["patch_sizes"].get(freq) in fitting for freq in windows.freqs):
-        job.voice.note("going on with the unfinished labels in {}", folder)
+        add_quantiles_to(old, folder, task, teacher, job.voice)
         return
     if (folder / "manifest.json").exists():  # a damaged one
         shutil.rmtree(folder, ignore_errors=True)
@@ -6175,6 +6634,7 @@ def begin_labels(folder, task, teacher, weights, job):
         "key": label_key(task, weights),
         "block": request.teacher_batch_size,
         "patch_sizes": patch_sizes,
+        "quantiles": levels_of(teacher, task),
         "teacher": request.teacher_model,
         "revision": request.teacher_revision,
         "commit": commit,
@@ -6184,9 +6644,7 @@ def begin_labels(folder, task, teacher, weights, job):
         "torch": str(torch.__version__),
         "made": time.strftime("%F %T"),
     }
-    # Where two runs begin at once, the first decides.
-    with atomic(folder / "manifest.json", replace=False) as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+    write_manifest(folder, manifest, replace=False)  # where two runs begin at once: the first's
 
     if not isinstance(teacher, OwnForecaster):
         sizes = ", ".join(f"{freq or '?'}: {size}" for freq, size in patch_sizes.items())
@@ -6196,7 +6654,7 @@ def begin_labels(folder, task, teacher, weights, job):
     job.voice.say(
         "Labelling {:,} windows, {:.1f} MB, about {:.1f} min",
         len(windows),
-        4e-6 * len(windows) * windows.horizon,
+        LabelFile(folder, manifest, request.with_quantiles).megabytes,
         minutes,
     )
 
@@ -6213,6 +6671,37 @@ def commit_and_licence(teacher, request):
     return commit, f"see {name}"
 
 
+def levels_of(teacher, task):
+    """What a manifest says of quantiles: their levels, [] if the teacher has none, None unasked."""
+    if not task.request.with_quantiles:
+        return None
+    if isinstance(teacher, OwnForecaster) and not teacher.has_quantiles(task.windows):
+        return []
+    return list(LEVELS)
+
+
+def add_quantiles_to(manifest, folder, task, teacher, voice):
+    """Say how labels that are begun are gone on with; they get quantiles where these are wanted."""
+    is_whole = LabelFile(folder, manifest).is_whole
+    if not task.request.with_quantiles or not is_whole:
+        voice.note("going on with the unfinished labels in {}", folder)
+    else:
+        voice.note(
+            "the labels in {} hold no quantiles: the teacher is asked again for these"
+            " (--quantiles off does without)",
+            folder,
+        )
+    if task.request.with_quantiles and not has_quantiles(manifest):
+        manifest = manifest | {"quantiles": levels_of(teacher, task)}
+        write_manifest(folder, manifest, replace=True)
+
+
+def write_manifest(folder, manifest, replace):
+    """Write manifest.json, unless one is there that is not to be replaced."""
+    with atomic(folder / "manifest.json", replace=replace) as file:
+        file.write(json.dumps(manifest, indent=1, ensure_ascii=False).encode())
+
+
 def get_labels(task, job):
     """LabelFile of a task: from the cache, or made by its teacher, shared by all processes.
 
@@ -6221,6 +6710,12 @@ def get_labels(task, job):
     cached = job.on_rank_zero(lambda: find_labels(task))
     if cached:
         job.voice.say("Label cache hit, no teacher call: {}", cached.folder)
+        could_have_them = cached.manifest.get("quantiles") != []
+        if task.request.with_quantiles and not cached.quantiles and could_have_them:
+            job.voice.note(
+                "these labels hold no quantiles, and the teacher's weights are not at hand:"
+                " quantiles are learned from truth alone"
+            )
     file = cached or make_labels(task, job)
     job.on_rank_zero(file.join)
     labels = file.open()
@@ -6241,35 +6736,26 @@ def make_labels(task, job):
     weights = fingerprint(request.teacher_model, request.teacher_revision)
     folder = key_folder(cache, label_key(task, weights))
     job.on_rank_zero(lambda: begin_labels(folder, task, teacher, weights, job))
-    for place in (folder, folder / "blocks"):
+    manifest = read_manifest(folder)
+    file = LabelFile(folder, manifest, request.with_quantiles and has_quantiles(manifest))
+    for place in (folder, *[part.blocks for part in file.parts]):
         job.on_rank_zero(functools.partial(remove_leftovers, place))
-
-    file = LabelFile(folder, read_manifest(folder))
     request = dataclasses.replace(request, teacher_patch_size=file.manifest["patch_sizes"])
     missing = job.on_rank_zero(file.missing)
-    total = sum(len(file.index(number)) for number in missing)
+    total = sum(len(file.points.index(number)) for number in missing)
     with job.stop.hold(), job.voice.bar("labelling", total=total, unit="window") as bar:
         for first in range(0, len(missing), job.world_size):
             turn = missing[first : first + job.world_size]  # of blocks, one for each process
             if job.rank < len(turn):
                 number = turn[job.rank]
-                index = file.index(number)
+                index = file.points.index(number)
                 labels = label_windows(teacher, task.windows, index, request, number)
-                write_block(file, number, labels)
-            bar.update(sum(len(file.index(number)) for number in turn))
+                file.write(number, labels)
+            bar.update(sum(len(file.points.index(number)) for number in turn))
             if signum := job.signal():
                 job.voice.note("the labels made so far are kept in {}", file.folder)
                 raise Interrupted(signum)
     return file
-
-
-def write_block(file, number, labels):
-    """Keep the labels of a block, unless another run has joined all blocks meanwhile."""
-    try:
-        file.write(number, labels)
-    except UserError:  # it clears the blocks, perhaps while this one is written
-        if file.read(number) is None:
-            raise
 
 
 # == Training ======================================================================================
@@ -6331,7 +6817,7 @@ class Batch:
     context: torch.Tensor  # (B, L)
     truth: torch.Tensor  # (B, H)
     observed: torch.Tensor  # (B, H), 0 where the truth is missing or filled
-    label: torch.Tensor  # (B, H), the teacher's forecast
+    label: torch.Tensor  # (B, H), the teacher's forecast; its quantiles (B, 9, H), for these
     weight: torch.Tensor  # (B, 1), alpha; 0 for a window without a label
 
     def map(self, change):
@@ -6636,6 +7122,17 @@ def forecaster(student, job):
     return forecast
 
 
+def quantile_forecaster(student, job):
+    """`forecast(index, context)` of a student's quantiles, as `score_quantiles` takes it."""
+
+    @torch.inference_mode()
+    def forecast(_index, context):
+        _, quantiles = student.eval()(job.fabric.to_device(context), with_quantiles=True)
+        return quantiles.cpu()
+
+    return forecast
+
+
 def end_epoch(progress, validation, learning_rate):
     """Close an epoch: add its metrics to the history. Returns whether it is the best so far."""
     blended, to_truth, to_label, labelled, points = progress.sums
@@ -6688,6 +7185,155 @@ def tell_epoch(progress, config, seconds, voice):
         voice.note(
             "{} steps with a non-finite loss or gradient were skipped", line["skipped_steps"]
         )
+
+
+# -- Quantiles -------------------------------------------------------------------------------------
+#
+# They are learned when the point forecast is, beside the weights of the best epoch, which stay as
+# they are. So nothing in the loop, no choice of a checkpoint and no point depends on them.
+
+
+def learn_quantiles(student, training, steps, job):
+    """Train the quantile head of a student, and nothing else, for some steps; then calibrate it.
+
+    Returns its QuantileScores on validation windows. Raises Interrupted when a signal came.
+    """
+    head = student.quantile_head
+    student.requires_grad_(False).eval()  # no dropout: it learns beside the forecasts as they are
+    head.requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=QUANTILE_RATE, weight_decay=training.config.weight_decay
+    )
+    model, set_up_optimizer = job.fabric.setup(student, optimizer)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    sample = some_windows(training.validation, QUANTILE_WINDOWS)
+    best_loss = math.inf
+    best_state = copy.deepcopy(head.state_dict())
+    checks = {round(steps * (n + 1) / QUANTILE_CHECKS) for n in range(QUANTILE_CHECKS)}
+    with job.stop.hold(), job.voice.bar("quantiles", total=steps) as bar:
+        for step in range(steps):
+            batch = own_share(read_quantiles(training, step), job)
+            take_quantile_step(batch, model, set_up_optimizer, training.config, job)
+            scheduler.step()
+            if step + 1 in checks:
+                scores = score_quantiles(quantile_forecaster(student, job), sample, EVAL_BATCH, job)
+                if scores.wql < best_loss:
+                    best_loss = scores.wql
+                    best_state = copy.deepcopy(head.state_dict())
+            bar.update()
+            if signum := job.signal():
+                job.voice.note("quantiles are not learned yet; {}", training.when_stopped)
+                raise Interrupted(signum)
+    head.load_state_dict(best_state)
+    return calibrate(student, training.validation, job)
+
+
+def some_windows(windows, most):
+    """Windows of at most `most` of them, spread evenly."""
+    index = np.linspace(0, len(windows) - 1, min(most, len(windows))).astype(np.int64)
+    return dataclasses.replace(windows, starts=windows.starts[index], series=windows.series[index])
+
+
+def read_quantiles(training, step):
+    """Batch of windows for a step, with quantiles for labels; half of them are mirrored.
+
+    They are never mixed, as quantiles of sums are not sums of quantiles.
+    """
+    config = training.config
+    windows = training.windows
+    epoch, place = divmod(step, math.ceil(len(windows) / config.batch_size))
+    order = shuffled(len(windows), seed_from(config.seed, "quantiles", epoch))
+    index = order[place * config.batch_size : (place + 1) * config.batch_size]
+    context, truth, observed = windows.batch(index)
+    label = torch.zeros(len(index), len(LEVELS), truth.shape[1])
+    weight = torch.zeros(len(index), 1)
+    if training.labels is not None and training.labels.offsets is not None:
+        label, is_finite = training.labels.quantile_batch(index, context)
+        weight = config.alpha * is_finite
+    batch = Batch(context, truth, observed, label, weight)
+    if config.augment == "on":
+        batch = mirror(batch, seed_from(config.seed, "quantiles", epoch, place))
+    return batch
+
+
+def mirror(batch, seed):
+    """A batch of quantiles of which half the windows are mirrored: the levels are reversed."""
+    generator = torch.Generator().manual_seed(seed)
+    is_mirrored = torch.randint(2, (len(batch.context), 1), generator=generator).bool()
+    return Batch(
+        context=torch.where(is_mirrored, -batch.context, batch.context),
+        truth=torch.where(is_mirrored, -batch.truth, batch.truth),
+        observed=batch.observed,
+        label=torch.where(is_mirrored[..., None], -batch.label.flip(1), batch.label),
+        weight=batch.weight,
+    )
+
+
+def take_quantile_step(batch, model, optimizer, config, job):
+    """Update the quantile head by one batch, unless loss or gradient is not finite."""
+    _, quantiles = model(batch.context, with_quantiles=True)
+    loss = quantile_loss(quantiles, batch.truth, batch.observed, batch.label, batch.weight)
+    points = float(job.sum(batch.observed.sum())) or 1.0  # of all processes
+    optimizer.zero_grad()
+    job.fabric.backward(loss * (job.world_size / points))
+    norm = job.fabric.clip_gradients(
+        model, optimizer, max_norm=config.max_grad_norm, error_if_nonfinite=False
+    )
+    if not job.largest(not torch.stack([loss, norm]).isfinite().all()):
+        optimizer.step()
+
+
+# What the steps between quantiles may be multiplied by.
+FACTORS = torch.logspace(-2, 2, 401, base=2.0)  # a quarter to four times
+
+
+def calibrate(student, validation, job):
+    """Set the factors of a student's steps by validation; returns its QuantileScores there.
+
+    In each third of the horizon, each half of the windows asks for the factor with which the 80 %
+    band holds 80 % of its points. The milder one is taken, none where one asks for a wider band and
+    the other for a narrower one, and it is kept where it lowers the third's weighted quantile loss.
+    So a few series that are unlike the others do not decide it.
+    """
+    sample = some_windows(validation, CALIBRATION_WINDOWS)
+    third = thirds(validation.horizon)
+    factors = student.quantile_head.calibration
+    factors.fill_(1.0)
+    forecast = quantile_forecaster(student, job)
+    before = score_quantiles(forecast, sample, EVAL_BATCH, job)
+    middle = (len(sample) + 1) // 2  # windows lie series by series, and there by time
+    asked = []
+    for half in (slice(None, middle), slice(middle, None)):
+        windows = dataclasses.replace(
+            sample, starts=sample.starts[half], series=sample.series[half]
+        )
+        asked.append(covering_factors(forecast, windows, job).log())
+    milder = torch.where(asked[0].abs() < asked[1].abs(), *asked)
+    fitted = torch.where(asked[0] * asked[1] > 0, milder, 0.0).exp()  # (3,)
+    factors.copy_(fitted[third])
+    after = score_quantiles(forecast, sample, EVAL_BATCH, job)
+    helps = torch.tensor(after.wql_by_third) < torch.tensor(before.wql_by_third)
+    factors.copy_(torch.where(helps, fitted, 1.0)[third])
+    return score_quantiles(forecast, sample, EVAL_BATCH, job)
+
+
+def covering_factors(forecast, windows, job):
+    """Factors (3,) by which the 80 % band holds 80 % of each third's points; 1 without any."""
+    by_step = torch.zeros(len(FACTORS) + 1, windows.horizon).double()
+    own = np.arange(job.rank, len(windows), job.world_size)
+    for first in range(0, len(own), EVAL_BATCH):
+        index = own[first : first + EVAL_BATCH]
+        context, truth, observed = windows.batch(index)
+        low, middle, high = forecast(index, context)[:, [0, MIDDLE, -1]].unbind(1)
+        reach = torch.where(truth > middle, high - middle, middle - low)
+        needed = (truth - middle).abs() / reach  # the factor that takes the band there
+        place = torch.bucketize(needed, FACTORS)  # the last one: out of reach
+        by_step.scatter_add_(0, place, observed.double())
+    by_third = sums_by_third(job.sum(by_step))  # (factors + 1, 3)
+    points = by_third.sum(0)
+    is_enough = by_third.cumsum(0) >= (LEVELS[-1] - LEVELS[0]) * points
+    first = is_enough.int().argmax(0).clamp(max=len(FACTORS) - 1)
+    return torch.where(points > 0, FACTORS[first], 1.0)
 
 
 # -- What is kept ----------------------------------------------------------------------------------
@@ -6936,9 +7582,13 @@ def labels_of(windows, training_windows, request, job):
         voice.say("Teacher loaded")
         return teacher
 
+    if request.quantiles == "on" and not request.with_quantiles:
+        voice.note("--teacher_point mean draws no samples: quantiles are learned from truth alone")
     has_all_freqs = set(windows.freqs) <= set(training_windows.freqs)
     judged_on = training_windows if has_all_freqs else windows
     labels = get_labels(LabelTask(windows, judged_on, request, load, BASELINES), job)
+    if request.with_quantiles and labels.manifest.get("quantiles") == []:
+        voice.note("the teacher gives no quantiles: they are learned from truth alone")
     if labels.damaged:
         voice.note(
             "{} windows have a non-finite label; where they train, they train on truth alone",
@@ -6985,6 +7635,9 @@ def train_in(folder, args, job):
     voice.say("\nSeason in steps: {}", linked(seasons, ", "))
     voice.say("\nCreating student...")
     size = sum(weight.numel() for weight in new_student(facts).parameters())
+    if args.quantiles == "on":
+        whole = PatchStudent(**facts["student_config"], quantile_width=QUANTILE_WIDTH)
+        size += sum(weight.numel() for weight in whole.quantile_head.parameters())
     voice.say("Student parameters: {:,}", size)
     patches = math.ceil(args.context_length / args.patch_size)
     voice.say("Student patches: {} of {} points", patches, args.patch_size)
@@ -6993,6 +7646,8 @@ def train_in(folder, args, job):
     progress = train_student(args, data, labels, facts, content, job)
 
     best = folder / progress.best_file
+    if args.quantiles == "on":
+        add_quantiles(best, args, data, labels, job)
     job.on_rank_zero(lambda: draw_history(folder / "training.png", progress.history))
     voice.say("\nBest epoch: {}, {}", progress.best_epoch, best)
     teacher_beside = None  # in the demo alone, as its forecasts of the test windows take time
@@ -7100,6 +7755,57 @@ def train_student(args, data, labels, facts, content, job):
     if not progress.best_file:
         raise UserError("no epoch gave a finite validation loss; try a lower --learning_rate")
     return progress
+
+
+def add_quantiles(path, args, data, labels, job):
+    """Teach the best student of a run quantiles, in its checkpoint, unless it knows them."""
+    content = read_checkpoint(path, build_student)
+    windows = data.windows["train"]
+    steps = min(QUANTILE_STEPS, args.num_epochs * math.ceil(len(windows) / args.batch_size))
+    if (content.get("quantiles") or {}).get("steps") == steps:
+        return
+    voice = job.voice
+    voice.say("\nLearning quantiles: {:,} steps", steps)
+    alpha = content["run_config"]["alpha"]
+    training = Training(
+        windows=windows,
+        validation=data.windows["validation"],
+        labels=labels if alpha != 0 else None,
+        config=dataclasses.replace(pick(TrainConfig, args), alpha=alpha),
+        facts={},
+        folder=path.parent,
+    )
+    student = student_to_teach(content, args.seed)
+    scores = learn_quantiles(student, training, steps, job)
+    if not math.isfinite(scores.wql):
+        voice.warn("the quantiles are not finite on validation: the student does without them")
+        return
+    voice.say(
+        "Quantiles: validation WQL {:.4f}, {:.1f} % of the points lie in the 80 % band",
+        *(scores.wql, 100 * scores.coverage_80),
+    )
+    content["student_config"] = content["student_config"] | {"quantile_width": QUANTILE_WIDTH}
+    content["model_state_dict"] = student.cpu().state_dict()
+    content["quantiles"] = {"steps": steps, "wql": scores.wql, "coverage_80": scores.coverage_80}
+    job.on_rank_zero(lambda: save_content(path, content))
+
+
+def student_to_teach(content, seed):
+    """The student of a checkpoint, with a quantile head that knows nothing."""
+    torch.manual_seed(seed)
+    config = content["student_config"] | {"quantile_width": QUANTILE_WIDTH}
+    student = PatchStudent(**config)
+    fresh = student.quantile_head.state_dict(prefix="quantile_head.")
+    student.load_state_dict(content["model_state_dict"] | fresh)
+    return student
+
+
+def save_content(path, content):
+    """Write a checkpoint in the place of another one."""
+    raw = io.BytesIO()  # into memory first: torch.save does not tell that a disk is full
+    torch.save(content, raw)
+    with atomic(path) as file:
+        file.write(raw.getbuffer())
 
 
 def run_facts(args, data):
@@ -7332,6 +8038,8 @@ class Panel:
     y_label: str = ""
     is_log: bool = False
     heading: str = ""  # of the whole picture, from its first panel
+    # Name of a curve -> (lower, upper) edge (H,) of what is shaded around it.
+    bands: dict = dataclasses.field(default_factory=dict)
 
 
 def draw(path, panels):
@@ -7350,6 +8058,9 @@ def draw(path, panels):
             style = {"color": colours[name], "linewidth": 1.3}
             (line,) = axis.plot(on_clock(panel.ahead), curve, **style)
             lines.setdefault(name, line)
+        for name, (low, high) in panel.bands.items():
+            shade = {"color": colours[name], "alpha": 0.15, "linewidth": 0}
+            axis.fill_between(on_clock(panel.ahead), low, high, **shade)
         if panel.begins is not None:
             axis.axvline(on_clock(panel.begins), color="0.8", linestyle="--", zorder=0)
         set_ticks(axis, panel)
@@ -7582,6 +8293,7 @@ class Row:
     """A forecaster in the table of an evaluation."""
 
     scores: Scores
+    quantiles: QuantileScores | None = None  # where it has quantiles
     cost: Cost | None = None
     alpha: float | None = None  # of a student
     weights_id: str | None = None  # of a student
@@ -7591,6 +8303,8 @@ class Row:
     def to_json(self):
         """The row of evaluation.json."""
         content = dataclasses.asdict(self.scores)
+        if self.quantiles:
+            content.update(dataclasses.asdict(self.quantiles))
         if self.cost:
             content.update(dataclasses.asdict(self.cost))
         if self.weights_id:
@@ -7616,21 +8330,33 @@ def compare(entrants, data, folder, job):
     """
     test = data.windows["test"]
     forecasters = {}
+    fans = {}  # name -> forecaster of quantiles, of those that have them
     for name, opened in entrants.students.items():
         student = copy.deepcopy(opened.student).to(job.device)
         forecasters[name] = forecaster(student, job)
+        if student.quantile_head is not None:
+            fans[name] = quantile_forecaster(student, job)
     labels = None
-    if entrants.teacher:
-        labels = labels_of(test, data.windows["train"], entrants.teacher, job)
+    request = entrants.teacher
+    if request:
+        if not fans:  # nobody's quantiles would stand beside the teacher's
+            request = dataclasses.replace(request, quantiles="off")
+        labels = labels_of(test, data.windows["train"], request, job)
         forecasters["teacher"] = label_forecaster(labels)
+        if labels.offsets is not None:
+            fans["teacher"] = label_quantiles(labels)
     for name, other in entrants.others.items():
         forecasters[name] = other_forecaster(other, test)
+        if other.has_quantiles(test):
+            fans[name] = other_quantiles(other, test)
     for name, naive in BASELINES.items():
         forecasters[name] = naive_forecaster(naive, test)
 
     rows = {}
     for name, forecast in forecasters.items():
         rows[name] = Row(score(forecast, test, EVAL_BATCH, job))
+    for name, fan in fans.items():
+        rows[name].quantiles = score_quantiles(fan, test, EVAL_BATCH, job)
     if job.rank != 0:
         return None
     for name, opened in entrants.students.items():
@@ -7645,9 +8371,10 @@ def compare(entrants, data, folder, job):
         rows[name].is_other = True
 
     tell_rows(rows, len(test), job.voice)
+    tell_quantiles(rows, job.voice)
     tell_verdict(rows, job.voice)
     save_evaluation(folder / "evaluation.json", rows, test)
-    draw_evaluation(folder, rows, forecasters, test)
+    draw_evaluation(folder, rows, forecasters, fans, test)
     job.voice.say("Table and pictures: {}", folder)
     return rows
 
@@ -7662,9 +8389,24 @@ def label_forecaster(labels):
     return lambda index, _context: torch.from_numpy(np.array(labels.array[index]))
 
 
+def label_quantiles(labels):
+    """`forecast(index, context)` that looks up quantiles; 0 where they are not finite."""
+
+    def forecast(index, context):
+        quantiles, _ = labels.quantile_batch(index, context)
+        return quantiles
+
+    return forecast
+
+
 def other_forecaster(other, windows):
     """`forecast(index, context)` of an OwnForecaster, as `score` takes it."""
-    return lambda index, _context: torch.from_numpy(other.forecast_windows(windows, index))
+    return lambda index, _context: other.answer_windows(windows, index).points
+
+
+def other_quantiles(other, windows):
+    """`forecast(index, context)` of an OwnForecaster's quantiles, as `score_quantiles` takes it."""
+    return lambda index, _context: other.answer_windows(windows, index).quantiles
 
 
 def milliseconds(call):
@@ -7699,7 +8441,7 @@ def student_cost(opened, test):
 
 def other_cost(other, test):
     """Cost of an OwnForecaster."""
-    return Cost(milliseconds(lambda: other.forecast_windows(test, np.arange(1))))
+    return Cost(milliseconds(lambda: other.answer_windows(test, np.arange(1))))
 
 
 def teacher_cost(request, labels, test, voice):
@@ -7736,6 +8478,28 @@ def tell_rows(rows, count, voice):
             "  {}  MSE {:.4f}  MAE {:.4f}  MASE {:.4f}{}",
             *(names[name].ljust(width), scores.mse, scores.mae, scores.mase, cost),
         )
+
+
+def tell_quantiles(rows, voice):
+    """Print how good quantiles are, where there are any."""
+    names = short_names(rows)
+    having = {name: row.quantiles for name, row in rows.items() if row.quantiles}
+    if not having:
+        return
+    width = max(len(names[name]) for name in having)
+    voice.say("\nQuantiles 0.1 to 0.9, over the whole horizon (and by third of it):")
+    for name, scores in having.items():
+        voice.say(
+            "  {}  WQL {:.4f} ({})  in the 80 % band {:.1f} % ({})",
+            *(names[name].ljust(width), scores.wql, as_list(scores.wql_by_third, 4)),
+            100 * scores.coverage_80,
+            as_list([100 * share for share in scores.coverage_80_by_third], 1),
+        )
+
+
+def as_list(values, digits):
+    """Numbers as text; those that are not there are left out."""
+    return ", ".join(f"{value:.{digits}f}" for value in values if math.isfinite(value))
 
 
 def short_names(names):
@@ -7912,7 +8676,7 @@ def save_evaluation(path, rows, test):
         file.write(json_text(table, indent=1).encode())
 
 
-def draw_evaluation(folder, rows, forecasters, test):
+def draw_evaluation(folder, rows, forecasters, fans, test):
     """Draw the error by step of the horizon, and forecasts of three test windows."""
     names = [name for name in rows if name != "last value"]
     curves = {name: rows[name].scores.mse_by_step for name in names}
@@ -7921,10 +8685,15 @@ def draw_evaluation(folder, rows, forecasters, test):
     index = np.linspace(0, len(test) - 1, 5).astype(np.int64)[1:-1]
     context, truth, _ = test.batch(index)
     forecasts = {name: forecasters[name](index, context) for name in names}
+    bands = {name: fan(index, context)[:, [0, -1]] for name, fan in fans.items()}
     panels = []
     for row, window in enumerate(index):
         own = {name: forecast[row] for name, forecast in forecasts.items()}
-        panels.append(window_panel(test, window, (context[row], truth[row]), own))
+        panel = window_panel(test, window, (context[row], truth[row]), own)
+        origin = test.origins[test.series[window]]
+        for name, band in bands.items():
+            panel.bands[name] = [origin.in_units(edge) for edge in band[row]]
+        panels.append(panel)
     panels[0].heading = f"{len(index)} of {len(test):,} test windows"
     draw(folder / "forecast.png", panels)
 
@@ -7968,6 +8737,7 @@ class SeriesForecast:
     context: LastContext
     index: pd.Index  # (H,), timestamps or step numbers
     values: np.ndarray | None = None  # (H,), in the file's units
+    quantiles: np.ndarray | None = None  # (9, H), likewise, if the student has them
 
 
 def predict(args, voice, _stop):
@@ -7987,6 +8757,8 @@ def predict(args, voice, _stop):
             problem = UserError("{}\nA student of shorter lengths fits:\n  {}", problem, command)
         raise problem
     tell_contexts(forecasts, skipped, opened.content.get("freqs", []), voice)
+    if opened.student.quantile_head is None:
+        voice.note("this student has no quantiles: it forecasts the point alone")
 
     fill_in(forecasts, opened.student)
     if args.backtest:
@@ -8000,7 +8772,7 @@ def predict(args, voice, _stop):
         for forecast in forecasts:
             tell_backtest(forecast, run_config.get("season", "auto"), voice)
     output = user_path(args.output)
-    save_forecasts(output, forecasts, file)
+    save_forecasts(output, forecasts, file, args.levels)
     picture = output.with_suffix(".png")
     if args.plot:
         draw_forecasts(picture, forecasts, held_out, run_config.get("season", "auto"))
@@ -8063,8 +8835,11 @@ def reading_of(args, run_config):
     return pick(ReadConfig, argparse.Namespace(**values))
 
 
-def forecast_frame(student, frame, columns=None):
+def forecast_frame(student, frame, columns=None, levels=("0.1", "0.9")):
     """DataFrame of the next H steps of the series in a DataFrame: a column each, by their dates.
+
+    After the column NAME of a series stand NAME_q0.1 and NAME_q0.9, if the student has quantiles;
+    `levels` names others of the nine, as text.
 
     Dates are the index of the frame (a DatetimeIndex) or a column of it; it is read as `predict`
     reads a CSV, with the columns of the student's training unless `columns` (a list) names others.
@@ -8072,15 +8847,37 @@ def forecast_frame(student, frame, columns=None):
     """
     given = argparse.Namespace(columns=columns)
     series = series_of_frame(frame, reading_of(given, dict(student.info).get("run_config", {})))
-    ahead = {}
+    forecasts = []
     for one in series:
         try:
             context = last_context(one.values, student.context_length)
         except Unusable as reason:
             raise UserError("{}: {}", one.name, reason) from reason
         index = steps_after(one, student.prediction_length)
-        ahead[one.column] = pd.Series(student.forecast(context.values), index)
-    return pd.concat(ahead, axis=1, sort=True).rename_axis(index.name)
+        forecasts.append(SeriesForecast(one, context, index))
+    fill_in(forecasts, student)
+    table = forecast_table(forecasts, {one.column: one.column for one in series}, levels)
+    return table.rename_axis(index.name)
+
+
+def forecast_table(forecasts, names, levels):
+    """DataFrame of SeriesForecasts by step: a column for each series, and after it its quantiles.
+
+    `names` are those of the columns, by that of the series' own.
+    """
+    columns = {}
+    for forecast in forecasts:
+        name = names[forecast.series.column]
+        columns[name] = pd.Series(forecast.values, forecast.index)
+        if forecast.quantiles is None or "none" in levels:
+            continue
+        for level in levels:
+            own_name = f"{name}_q{level}"
+            while own_name in names.values() or own_name in columns:  # of another series
+                own_name += "_"
+            values = forecast.quantiles[LEVEL_NAMES.index(level)]
+            columns[own_name] = pd.Series(values, forecast.index)
+    return pd.concat(columns, axis=1, sort=True)
 
 
 def series_of_frame(frame, reading):
@@ -8168,13 +8965,14 @@ def context_warnings(series, context, trained_on):
 
 
 def fill_in(forecasts, student):
-    """Compute the values of SeriesForecasts."""
+    """Compute the values of SeriesForecasts, and their quantiles where there are any."""
     contexts = np.stack([forecast.context.values for forecast in forecasts])
-    parts = torch.from_numpy(contexts).split(EVAL_BATCH)
-    with torch.inference_mode():
-        values = torch.cat([student(part) for part in parts]).numpy()  # (series, H) float64
-    for forecast, own in zip(forecasts, values, strict=True):
-        forecast.values = own
+    # (series, H) and (series, 9, H), float64
+    values, quantiles = student.without_gradients(torch.from_numpy(contexts))
+    for number, forecast in enumerate(forecasts):
+        forecast.values = values[number].numpy()
+        if quantiles is not None:
+            forecast.quantiles = quantiles[number].numpy()
 
 
 def tell_backtest(forecast, season, voice):
@@ -8209,15 +9007,14 @@ def naive_values(forecast, season):
     return seasonal_naive(context, period, len(forecast.values))[0].numpy()
 
 
-def save_forecasts(output, forecasts, file):
+def save_forecasts(output, forecasts, file, levels):
     """Write the CSV of the forecasts, a column for each series, in the form of their FileRead.
 
+    After each of them stand its quantiles of these levels, where there are any.
     The stamps, the separator and the decimal mark are as in the input; .gz is packed.
     """
-    columns = {}
-    for forecast in forecasts:
-        columns[as_text_cell(forecast.series.column)] = pd.Series(forecast.values, forecast.index)
-    table = pd.concat(columns, axis=1, sort=True)
+    columns = [forecast.series.column for forecast in forecasts]
+    table = forecast_table(forecasts, {name: as_text_cell(name) for name in columns}, levels)
     stamps = {forecasts[0].index.name: table.index}
     if file.times:
         stamps = stamp_columns(table.index, file.times)
@@ -8263,6 +9060,8 @@ def draw_forecasts(picture, forecasts, held_out, season):
             curves["seasonal-naive"] = naive_values(forecast, season)
         begins = steps[len(steps) - held_out - 1]
         panel = Panel(series.name, steps, known, forecast.index, curves, begins)
+        if forecast.quantiles is not None:
+            panel.bands["forecast"] = forecast.quantiles[[0, -1]]
         panel.x_label = forecast.index.name or ""
         panel.y_label = series.column
         panels.append(panel)
@@ -8322,13 +9121,16 @@ def export_onnx(student, path, contexts):
     import onnxscript  # noqa: F401  torch.onnx needs it
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages we do not need
+    with_quantiles = student.quantile_head is not None
+    outputs = ["forecast", "quantiles"] if with_quantiles else ["forecast"]
+    network = PointsAndQuantiles(student).eval() if with_quantiles else student
     with torch.inference_mode(), without_warning_of_torch():
-        truth = student(contexts)
+        truths = network(contexts)
         program = torch.onnx.export(
-            student,
+            network,
             (contexts[:2],),
             input_names=["context"],
-            output_names=["forecast"],
+            output_names=outputs,
             dynamic_shapes={"context": {0: torch.export.Dim("batch")}},
             dynamo=True,
             verbose=False,
@@ -8339,18 +9141,35 @@ def export_onnx(student, path, contexts):
         file = Path(folder, path.name)
         program.save(file, external_data=False)
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        forecasts = []
+        found = []
         for part in contexts.split([len(contexts) - 1, 1]):  # a batch, and a single one
-            forecasts += session.run(None, {"context": part.numpy()})
-        _, deviation = instance_scale(contexts)
-        difference = (torch.from_numpy(np.concatenate(forecasts)) - truth) / deviation
-        largest = float(difference.abs().max())
+            found.append(session.run(outputs, {"context": part.numpy()}))
+        truths = truths if with_quantiles else [truths]
+        largest = max(map(largest_difference, zip(*found, strict=True), truths, [contexts] * 2))
         if not largest < ONNX_TOLERANCE:
             raise UserError(
                 "{}: not kept: it differs from PyTorch by {:.1e} deviations", path, largest
             )
         os.replace(file, path)
     return largest
+
+
+class PointsAndQuantiles(nn.Module):
+    """All that a student forecasts, as a network of one input."""
+
+    def __init__(self, student):
+        super().__init__()
+        self.student = student
+
+    def forward(self, context):
+        return self.student(context, with_quantiles=True)
+
+
+def largest_difference(parts, truth, contexts):
+    """Largest difference of forecasts (in parts) from the true ones, in deviations of contexts."""
+    _, deviation = instance_scale(contexts)
+    difference = torch.from_numpy(np.concatenate(parts)) - truth  # (B, H), or (B, 9, H)
+    return float((difference.flatten(1) / deviation).abs().max())
 
 
 @contextlib.contextmanager
@@ -8371,6 +9190,7 @@ def onnx_facts(student):
         "context_length": student.context_length,
         "prediction_length": student.prediction_length,
         "sampling_frequency": ", ".join(student.info.get("freqs", [])),
+        "quantile_levels": ", ".join(LEVEL_NAMES) if student.quantile_head else "none",
         "teacher": teacher.get("teacher", "unknown"),
         "licence": teacher.get("licence", "unknown"),
     }
@@ -8413,6 +9233,9 @@ def read_evaluation(path, opened):
                 continue
             shown = "student" if "weights" in row else name
             rows[shown] = {metric: row[metric] for metric in METRICS}
+            for metric in QUANTILE_METRICS:
+                if row.get(metric) is not None:
+                    rows[shown][metric] = row[metric]
         if "student" not in rows or table["test"] != opened.content.get("data", {}).get("test"):
             return None
         return {"windows": table["windows"], "rows": rows}
@@ -8444,10 +9267,9 @@ def list_labels(cache, voice):
         if not manifest:
             voice.say("{}: its manifest is damaged", folder.name)
             continue
-        file = LabelFile(folder, manifest)
+        file = LabelFile(folder, manifest, has_quantiles(manifest))
         key = manifest["key"]
-        done = len(file.made()) / file.count
-        megabytes = 4e-6 * file.windows * file.horizon
+        done = len(file.made()) / file.points.count
         patches = []
         if key["point"] != OWN_POINT:
             patches = [Message("patch {}", (str(manifest["patch_sizes"]),))]
@@ -8455,9 +9277,9 @@ def list_labels(cache, voice):
             manifest["teacher"],
             Message("{:,} windows", (file.windows,)),
             Message("{} -> {}", (key["context"], key["horizon"])),
-            key["point"],
+            Message("{} and quantiles", (key["point"],)) if file.quantiles else key["point"],
             *patches,
-            Message("{:.1f} MB", (megabytes,)),
+            Message("{:.1f} MB", (file.megabytes,)),
             Message("{:.0f} % made", (100 * done,)),
             manifest["made"],
         ]

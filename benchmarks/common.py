@@ -102,6 +102,7 @@ def teacher_request(name, **changes):
         "num_samples": 100,
         "teacher_batch_size": 256,
         "teacher_precision": "32",
+        "quantiles": "off",
         "label_cache": "",
     }
     assert not changes.keys() - settings.keys()

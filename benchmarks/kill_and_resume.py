@@ -93,16 +93,20 @@ class Run:
         for folder in sorted((self.folder / "labels").glob("*/")):
             manifest = md.read_manifest(folder)
             if manifest:
-                found.append(md.LabelFile(folder, manifest))
+                found.append(md.LabelFile(folder, manifest, md.has_quantiles(manifest)))
         assert len(found) <= 1, f"{len(found)} label files"
         return found[0] if found else None
 
     def blocks(self):
-        """The bytes of each block of its labels, None where there are none."""
+        """(part, number, bytes) of each block of its labels, None for bytes that are not there."""
         file = self.labels()
         if file is None:
             return []
-        return [file.read(number) for number in range(file.count)]
+        found = []
+        for part in file.parts:
+            for number in range(part.count):
+                found.append((part, number, part.read(number)))
+        return found
 
     def phase(self):
         """What it was doing when it was stopped."""
@@ -137,13 +141,13 @@ def problems(run, plain_blocks):
     if metrics.is_file():
         for line in metrics.read_text().splitlines():
             json.loads(line)
-    file = run.labels()
-    for number, content in enumerate(run.blocks()):
-        was_written = file.block_path(number).exists() or file.path.exists()
+    for block, plain_block in zip(run.blocks(), plain_blocks, strict=False):
+        part, number, content = block
+        was_written = part.block_path(number).exists() or part.path.exists()
         if content is None and was_written:
-            wrong.append(f"block {number} of the labels is damaged")
-        if content is not None and content != plain_blocks[number]:
-            wrong.append(f"block {number} holds other labels")
+            wrong.append(f"block {number} of {part.path.name} is damaged")
+        if content is not None and content != plain_block[2]:
+            wrong.append(f"block {number} of {part.path.name} is another one")
     return wrong
 
 
@@ -255,7 +259,7 @@ def torture(root, kills, seed, epochs, windows, tell):
     seconds = time.perf_counter() - began
     file = plain.labels()
     tell(
-        f"uninterrupted: {seconds:.1f} s, {file.windows} labels in {file.count} blocks,"
+        f"uninterrupted: {seconds:.1f} s, {file.windows} labels in {file.points.count} blocks,"
         f" best epoch {plain.result()['best epoch']}"
     )
 

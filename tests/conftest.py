@@ -25,7 +25,7 @@ SMALL += " --patch_size 8 --device cpu --devices 1 --teacher_precision 32"
 # What else decides such a run, whatever the script's defaults are.
 SMALL_RUN = "--num_epochs 2 --max_windows 10 --learning_rate 1e-3 --lang en --columns first"
 SMALL_RUN += " --max_files 0 --split_by auto --split_ratio 8:1:1 --split_seed 0 --season auto"
-SMALL_RUN += " --max_gap 16 --stride 1 --teacher_patch_size auto --num_samples 5"
+SMALL_RUN += " --max_gap 16 --stride 1 --teacher_patch_size auto --num_samples 5 --quantiles on"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -130,6 +130,7 @@ def teacher_request(folder, cache, **changes):
         "num_samples": 5,
         "teacher_batch_size": 8,
         "teacher_precision": "32",
+        "quantiles": "off",
         "label_cache": str(cache),
     }
     assert not changes.keys() - settings.keys()
@@ -139,6 +140,17 @@ def teacher_request(folder, cache, **changes):
 def load_teacher(folder):
     """Teacher of a local folder, on the CPU."""
     return md.load_teacher(teacher_request(folder, "unused"), torch.device("cpu"), print)
+
+
+def answering(forecast):
+    """`forecast(teacher, context, horizon, patch_size)` as Teacher.answer; its quantiles are it."""
+
+    def answer(teacher, context, asked):
+        points = forecast(teacher, context, asked.horizon, asked.patch_size)
+        quantiles = points[:, None].repeat(1, len(md.LEVELS), 1)
+        return md.Answer(points, quantiles if asked.with_quantiles else None)
+
+    return answer
 
 
 def label_task(windows, request, load=None):

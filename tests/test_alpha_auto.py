@@ -6,6 +6,7 @@ import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import hourly
 from test_training import FIXED, differences, each_call, signal_at
@@ -110,7 +111,9 @@ def test_a_teacher_that_misleads_is_told_plainly(
 ):
     def label_windows(_teacher, windows, index, _request, seed):
         """The mirror image of the truth."""
-        return -windows.batch(index)[1].numpy()
+        points = -windows.batch(index)[1].numpy()
+        quantiles = points[:, None].repeat(len(md.LEVELS), 1)
+        return md.WindowLabels(points, quantiles, np.ones((len(index), 1)))
 
     monkeypatch.setattr(md, "label_windows", label_windows)
     folder = tmp_path / "run"

@@ -171,7 +171,7 @@ def test_the_teachers_row_is_the_error_of_its_labels(trained, evaluated, teacher
     labels = []
     for number, first in enumerate(range(0, len(test), block)):
         index = np.arange(first, min(len(test), first + block))
-        labels.append(md.label_windows(teacher, test, index, request, seed=number))
+        labels.append(md.label_windows(teacher, test, index, request, seed=number).points)
     _, truth, _ = test.batch(np.arange(len(test)))
     error = torch.from_numpy(np.concatenate(labels)) - truth
     mse = rows_of(evaluated[0])["teacher"]["mse"]
@@ -367,7 +367,7 @@ def test_labels_of_the_test_windows_come_from_the_cache_where_they_are(
     words = [trained / "distilled", "--with_teacher", "--output_dir"]
     assert evaluate(*words, tmp_path / "a") == 0
     capsys.readouterr()
-    monkeypatch.setattr(md.Teacher, "forecast", fail)
+    monkeypatch.setattr(md.Teacher, "answer", fail)
     monkeypatch.setattr(md, "fingerprint", lambda *_: None)  # as on a machine that has no weights
     assert evaluate(*words, tmp_path / "b") == 0
     assert "Label cache hit" in capsys.readouterr().out

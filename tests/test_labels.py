@@ -1,6 +1,7 @@
 """The label cache: its hits and misses, interruption and damage, and where it can be carried."""
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ import torch
 from conftest import (
     SCRIPT,
     SMALL,
+    answering,
     data_config,
     hourly,
     label_task,
@@ -39,8 +41,9 @@ DATA += " --max_gap 16 --season auto --stride 1 --max_windows 4"
 TEACHER = "--teacher_patch_size 16 --teacher_point median --num_samples 5"
 TEACHER += " --teacher_batch_size 8 --teacher_precision 32"
 LENGTHS = "--context_length 64 --prediction_length 16 --device cpu --devices 1"
-LABEL = f"label {LENGTHS} --lang en {DATA} {TEACHER}".split()
-TRAIN = f"train {SMALL} --devices 1 --lang en {DATA} {TEACHER} --num_epochs 1 --alpha 0.5".split()
+LABEL = f"label {LENGTHS} --lang en {DATA} {TEACHER} --quantiles on".split()
+RUN = "--num_epochs 1 --alpha 0.5 --quantiles on"
+TRAIN = f"train {SMALL} --devices 1 --lang en {DATA} {TEACHER} {RUN}".split()
 WINDOWS, BLOCKS = 40, 5  # csv_folder's ten training files, 4 windows each; a block is 8 windows
 
 
@@ -57,18 +60,18 @@ class Lab:
         self.cache = root / "cache"
         self.forecasts = []
         self.loads = 0
-        forecast = md.Teacher.forecast
+        answer = md.Teacher.answer
         load = md.load_teacher
 
-        def counted_forecast(teacher, context, *more):
+        def counted_answer(teacher, context, asked):
             self.forecasts.append(len(context))
-            return forecast(teacher, context, *more)
+            return answer(teacher, context, asked)
 
         def counted_load(*arguments):
             self.loads += 1
             return load(*arguments)
 
-        monkeypatch.setattr(md.Teacher, "forecast", counted_forecast)
+        monkeypatch.setattr(md.Teacher, "answer", counted_answer)
         monkeypatch.setattr(md, "load_teacher", counted_load)
         monkeypatch.setattr(md, "draw", lambda *_: None)  # pictures take time
 
@@ -407,7 +410,7 @@ def test_a_teacher_worse_than_naive_is_a_loud_warning(lab, monkeypatch, capsys, 
         return repeat(context, 24, horizon)
 
     if good:
-        monkeypatch.setattr(md.Teacher, "forecast", daily)
+        monkeypatch.setattr(md.Teacher, "answer", answering(daily))
     assert lab.run(LABEL)[0] == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     if good:
@@ -433,7 +436,7 @@ def knows_the_week_with_8_and_the_day_with_32(_teacher, context, horizon, patch,
 
 def test_auto_takes_the_best_patch_size_of_each_frequency(lab, monkeypatch):
     add_daily_files(lab.data)
-    monkeypatch.setattr(md.Teacher, "forecast", knows_the_week_with_8_and_the_day_with_32)
+    monkeypatch.setattr(md.Teacher, "answer", answering(knows_the_week_with_8_and_the_day_with_32))
     assert lab.run(LABEL, "--teacher_patch_size", "auto")[0] == 0
     assert md.read_manifest(lab.folder())["patch_sizes"] == {"D": 8, "h": 32}
 
@@ -450,7 +453,7 @@ def test_auto_takes_the_best_patch_size_of_each_frequency(lab, monkeypatch):
 def test_patch_sizes_that_are_known_are_taken_and_others_chosen(lab, monkeypatch):
     """Those of a student's own labels, where evaluate finds one more frequency."""
     add_daily_files(lab.data)
-    monkeypatch.setattr(md.Teacher, "forecast", knows_the_week_with_8_and_the_day_with_32)
+    monkeypatch.setattr(md.Teacher, "answer", answering(knows_the_week_with_8_and_the_day_with_32))
     known = teacher_request(lab.teacher, lab.cache, teacher_patch_size={"h": 16, "MS": 64})
     task = label_task(windows_of(lab.data), known)
     sizes, _seconds = md.choose_patch_sizes(task.load(), task, quiet_voice())
@@ -481,14 +484,15 @@ def test_label_of_a_constant_window_is_its_constant(lab):
 
 def break_labels(monkeypatch, rows, value):
     """From now on the teacher's forecast is `value` at one step of these rows of each block."""
-    original = md.Teacher.forecast
+    original = md.Teacher.answer
 
     def broken(*arguments):
-        forecast = original(*arguments).clone()
-        forecast[rows, 3] = value
-        return forecast
+        answer = original(*arguments)
+        points = answer.points.clone()
+        points[rows, 3] = value
+        return dataclasses.replace(answer, points=points)
 
-    monkeypatch.setattr(md.Teacher, "forecast", broken)
+    monkeypatch.setattr(md.Teacher, "answer", broken)
 
 
 def best_weights(lab):
@@ -576,14 +580,14 @@ def test_an_interrupted_labelling_goes_on_to_the_same_bytes(
 
 
 def test_sigterm_to_a_process_that_labels_keeps_its_blocks(lab, whole, start_fork, monkeypatch):
-    forecast = md.Teacher.forecast
+    answer = md.Teacher.answer
 
-    def slow(teacher, context, *more):
+    def slow(teacher, context, asked):
         time.sleep(0.3 if len(context) == 8 else 0)
-        return forecast(teacher, context, *more)
+        return answer(teacher, context, asked)
 
     with monkeypatch.context() as patch:
-        patch.setattr(md.Teacher, "forecast", slow)
+        patch.setattr(md.Teacher, "answer", slow)
         fork = start_fork(lab.words(LABEL), "fork")
     limit = time.monotonic() + 60
     while not list(lab.cache.glob("*/blocks/00000001.bin")):
@@ -629,7 +633,7 @@ def test_another_run_that_finishes_the_same_labels_meanwhile_does_no_harm(lab, w
     assert lab.run(LABEL)[0] == 0 and inner == ["begun", 0]
     assert lab.bytes() == whole
     names = sorted(path.name for path in lab.folder().iterdir())
-    assert names == ["labels.bin", "manifest.json"]
+    assert names == ["labels.bin", "manifest.json", "quantiles.bin"]
 
 
 def test_of_two_runs_that_begin_at_once_the_first_decides(lab, monkeypatch):

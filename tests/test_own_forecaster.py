@@ -62,7 +62,7 @@ def forecast(context, horizon):
     return context[:, :horizon]
 """
     forecaster = md.own_forecaster(str(write(tmp_path, keeping, "keeping.py")))
-    forecaster.forecast_windows(windows, np.arange(3))
+    forecaster.answer_windows(windows, np.arange(3))
     (seen,) = forecaster.function.__globals__["seen"]
     origin = windows.origins[windows.series[0]]
     np.testing.assert_allclose(seen[0], origin.in_units(context[0]), rtol=1e-5)

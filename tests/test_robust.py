@@ -173,9 +173,9 @@ def test_a_disk_that_is_full_while_labelling_loses_no_block(data, teacher_folder
     assert not (tmp_path / "run").exists()
     (folder,) = (tmp_path / "labels").iterdir()
     file = md.LabelFile(folder, md.read_manifest(folder))
-    assert file.count > 1
+    assert file.points.count > 1
     assert file.missing() == []
-    assert not file.path.exists()
+    assert not file.points.path.exists()
     assert not list(folder.glob(".*"))
     assert md.main(argv) == 0
 
@@ -229,7 +229,7 @@ def test_two_runs_share_a_cache_at_the_same_time(
     assert others[0].returncode == 0, errors
     monkeypatch.undo()
     (shared,) = (tmp_path / "labels").iterdir()
-    count = md.LabelFile(shared, md.read_manifest(shared)).count
+    count = md.LabelFile(shared, md.read_manifest(shared)).points.count
     assert 2 <= len(written) < count  # both have made some
 
     assert md.main(argv_of("alone", 3, tmp_path / "alone")) == 0

@@ -547,20 +547,27 @@ def test_the_teacher_is_frozen_and_in_eval_mode(random_teacher):
 # --- points of the distribution ---
 
 
+def asked(point, samples):
+    """A Question about the points; lengths do not matter where the distribution is at hand."""
+    return md.Question(16, 16, point, samples)
+
+
 def test_samples_are_those_of_the_predicted_mixture(random_teacher):
     """How many samples a component gives is drawn first: their quantiles are uni2ts's own."""
     context = walks(3, 64).float()
     parameters, loc, scale = random_teacher.predict_distribution(context, 16, 16)
     count = 20_000
     torch.manual_seed(1)
-    median = random_teacher.points_of(copy.deepcopy(parameters), loc, scale, "median", count)
+    median = random_teacher.summarize(
+        copy.deepcopy(parameters), loc, scale, asked("median", count)
+    )[0]
     output = random_teacher.module.distr_output
     mixture = output.distribution(copy.deepcopy(parameters), loc=loc, scale=scale)
     own = mixture.sample((count,)).sort(0).values  # (samples, B, 1, P)
     low = own[int(0.485 * count)]  # 4 standard errors of a median's rank to each side
     high = own[int(0.515 * count)]
     assert ((low <= median) & (median <= high)).all()
-    mean = random_teacher.points_of(copy.deepcopy(parameters), loc, scale, "mean", 1)
+    mean = random_teacher.summarize(copy.deepcopy(parameters), loc, scale, asked("mean", 1))[0]
     torch.testing.assert_close(mean, mixture.mean)
 
 
@@ -577,7 +584,7 @@ def test_the_median_of_an_even_number_of_samples_lies_between_the_middle_two(
 
     monkeypatch.setattr(md.Teacher, "draw", watched)
     parameters, loc, scale = random_teacher.predict_distribution(walks(3, 64).float(), 16, 16)
-    points = random_teacher.points_of(parameters, loc, scale, "median", samples)
+    points = random_teacher.summarize(parameters, loc, scale, asked("median", samples))[0]
     (values,) = drawn  # (positions, samples)
     expected = np.median(values.double().numpy(), axis=1)
     np.testing.assert_allclose(points.flatten().numpy(), expected, rtol=1e-6, atol=1e-9)
@@ -600,7 +607,7 @@ def test_a_parameter_that_is_not_finite_makes_that_point_nan_and_no_other(
     negative_binomial = parameters["components"][2]  # whose sampling would fail
     negative_binomial["total_count"][1, 0, 5] = value
     parameters["weights_logits"][2, 0, 7, 0] = value
-    points = random_teacher.points_of(parameters, loc, scale, point, 50)
+    points = random_teacher.summarize(parameters, loc, scale, asked(point, 50))[0]
     expected = torch.zeros(4, 1, 16, dtype=torch.bool)
     expected[1, 0, 5] = True
     expected[2, 0, 7] = True
