@@ -911,10 +911,10 @@ CHINESE = {
         "file with commas"
     ): ("没有找到分隔符 (制表符 ; , 或 |): 行例如 {!r}；如果 {!r} 是分隔符，请改用逗号"),
     (
-        "numbers such as {} and {}: which mark is the decimal one? --thousands . if the point is "
-        "none; else write all columns with one mark"
+        "numbers such as {} and {}: if the mark of the first is of thousands, --thousands {}; else "
+        "write all columns with one mark of decimals"
     ): (
-        "数字例如 {} 和 {}: 哪个是小数点？如果点号不是，用 --thousands .；"
+        "数字例如 {} 和 {}: 如果前者的符号是千位分隔，用 --thousands {}；"
         "否则请让所有列使用同一种小数点"
     ),
     (
@@ -2756,18 +2756,17 @@ def find_marks(cells, separator, config):
     if config.thousands != "auto":
         return decimal, "" if config.thousands == "none" else config.thousands
     other = "," if decimal == "." else "."
-    if other in votes.grouping:
-        return decimal, other
-    if other not in votes.unsure:
-        return decimal, ""
-    if other == "." and config.decimal == "auto":
-        # 1.012 beside 50,13 in another column, say: a thousand, or written with another mark?
+    is_seen = other in votes.grouping or other in votes.unsure
+    # 1.012 beside 50,13 in another column may be a thousand, or written with another mark. Between
+    # commas a number such as "1,012" has quotes, which a thousand needs there.
+    is_sure = other in votes.grouping or config.decimal != "auto" or separator == ","
+    if is_seen and not is_sure:
         raise Unusable(
-            "numbers such as {} and {}: which mark is the decimal one? --thousands . if the point"
-            " is none; else write all columns with one mark",
-            *(votes.unsure["."], votes.decimals[","]),
+            "numbers such as {} and {}: if the mark of the first is of thousands, --thousands {};"
+            " else write all columns with one mark of decimals",
+            *(votes.unsure[other], votes.decimals[decimal], other),
         )
-    return decimal, other
+    return decimal, other if is_seen else ""
 
 
 def find_decimal(votes, separator):
@@ -3928,7 +3927,7 @@ def refuse_series_in_rows(frame):
     if not in_rows and run_on(tail):
         first = frame.iloc[:, 0]
         has_stamps = parse_numbers(first) if is_number(first) else parse_text(first)
-        in_rows = not has_stamps and (are_years(tail) or not is_number(first))
+        in_rows = not has_stamps and (are_years(tail) or holds_keys(first))
     if in_rows:
         raise Unusable(
             "its series lie in rows ({}, ..., {}): reshape it to long format, a row for each time"
@@ -3938,25 +3937,40 @@ def refuse_series_in_rows(frame):
 
 
 def run_on(names):
-    """Whether the names of columns are words with numbers of one step; or years, or months."""
+    """Whether the names of columns are words with numbers of one step; or years, or parts of it."""
     numbers = [re.fullmatch(r"(?P<word>[A-Za-z_]*)(?P<number>\d+)", name) for name in names]
     if not all(numbers) or len({found["word"] for found in numbers}) > 1:
         return False
     steps = np.diff([int(found["number"]) for found in numbers])
-    if steps.min() <= 0:
+    if steps.min() <= 0 <= steps.max():
         return False
-    if are_years(names) and len(names[0]) == 6:  # 202012 is followed by 202101
+    if are_years(names) and len(names[0]) > 4:  # 202012 is followed by 202101
         return True
     return (steps == steps[0]).all() and (are_years(names) or len(names) >= 10)
 
 
 def are_years(names):
-    """Whether the names of columns are years, or months such as 202001."""
-    return all(re.fullmatch(r"(?:1[789]|20)\d\d(?:0[1-9]|1[0-2])?", name) for name in names)
+    """Whether the names of columns are years, or months and days such as 202001 and 20200131."""
+    form = r"(?:1[789]|20)\d\d(?:(?:0[1-9]|1[0-2])(?:[0-3]\d)?)?"
+    return all(re.fullmatch(form, name) for name in names)
+
+
+def holds_keys(column):
+    """Whether a column holds texts, or whole numbers in no order, without repetition."""
+    if not is_number(column):
+        return True
+    is_whole = (column % 1 == 0).all()
+    is_in_order = column.is_monotonic_increasing or column.is_monotonic_decreasing
+    return is_whole and column.is_unique and not is_in_order
 
 
 def are_dates(names):
-    """Whether the names of columns are dates, such as 1/22/20, Jan-20, 2020M01, 1990 [YR1990]."""
+    """Whether the names of columns are dates, such as 1/22/20, Jan-20, 2020M01, 1990 [YR1990].
+
+    So are clocks, of which a row is a day.
+    """
+    if all(re.fullmatch(r"\d{1,2}:\d\d(?::\d\d)?|[1-4]Q\d\d(?:\d\d)?", name) for name in names):
+        return True
     if not all(re.search(r"\d\D+\d|[A-Za-z]{3}\D*\d", name) for name in names):
         return False
     texts = pd.Series(names, dtype="string")
@@ -4065,6 +4079,7 @@ def refuse_second_table(frame):
     if len(holds_words) < 2:
         return
     is_header = np.logical_and.reduce(holds_words)
+    is_header[0] = False  # units; `warnings_of_column` tells of them
     if is_header.any():
         row = int(is_header.argmax())
         raise Unusable(
