@@ -2542,47 +2542,50 @@ def find_layout(lines, config):
             *(len(layout.names), MOST_COLUMNS),
         )
     if config.skip_rows == "auto":
-        refuse_preface(lines, rows)
-        refuse_table_above(lines, rows)
+        places = [place for place, line in enumerate(lines) if line.strip()]
+        places = places[layout.skip :]  # the line of each row
+        refuse_preface(places, rows)
+        refuse_table_above(places, rows)
     if layout.separator == ",":
         refuse_spare_comma(rows)
     return layout
 
 
-def refuse_preface(lines, rows):
-    """Raise Unusable where the first lines have fewer fields than most: a title, or the like."""
+def refuse_preface(places, rows):
+    """Raise Unusable where the first lines have fewer fields than most: a title, or the like.
+
+    `places` are the numbers of the rows' lines, from 0 on.
+    """
     counts = [len(row) for row in rows]
     usual = most_common(counts)
     above = counts.index(usual)
     is_short_header = above == 1 and any(looks_like_value(cell) for cell in rows[1])
     if counts[0] >= usual or is_short_header:  # `read_frame` tells what to think of the latter
         return
-    filled = [number for number, line in enumerate(lines) if line.strip()]
     raise Unusable(
         "its first lines have fewer fields than the others; if they are no part of the table,"
         " --skip_rows {} leaves them out",
-        filled[above],
+        places[above],
     )
 
 
-def refuse_table_above(lines, rows):
+def refuse_table_above(places, rows):
     """Raise Unusable where a small table stands above, as wide as the one below it or wider.
 
     What stands below is the names of another table: words after a blank line or in another
-    number, with values both above and below.
+    number, with values both above and below. `places` are as in `refuse_preface`.
     """
-    filled = [number for number, line in enumerate(lines) if line.strip()]
-    for place in range(2, min(len(rows) - 1, MOST_PREFACE)):
-        row = rows[place]
-        is_apart = filled[place] > filled[place - 1] + 1 or len(row) != len(rows[0])
+    for number in range(2, min(len(rows) - 1, MOST_PREFACE)):
+        row = rows[number]
+        is_apart = places[number] > places[number - 1] + 1 or len(row) != len(rows[0])
         has_names = all(cell.strip() and not looks_like_value(cell) for cell in row)
-        around = (rows[place - 1], rows[place + 1])
-        has_values = all(any(looks_like_value(cell) for cell in other) for other in around)
-        if is_apart and has_names and len(row) > 1 and has_values:
+        neighbours = (rows[number - 1], rows[number + 1])
+        have_values = all(any(looks_like_value(cell) for cell in other) for other in neighbours)
+        if is_apart and has_names and len(row) > 1 and have_values:
             raise Unusable(
                 "line {} has names ({}) as its first one does: if the table begins there,"
                 " --skip_rows {} leaves out what stands above",
-                *(filled[place] + 1, ", ".join(row)[:60], filled[place]),
+                *(places[number] + 1, ", ".join(row)[:60], places[number]),
             )
 
 
@@ -3638,11 +3641,6 @@ def pick_columns(table, config):
     ids = find_ids(table, config)
     times = find_times(frame, ids, config)
     codes, keys = codes_of(frame, ids)
-    if len(keys) > max(1, len(frame) / FEWEST_ROWS):
-        raise Unusable(
-            "--id_columns {}: {:,} different ids in {:,} rows, too few of each for a series",
-            *(" ".join(ids), len(keys), len(frame)),
-        )
     columns = Columns(times, ids, codes, keys, values={}, passed_over={}, warnings=[])
     candidates = config.columns if config.names_columns else frame.columns
     for name in candidates:
@@ -3714,12 +3712,17 @@ def find_ids(table, config):
 def codes_of(frame, ids):
     """((rows,) which series a row belongs to, the texts of the ids of each), in order of the ids.
 
-    Whole numbers are in order of their size.
+    Whole numbers are in order of their size. Raises Unusable where nearly each row has its own.
     """
     if not ids:
         return np.zeros(len(frame), np.int64), [()]
     codes, unique = pd.MultiIndex.from_frame(frame[ids].astype(str)).factorize()
     keys = [*unique]
+    if len(keys) > max(1, len(frame) / FEWEST_ROWS):
+        raise Unusable(
+            "--id_columns {}: {:,} different ids in {:,} rows, too few of each for a series",
+            *(" ".join(ids), len(keys), len(frame)),
+        )
 
     def sort_key(number):
         parts = []
@@ -3903,7 +3906,7 @@ def warnings_of_texts(frame, columns):
     warnings = []
     taken = [*columns.values, *(columns.times.names if columns.times else [])]
     for name in frame.columns:
-        if name in taken or is_number(frame[name]):
+        if name in taken or pd.api.types.is_numeric_dtype(frame[name]):
             continue
         codes = pd.factorize(frame[name])[0]
         count = codes.max() + 1
