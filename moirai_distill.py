@@ -513,6 +513,13 @@ OTHER_PARTS_OF_TIME = (
     "dow",
     "dayofyear",
     "doy",
+    "season",
+    "holiday",
+    "isholiday",
+    "is_holiday",
+    "workingday",
+    "weekend",
+    "is_weekend",
 )
 DATES = (  # with or without a clock behind them, beside ISO 8601
     "%Y-%m-%d",
@@ -587,9 +594,13 @@ SAMPLE_PIECES = 20  # ... and so many pieces from all over it, as long as that t
 SAMPLE_CELLS = 1000  # different cells of a column that show what marks its numbers have
 LONGEST_LINE = 2_000_000  # bytes
 MOST_COLUMNS = 50_000
+MOST_PREFACE = 30  # lines above the header in which another table is looked for
 MOST_PACKED = 1032  # by gzip, which cannot pack better: times that a file may grow
 FEWEST_ROWS = 3  # of a series of the long format, in the mean
-FEWEST_SENTINELS = 3  # times that a value far from the rest seems to mean "missing"
+SHORTEST_FILE = 5  # rows; with fewer no column is the value by default
+FEWEST_KNOWN = 0.02  # share of the cells that holds a number in a column that is a value by default
+FEW_VALUES = 5  # so many different ones, or fewer, seem to be of a flag or a class
+FEWEST_SENTINELS = 2  # times that a value far from the rest seems to mean "missing"
 MOST_IN_PHASE = 0.8  # length of the mean phase of stamps that keep to one step; 1 = exactly
 FEW_DUPLICATES = 0.01  # share of exact duplicates among the stamps, without an id column
 MOST_NUMBERS = 0.9  # share of its values that makes a column numeric
@@ -867,6 +878,16 @@ CHINESE = {
     "a PDF": "PDF 文件",
     "a picture": "图片",
     "a web page: was it downloaded from the wrong address?": "网页: 是否下载地址有误？",
+    "JSON: save it as CSV (pandas.read_json)": "JSON: 请另存为 CSV (pandas.read_json)",
+    "XML: save its table as CSV": "XML: 请将其中的表格另存为 CSV",
+    "an ARFF file: save it as CSV": "ARFF 文件: 请另存为 CSV",
+    "a dump of an SQL database: export the table as CSV": "SQL 数据库转储: 请将表格导出为 CSV",
+    "unreadable: its name ends with .gz, but it is not packed by gzip": (
+        "无法读取: 文件名以 .gz 结尾，但不是 gzip 压缩"
+    ),
+    "unreadable: damaged, or bytes that are no gzip follow its end": (
+        "无法读取: 已损坏，或末尾之后有不属于 gzip 的字节"
+    ),
     "a pointer of Git LFS: `git lfs pull` fetches the file itself": (
         "Git LFS 指针: 用 `git lfs pull` 取得文件本身"
     ),
@@ -881,7 +902,66 @@ CHINESE = {
     "numbers such as {} and {}: which mark is the decimal one? --decimal . or --decimal ,": (
         "有 {} 和 {} 这样的数字: 哪个是小数点？--decimal . 或 --decimal ,"
     ),
-    "its rows hold more fields than its header": "数据行的字段比表头多",
+    "its rows hold more fields than its header: {}": "数据行的字段比表头多: {}",
+    "the last such as {!r}": "最后一个例如 {!r}",
+    "each row ends with a separator too many; write one behind the header": (
+        "每行末尾多一个分隔符；请在表头末尾也加一个"
+    ),
+    "each row begins with its number; write a name for it into the header": (
+        "每行以行号开头；请在表头中为它加一个列名"
+    ),
+    (
+        "line {} has names ({}) as its first one does: if the table begins there, --skip_rows {} "
+        "leaves out what stands above"
+    ): ("第 {} 行与第一行一样是列名 ({}): 如果表格从那里开始，用 --skip_rows {} 跳过上面的内容"),
+    (
+        "columns {} and {} hold whole numbers, and one has no name: if {},{} is one number with a "
+        "decimal comma, write it with a point, or in quotes; else name the column"
+    ): (
+        "第 {} 列和第 {} 列是整数，其中一列没有列名: 如果 {},{} 是一个用逗号作小数点的数，"
+        "请改用点号，或加引号；否则请为该列命名"
+    ),
+    (
+        "no separator found (tab ; , or |): its lines are such as {!r}; if {!r} is it, write the "
+        "file with commas"
+    ): ("没有找到分隔符 (制表符 ; , 或 |): 行例如 {!r}；如果 {!r} 是分隔符，请改用逗号"),
+    (
+        "numbers such as {} and {}: if the mark of the first is of thousands, --thousands {}; else "
+        "write all columns with one mark of decimals"
+    ): (
+        "数字例如 {} 和 {}: 如果前者的符号是千位分隔，用 --thousands {}；"
+        "否则请让所有列使用同一种小数点"
+    ),
+    (
+        "cells such as {!r} between commas: a number with a decimal comma (--decimal ,), or two "
+        "values, which columns of their own should hold?"
+    ): (
+        "以逗号分隔的单元格例如 {!r}: 是用逗号作小数点的数 (--decimal ,)，"
+        "还是应当分在两列的两个值？"
+    ),
+    "--id_columns {}: {:,} different ids in {:,} rows, too few of each for a series": (
+        "--id_columns {}: {:,} 个不同的标识，共 {:,} 行，每个标识的行数太少，不成序列"
+    ),
+    "holds no plain numbers, but cells such as {!r}": "不是纯数字，单元格例如 {!r}",
+    "is nearly empty: {} of {:,} cells hold a number": "几乎为空: {} / {:,} 个单元格有数字",
+    (
+        "{} is a part of a date, but no other part was found: --time_column {} ... names them, "
+        "--time_column none takes the rows as they stand"
+    ): (
+        "{} 是日期的一部分，但没有找到其他部分: 用 --time_column {} ... 指明各列，"
+        "--time_column none 按行的顺序使用"
+    ),
+    "{} takes only the values {}: if it is a flag or a class, --columns names another one": (
+        "{} 只取值 {}: 如果是标志或类别，用 --columns 指定另一列"
+    ),
+    (
+        "row {} holds no values, but {}: if it is the header of a second table, delete it; what "
+        "is below it may be of a file of its own"
+    ): ("第 {} 行没有数值，而是 {}: 如果是第二个表格的表头，请删除；其下的内容可能属于另一个文件"),
+    "{}; if it is a total, a note or the header of a second table, delete that row": (
+        "{}；如果是合计、备注或第二个表格的表头，请删除该行"
+    ),
+    "too short: {} rows": "太短: {} 行",
     (
         "the stamps of {} cannot be read, such as {!r}: --time_format says how they are "
         "written, --time_column none takes the rows as they stand"
@@ -933,7 +1013,9 @@ CHINESE = {
     "  ... and {} more files": "  ... 还有 {} 个文件",
     "skipped: {}": "跳过: {}",
     "unreadable: {}": "无法读取: {}",
-    "it is no UTF-8; read as {} (--encoding)": "不是 UTF-8；按 {} 读取 (--encoding)",
+    "it is no UTF-8; read as {}, such as {!r} (--encoding)": (
+        "不是 UTF-8；按 {} 读取，例如 {!r} (--encoding)"
+    ),
     "its first line ({}) is taken for the names of the columns": "第一行 ({}) 被当作列名",
     "no CSV: it has a line of more than {:,} bytes": "不是 CSV: 有一行超过 {:,} 字节",
     "no CSV but {}": "不是 CSV，而是 {}",
@@ -946,7 +1028,7 @@ CHINESE = {
         "时间戳例如 {!r} 可能是 {} 或 {}: 用 --time_format 决定"
     ),
     (
-        "{} counts down and there are no timestamps: do the newest rows come first? Turn the "
+        "{} only falls and there are no timestamps: do the newest rows come first? Turn the "
         "file round; --time_column none takes the rows as they stand"
     ): (
         "{} 逐行递减且没有时间戳: 最新的行在前吗？请把文件倒过来；--time_column none 按行的顺序使用"
@@ -2473,11 +2555,20 @@ OTHER_KINDS = (
     (b"7z\xbc\xaf", Message("a 7z archive: unpack it")),
     (b"%PDF", Message("a PDF")),
     (b"\x89PNG", Message("a picture")),
-    (b"<!DOCTYPE", Message("a web page: was it downloaded from the wrong address?")),
-    (b"<html", Message("a web page: was it downloaded from the wrong address?")),
     (
         b"version https://git-lfs",
         Message("a pointer of Git LFS: `git lfs pull` fetches the file itself"),
+    ),
+)
+# The same of texts, as regular expressions.
+OTHER_TEXTS = (
+    (rb"\{|\[\s*[\[{]", Message("JSON: save it as CSV (pandas.read_json)")),
+    (rb"<!doctype|<html", Message("a web page: was it downloaded from the wrong address?")),
+    (rb"<\?xml|<[a-z]+[\s>]", Message("XML: save its table as CSV")),
+    (rb"@relation\s|%.*\s@relation\s", Message("an ARFF file: save it as CSV")),
+    (
+        rb"(-- |/\*)|(create|drop|insert)\s+(table|into|database)\s",
+        Message("a dump of an SQL database: export the table as CSV"),
     ),
 )
 
@@ -2486,7 +2577,6 @@ OTHER_KINDS = (
 class Layout:
     """How a CSV is written. A forecast of it is written likewise."""
 
-    encoding: str
     separator: str
     skip: int  # lines above the header
     names: list  # of the columns, as the header has them
@@ -2506,37 +2596,43 @@ class Table:
 def read_table(path, config):
     """Table of a CSV. Raises Unusable."""
     try:
-        raw = read_bytes(path, config.max_file_mb)
-        refuse_other_kinds(raw)
-        encoding, text = decode(raw, config.encoding)
+        encoding, text = read_text(path, config)
         lines = sample_lines(text)
-        layout = find_layout(lines, encoding, config)
-        cells = marked_cells(cell for fields in split_lines(lines, layout) for cell in fields)
-        layout.decimal, layout.thousands = find_marks(cells, layout.separator, config)
-        frame = read_frame(raw, layout, config)
-        # What the sample of the lines did not show, a column that is no number for pandas may.
-        if odd_cells := marked_cells(text_cells(frame)):
-            decimal = layout.decimal
-            marks = find_marks(cells + odd_cells, layout.separator, config)
-            layout.decimal, layout.thousands = marks
-            if layout.decimal != decimal:
-                frame = read_frame(raw, layout, config)
+        layout = find_layout(lines, config)
+        content = text.encode()
+        warnings = warnings_of_text(encoding, text, layout)
+        del text  # it may be large
+        frame = read_by_marks(content, lines, layout, config)
     except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
         # (pandas' errors are ValueErrors)
         raise Unusable("unreadable: {}", " ".join(str(error).split())) from error
-
     frame = without_blank_end(frame)
     if frame.empty:
         raise Unusable("no rows")
-    table = Table(frame, layout, warnings=[])
+    return Table(frame, layout, warnings)
+
+
+def read_text(path, config):
+    """(encoding, text) of a file. Raises Unusable, or ValueError."""
+    raw = read_bytes(path, config.max_file_mb)
+    refuse_other_kinds(raw)
+    return decode(raw, config.encoding)
+
+
+def warnings_of_text(encoding, text, layout):
+    """List of Message: what of the names may be wrong."""
+    warnings = []
     if encoding not in ("utf-8-sig", "utf-16") and not text.isascii():
-        table.warnings.append(Message("it is no UTF-8; read as {} (--encoding)", (encoding,)))
+        example = re.search(r"\w*[^\x00-\x7f]+\w*", text)[0][:40]
+        warnings.append(
+            Message("it is no UTF-8; read as {}, such as {!r} (--encoding)", (encoding, example))
+        )
     if all(looks_like_value(name) for name in layout.names):
         first = layout.separator.join(layout.names)
-        table.warnings.append(
+        warnings.append(
             Message("its first line ({}) is taken for the names of the columns", (first[:60],))
         )
-    return table
+    return warnings
 
 
 def without_blank_end(frame):
@@ -2559,16 +2655,27 @@ def read_bytes(path, max_mb):
     limit = max_mb * 10**6 if max_mb else math.inf
     size = path.stat().st_size
     is_packed = path.name.lower().endswith(".gz")
+    if is_packed and not is_gzip(path):
+        raise Unusable("unreadable: its name ends with .gz, but it is not packed by gzip")
     if is_packed and size * MOST_PACKED > limit:
         size = unpacked_size(path, limit)
     if size > limit:
         raise Unusable(
             "larger than {:,} MB when it is unpacked; --max_file_mb raises the limit", max_mb
         )
-    with (gzip.open if is_packed else open)(path, "rb") as file:
-        raw = file.read()
+    try:
+        with (gzip.open if is_packed else open)(path, "rb") as file:
+            raw = file.read()
+    except gzip.BadGzipFile as error:
+        raise Unusable("unreadable: damaged, or bytes that are no gzip follow its end") from error
     refuse_long_lines(raw)
     return raw
+
+
+def is_gzip(path):
+    """Whether a file begins as one that gzip packed."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def unpacked_size(path, limit):
@@ -2595,6 +2702,10 @@ def refuse_other_kinds(raw):
     first_bytes = raw[:1000].lstrip()
     for beginning, kind in OTHER_KINDS:
         if first_bytes.startswith(beginning):
+            raise Unusable("no CSV but {}", kind)
+    first_text = first_bytes.removeprefix("\ufeff".encode())
+    for pattern, kind in OTHER_TEXTS:
+        if re.match(pattern, first_text, re.IGNORECASE | re.DOTALL):
             raise Unusable("no CSV but {}", kind)
 
 
@@ -2666,15 +2777,15 @@ def sample_lines(text):
     return lines
 
 
-def find_layout(lines, encoding, config):
+def find_layout(lines, config):
     """Layout of a CSV that begins with these lines, but for its marks. Raises Unusable."""
     skip = 0 if config.skip_rows == "auto" else config.skip_rows
     told = re.fullmatch(r'"?sep=(.)"?', lines[0].strip("\ufeff")) if lines else None
     if told and config.skip_rows == "auto":  # as Excel writes it
-        layout = Layout(encoding, told[1], skip=1, names=[])
+        layout = Layout(told[1], skip=1, names=[])
     else:
         filled = [line for line in lines[skip:] if line.strip()]
-        layout = Layout(encoding, find_separator(filled), skip, names=[])
+        layout = Layout(find_separator(filled), skip, names=[])
 
     rows = split_lines(lines, layout)
     if not rows:
@@ -2686,28 +2797,80 @@ def find_layout(lines, encoding, config):
             *(len(layout.names), MOST_COLUMNS),
         )
     if config.skip_rows == "auto":
-        refuse_preface(lines, rows)
+        places = [place for place, line in enumerate(lines) if line.strip()]
+        places = places[layout.skip :]  # the line of each row
+        refuse_preface(places, rows)
+        refuse_table_above(places, rows)
+    if layout.separator == ",":
+        refuse_spare_comma(rows)
     return layout
 
 
-def refuse_preface(lines, rows):
-    """Raise Unusable where the first lines have fewer fields than most: a title, or the like."""
+def refuse_preface(places, rows):
+    """Raise Unusable where the first lines have fewer fields than most: a title, or the like.
+
+    `places` are the numbers of the rows' lines, from 0 on.
+    """
     counts = [len(row) for row in rows]
     usual = most_common(counts)
     above = counts.index(usual)
     is_short_header = above == 1 and any(looks_like_value(cell) for cell in rows[1])
     if counts[0] >= usual or is_short_header:  # `read_frame` tells what to think of the latter
         return
-    filled = [number for number, line in enumerate(lines) if line.strip()]
     raise Unusable(
         "its first lines have fewer fields than the others; if they are no part of the table,"
         " --skip_rows {} leaves them out",
-        filled[above],
+        places[above],
     )
 
 
+def refuse_table_above(places, rows):
+    """Raise Unusable where a small table stands above, as wide as the one below it or wider.
+
+    What stands below is the names of another table: words after a blank line or in another
+    number, with values both above and below. `places` are as in `refuse_preface`.
+    """
+    for number in range(2, min(len(rows) - 1, MOST_PREFACE)):
+        row = rows[number]
+        is_apart = places[number] > places[number - 1] + 1 or len(row) != len(rows[0])
+        has_names = all(cell.strip() and not looks_like_value(cell) for cell in row)
+        neighbours = (rows[number - 1], rows[number + 1])
+        have_values = all(any(looks_like_value(cell) for cell in other) for other in neighbours)
+        if is_apart and has_names and len(row) > 1 and have_values:
+            raise Unusable(
+                "line {} has names ({}) as its first one does: if the table begins there,"
+                " --skip_rows {} leaves out what stands above",
+                *(places[number] + 1, ", ".join(row)[:60], places[number]),
+            )
+
+
+def refuse_spare_comma(rows):
+    """Raise Unusable where two columns, one without a name, may be the halves of one number.
+
+    So a header `time,value,` has as many commas as a row 2024-01-01,50,13 has.
+    """
+    names = [name.strip() for name in rows[0]]
+    for left in range(len(names) - 1):
+        if names[0] == "" and left == 0:  # an index
+            continue
+        if names[left] and names[left + 1]:
+            continue
+        halves = [row[left : left + 2] for row in rows[1:] if len(row) > left + 1]
+        halves = [(whole, decimals) for whole, decimals in halves if decimals.strip()]
+        are_whole = all(re.fullmatch(r"[+-]?\d+,\d+", ",".join(pair)) for pair in halves)
+        if halves and are_whole:
+            raise Unusable(
+                "columns {} and {} hold whole numbers, and one has no name: if {},{} is one number"
+                " with a decimal comma, write it with a point, or in quotes; else name the column",
+                *(left + 1, left + 2, *halves[0]),
+            )
+
+
 def find_separator(lines):
-    """Tab, semicolon, comma or bar: the one that cuts most lines into equally many fields."""
+    """Tab, semicolon, comma or bar: the one that cuts most lines into equally many fields.
+
+    Raises Unusable where it is another one.
+    """
 
     def agreement(mark):
         try:
@@ -2720,7 +2883,26 @@ def find_separator(lines):
         return counts.count(most_common(several)) / len(counts)
 
     best = max(SEPARATORS, key=agreement)
-    return best if agreement(best) else ","
+    if agreement(best):
+        return best
+    refuse_other_separator(lines)
+    return ","
+
+
+def refuse_other_separator(lines):
+    """Raise Unusable where spaces, or other marks, cut the header and most lines equally."""
+    if len(lines) < 2:
+        return
+    for mark in (" ", "^", "~", ":", "#", "\x01"):
+        counts = [len(row) for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
+        usual = most_common(counts[1:])
+        # R writes the names of the rows, too, and none for their column.
+        if counts[0] > 1 and usual in (counts[0], counts[0] + 1):
+            raise Unusable(
+                "no separator found (tab ; , or |): its lines are such as {!r}; if {!r} is it,"
+                " write the file with commas",
+                *(lines[1][:60], mark),
+            )
 
 
 def split_lines(lines, layout):
@@ -2740,6 +2922,24 @@ def looks_like_value(cell):
 
 
 # -- Decimal and thousands marks -------------------------------------------------------------------
+
+
+def read_by_marks(content, lines, layout, config):
+    """DataFrame of a CSV (bytes of UTF-8); its marks are found and noted in the Layout.
+
+    Raises Unusable.
+    """
+    cells = marked_cells(cell for fields in split_lines(lines, layout) for cell in fields)
+    layout.decimal, layout.thousands = find_marks(cells, layout.separator, config)
+    frame = read_frame(content, layout, config)
+    # What the sample of the lines did not show, a column that is no number for pandas may.
+    odd_cells = marked_cells(text_cells(frame))
+    if odd_cells:
+        decimal = layout.decimal
+        layout.decimal, layout.thousands = find_marks(cells + odd_cells, layout.separator, config)
+        if layout.decimal != decimal:
+            frame = read_frame(content, layout, config)
+    return frame
 
 
 def marked_cells(cells):
@@ -2782,45 +2982,70 @@ def marks_of(cell):
     return (last, before[0], "") if is_number else ("", "", "")
 
 
+@dataclasses.dataclass
+class Votes:
+    """What the numbers in a file say of its marks."""
+
+    decimals: dict  # decimal mark -> a number that has it for certain
+    unsure: dict  # mark -> a number in which it may be of decimals or of thousands
+    grouping: set  # marks that are of thousands for certain
+
+
+def votes_of(cells, stated):
+    """Votes of numbers that are texts; `stated` is --thousands."""
+    votes = Votes({}, {}, grouping={stated} & {".", ","})
+    for cell in cells:
+        decimal, thousands, either = marks_of(cell)
+        if decimal and decimal != stated:
+            votes.decimals.setdefault(decimal, cell)
+        if thousands:
+            votes.grouping.add(thousands)
+        if either and either != stated:
+            votes.unsure.setdefault(either, cell)
+    return votes
+
+
 def find_marks(cells, separator, config):
     """(decimal mark, thousands mark or "") of a file by the numbers in it. Raises Unusable."""
-    votes = [marks_of(cell) for cell in cells]
+    votes = votes_of(cells, config.thousands)
     decimal = config.decimal
     if decimal == "auto":
-        decimal = find_decimal(cells, votes, separator, config.thousands)
+        decimal = find_decimal(votes, separator)
     if config.thousands != "auto":
         return decimal, "" if config.thousands == "none" else config.thousands
     other = "," if decimal == "." else "."
-    is_seen = any(other in (thousands, either) for _, thousands, either in votes)
+    is_seen = other in votes.grouping or other in votes.unsure
+    # 1.012 beside 50,13 in another column may be a thousand, or written with another mark. Between
+    # commas a number such as "1,012" has quotes, which a thousand needs there.
+    is_sure = other in votes.grouping or config.decimal != "auto" or separator == ","
+    if is_seen and not is_sure:
+        raise Unusable(
+            "numbers such as {} and {}: if the mark of the first is of thousands, --thousands {};"
+            " else write all columns with one mark of decimals",
+            *(votes.unsure[other], votes.decimals[decimal], other),
+        )
     return decimal, other if is_seen else ""
 
 
-def find_decimal(cells, votes, separator, stated):
-    """The decimal mark of a file by the votes of its cells; `stated` is --thousands.
-
-    Raises Unusable.
-    """
-    examples = {}  # decimal mark -> a number that has it for certain
-    unsure = {}  # mark -> a number in which it may be of decimals or of thousands
-    grouping = {stated} & {".", ","}  # marks of thousands
-    for cell, (decimal, thousands, either) in zip(cells, votes, strict=True):
-        if decimal and decimal != stated:
-            examples.setdefault(decimal, cell)
-        if thousands:
-            grouping.add(thousands)
-        if either and either != stated:
-            unsure.setdefault(either, cell)
-    if len(examples) == 2:
+def find_decimal(votes, separator):
+    """The decimal mark of a file by the Votes of its cells. Raises Unusable."""
+    if len(votes.decimals) == 2:
         raise Unusable(
             "numbers such as {} and {}: which mark is the decimal one? --decimal . or --decimal ,",
-            *(examples["."], examples[","]),
+            *(votes.decimals["."], votes.decimals[","]),
         )
-    if examples:
-        return next(iter(examples))
-    if len(grouping) == 1:
-        return "." if grouping == {","} else ","
-    for mark, cell in unsure.items():
-        if mark == "," or separator == ";":  # elsewhere a point is the decimal one
+    if "," in votes.decimals and separator == "," and "." not in votes.grouping:
+        raise Unusable(
+            "cells such as {!r} between commas: a number with a decimal comma (--decimal ,),"
+            " or two values, which columns of their own should hold?",
+            votes.decimals[","],
+        )
+    if votes.decimals:
+        return next(iter(votes.decimals))
+    if len(votes.grouping) == 1:
+        return "." if votes.grouping == {","} else ","
+    for mark, cell in votes.unsure.items():
+        if mark == "," or separator != ",":  # between commas a point is the decimal mark
             raise Unusable(
                 "numbers such as {}: is the mark of decimals (--decimal {}) or of thousands"
                 " (--thousands {})?",
@@ -2829,16 +3054,15 @@ def find_decimal(cells, votes, separator, stated):
     return "."
 
 
-def read_frame(raw, layout, config):
-    """DataFrame of a CSV by pandas; cells of id columns stay as they are written."""
+def read_frame(content, layout, config):
+    """DataFrame of a CSV (bytes of UTF-8) by pandas; ids stay as they are written."""
     ids = [name for name in layout.names if name.lower() in ID_NAMES]
     if config.id_columns != ["auto"]:
         ids = config.id_columns
     as_text = [*ids, *(config.time_column if len(config.time_column) > 1 else [])]
     positions = [place for place, name in enumerate(layout.names) if name in as_text]
     frame = pd.read_csv(
-        io.BytesIO(raw),
-        encoding=layout.encoding,
+        io.BytesIO(content),
         sep=layout.separator,
         decimal=layout.decimal,
         skiprows=layout.skip,
@@ -2846,12 +3070,23 @@ def read_frame(raw, layout, config):
         converters=dict.fromkeys(positions, str.strip),
         low_memory=False,
     )
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise Unusable("its rows hold more fields than its header")
+    refuse_surplus(frame)
     names = [str(name).strip() for name in frame.columns]
     if len(set(names)) == len(names):
         frame.columns = names
     return frame
+
+
+def refuse_surplus(frame):
+    """Raise Unusable where pandas took the first fields for names of the rows."""
+    if isinstance(frame.index, pd.RangeIndex):
+        return
+    surplus = Message("the last such as {!r}", (str(frame.iloc[0, -1]),))
+    if frame.iloc[:, -1].isna().all():
+        surplus = Message("each row ends with a separator too many; write one behind the header")
+    elif is_number(frame.index) and (np.diff(frame.index[:100]) == 1).all():
+        surplus = Message("each row begins with its number; write a name for it into the header")
+    raise Unusable("its rows hold more fields than its header: {}", surplus)
 
 
 # -- Timestamps ------------------------------------------------------------------------------------
@@ -3640,6 +3875,11 @@ class Columns:
     behind: int = 0  # columns behind the first numeric one, which are not looked at
 
 
+NUMBER_WITH_SIGNS = re.compile(
+    r"-?(?:[A-Z]{0,3}[$€£¥₹]|[A-Z]{3} |[<>~(])\s?[+-]?\d[\d.,]*\s?[^\d\s]{0,3}"  # $12.50
+    r"|[+-]?\d[\d.,]*\s?[^\d\s.,:]{1,4}"  # 3.2M, 12 %
+    r"|[+-]?\d{1,3}(?:[ '’\u00a0\u202f]\d{3})+(?:[.,]\d+)?"  # 1 049
+)
 NO_NUMBER = Message("is no number")
 COUNTER = Message("only rises, or only falls, as a counter or a clock does")
 INDEX = Message("is an index by its name")
@@ -3666,7 +3906,7 @@ def pick_columns(table, config):
             continue
         numbers = as_numbers(frame[name], table.layout)
         if numbers is None or numbers.share < MOST_NUMBERS:
-            pass_over_text(name, numbers, columns)
+            pass_over_text(name, frame[name], numbers, columns)
         elif not config.names_columns and (why := why_no_value(name, numbers.values, columns)):
             columns.passed_over[name] = why
         else:
@@ -3674,7 +3914,12 @@ def pick_columns(table, config):
     if not columns.values:
         refuse_without_values(frame, columns)
     if times is None and config.time_column == ["auto"]:
-        refuse_newest_first(frame)
+        refuse_newest_first(frame, columns)
+        refuse_years_alone(frame)
+    if not config.names_columns:
+        columns.warnings += warnings_of_few_values(columns)
+    if config.id_columns == ["auto"] and not ids:
+        columns.warnings += warnings_of_texts(frame, columns)
     return columns
 
 
@@ -3690,6 +3935,8 @@ def refuse_without_values(frame, columns):
                     *(first_names(frame), name, cells.iloc[0][:40]),
                 )
         raise Unusable("no numeric column among {}", first_names(frame))
+    if len(frame) < SHORTEST_FILE:
+        raise Unusable("too short: {} rows", len(frame))
     reasons = [Message("{} {}", (name, columns.passed_over[name])) for name in told[:5]]
     numeric = [name for name in told if is_number(frame[name])]
     if not numeric:
@@ -3720,12 +3967,17 @@ def find_ids(table, config):
 def codes_of(frame, ids):
     """((rows,) which series a row belongs to, the texts of the ids of each), in order of the ids.
 
-    Whole numbers are in order of their size.
+    Whole numbers are in order of their size. Raises Unusable where nearly each row has its own.
     """
     if not ids:
         return np.zeros(len(frame), np.int64), [()]
     codes, unique = pd.MultiIndex.from_frame(frame[ids].astype(str)).factorize()
     keys = [*unique]
+    if len(keys) > max(1, len(frame) / FEWEST_ROWS):
+        raise Unusable(
+            "--id_columns {}: {:,} different ids in {:,} rows, too few of each for a series",
+            *(" ".join(ids), len(keys), len(frame)),
+        )
 
     def sort_key(number):
         parts = []
@@ -3777,16 +4029,27 @@ def numbers_of(column, layout):
     return pd.to_numeric(text, errors="coerce")
 
 
-def pass_over_text(name, numbers, columns):
-    """Note in Columns that a column is not numeric; loudly where much of it is."""
-    if numbers is None or numbers.share < 0.5:
+def pass_over_text(name, column, numbers, columns):
+    """Note in Columns that a column is not numeric; loudly where much of it is, or nearly."""
+    if numbers is not None and numbers.share >= 0.5:
+        share = 100 * numbers.share
+        why = Message("is only {:.0f} % numbers, the rest such as {!r}", (share, numbers.example))
+    elif example := number_with_signs(column):
+        why = Message("holds no plain numbers, but cells such as {!r}", (example,))
+    else:
         columns.passed_over[name] = NO_NUMBER
         return
-    why = Message(
-        "is only {:.0f} % numbers, the rest such as {!r}", (100 * numbers.share, numbers.example)
-    )
     columns.passed_over[name] = why
     columns.warnings.append(Message("{} is passed over: it {}", (name, why)))
+
+
+def number_with_signs(column):
+    """A cell of a column most of whose cells are as $12.50, 3.2M, 12 % or 1 049 is; else ""."""
+    sample = cells_of(column).astype(str).str.strip()
+    is_so = sample.str.fullmatch(NUMBER_WITH_SIGNS)
+    if sample.nunique() < 2 or is_so.mean() <= 0.5:
+        return ""
+    return sample[is_so].iloc[0]
 
 
 def why_no_value(name, values, columns):
@@ -3797,6 +4060,8 @@ def why_no_value(name, values, columns):
     if any(called in names for names in (*PARTS_OF_DATE.values(), OTHER_PARTS_OF_TIME)):
         return Message("is a part of a date by its name")
     known = values[~np.isnan(values)]
+    if len(known) < FEWEST_KNOWN * len(values):
+        return Message("is nearly empty: {} of {:,} cells hold a number", (len(known), len(values)))
     if (known == known[0]).all():
         return Message("is constant")
     if is_part_of_date(values, columns.times) or are_dates_or_years(known):
@@ -3846,31 +4111,82 @@ def are_dates_or_years(known):
     return parsed is not None and parsed[1].pattern.startswith("%Y%m%d")
 
 
-def refuse_newest_first(frame):
-    """Raise Unusable where there are no stamps and a column counts down: the end comes first."""
+def refuse_newest_first(frame, columns):
+    """Raise Unusable where whole numbers beside the values only fall: the end may come first."""
     for name in frame.columns:
-        is_integer = pd.api.types.is_integer_dtype(frame[name])
-        if is_integer and len(frame) > 2 and (frame[name].diff().dropna() == -1).all():
+        if name in columns.values or not is_number(frame[name]):
+            continue
+        known = frame[name].dropna()
+        steps = known.diff().dropna()
+        is_whole = (known % 1 == 0).all()
+        if is_whole and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
             raise Unusable(
-                "{} counts down and there are no timestamps: do the newest rows come first?"
+                "{} only falls and there are no timestamps: do the newest rows come first?"
                 " Turn the file round; --time_column none takes the rows as they stand",
                 name,
             )
 
 
+def refuse_years_alone(frame):
+    """Raise Unusable where years were found, but not what makes stamps of them."""
+    for name in frame.columns:
+        if name.lower() in PARTS_OF_DATE["year"] and frame[name].duplicated().any():
+            raise Unusable(
+                "{} is a part of a date, but no other part was found: --time_column {} ... names"
+                " them, --time_column none takes the rows as they stand",
+                *(name, name),
+            )
+
+
+def warnings_of_few_values(columns):
+    """List of Message: values that may be a flag or a class."""
+    warnings = []
+    for name, numbers in columns.values.items():
+        known = numbers.values[~np.isnan(numbers.values)]
+        distinct = pd.unique(known)
+        if len(distinct) <= FEW_VALUES:
+            shown = ", ".join(f"{value:g}" for value in np.sort(distinct))
+            warnings.append(
+                Message(
+                    "{} takes only the values {}: if it is a flag or a class, --columns names"
+                    " another one",
+                    (name, shown),
+                )
+            )
+    return warnings
+
+
+def warnings_of_texts(frame, columns):
+    """List of Message: texts that come in blocks, or by turns, as the ids of several series do."""
+    warnings = []
+    taken = [*columns.values, *(columns.times.names if columns.times else [])]
+    for name in frame.columns:
+        if name in taken or pd.api.types.is_numeric_dtype(frame[name]):
+            continue
+        codes = pd.factorize(frame[name])[0]
+        count = codes.max() + 1
+        if not 2 <= count <= len(frame) / FEWEST_ROWS:
+            continue
+        blocks = 1 + np.count_nonzero(np.diff(codes))
+        is_by_turns = (codes == np.arange(len(frame)) % count).all()
+        is_calendar = count in (7, 12) or looks_like_stamps(frame[name], is_called_so=False)
+        if (blocks == count or is_by_turns) and not is_calendar:
+            warnings.append(Message("if {} tells the series apart: --id_columns {}", (name, name)))
+    return warnings
+
+
 def refuse_series_in_rows(frame):
     """Raise Unusable where each series is a row: columns are dates, years, or d_1, d_2, d_3, ..."""
     names = [str(name) for name in frame.columns]
-    tail = names[len(names) // 2 :]
-    if len(tail) < 5:
+    if len(names) < 6:
         return
-    has_dates = all(re.search(r"\d\D+\d", name) for name in tail) and are_dates(tail)
-    numbers = [re.fullmatch(r"(?P<word>[A-Za-z_]*)(?P<number>\d+)", name) for name in tail]
-    runs = False
-    if all(numbers) and not is_number(frame.iloc[:, 0]) and parse_text(frame.iloc[:, 0]) is None:
-        steps = np.diff([int(found["number"]) for found in numbers])
-        runs = (steps == 1).all() and len({found["word"] for found in numbers}) == 1
-    if has_dates or (runs and len(tail) >= 10):
+    tail = names[-max(5, len(names) // 2) :]
+    in_rows = are_dates(tail)
+    if not in_rows and run_on(tail):
+        first = frame.iloc[:, 0]
+        has_stamps = parse_numbers(first) if is_number(first) else parse_text(first)
+        in_rows = not has_stamps and (are_years(tail) or holds_keys(first))
+    if in_rows:
         raise Unusable(
             "its series lie in rows ({}, ..., {}): reshape it to long format, a row for each time"
             " (pandas.melt)",
@@ -3878,33 +4194,74 @@ def refuse_series_in_rows(frame):
         )
 
 
+def run_on(names):
+    """Whether the names of columns are words with numbers of one step; or years, or parts of it."""
+    numbers = [re.fullmatch(r"(?P<word>[A-Za-z_]*)(?P<number>\d+)", name) for name in names]
+    if not all(numbers) or len({found["word"] for found in numbers}) > 1:
+        return False
+    steps = np.diff([int(found["number"]) for found in numbers])
+    if steps.min() <= 0 <= steps.max():
+        return False
+    if are_years(names) and len(names[0]) > 4:  # 202012 is followed by 202101
+        return True
+    return (steps == steps[0]).all() and (are_years(names) or len(names) >= 10)
+
+
+def are_years(names):
+    """Whether the names of columns are years, or months and days such as 202001 and 20200131."""
+    form = r"(?:1[789]|20)\d\d(?:(?:0[1-9]|1[0-2])(?:[0-3]\d)?)?"
+    return all(re.fullmatch(form, name) for name in names)
+
+
+def holds_keys(column):
+    """Whether a column holds texts, or whole numbers in no order, without repetition."""
+    if not is_number(column):
+        return True
+    is_whole = (column % 1 == 0).all()
+    is_in_order = column.is_monotonic_increasing or column.is_monotonic_decreasing
+    return is_whole and column.is_unique and not is_in_order
+
+
 def are_dates(names):
-    """Whether the names of columns are dates."""
+    """Whether the names of columns are dates, such as 1/22/20, Jan-20, 2020M01, 1990 [YR1990].
+
+    So are clocks, of which a row is a day.
+    """
+    if all(re.fullmatch(r"\d{1,2}:\d\d(?::\d\d)?|[1-4]Q\d\d(?:\d\d)?", name) for name in names):
+        return True
+    if not all(re.search(r"\d\D+\d|[A-Za-z]{3}\D*\d", name) for name in names):
+        return False
     texts = pd.Series(names, dtype="string")
+    texts = texts.str.replace(r"^(\d{4}) \[YR\d{4}\]$", r"\1-01", regex=True)
+    texts = texts.str.replace(r"^(\d{4})M(\d\d)$", r"\1-\2", regex=True)
     patterns = best_patterns(texts)
     return bool(patterns) and read_stamps(texts, *patterns[0]).notna().mean() > 0.9
 
 
-def find_sentinel(values):
-    """A value that seems to stand for a missing one: round, repeated, and far from the rest.
+def find_sentinels(values):
+    """The values that seem to stand for missing ones: repeated, and far from the rest.
 
-    None where there is none. 0 is never one.
+    They are among the two smallest and the two largest; 0 is never one.
     """
     known = values[~np.isnan(values)]
-    if len(known) < 20:
-        return None
-    for extreme in (known.min(), known.max()):
-        count = np.count_nonzero(known == extreme)
-        rest = known[known != extreme]
-        is_rich = len(np.unique(rest[:1000])) >= 10
-        is_round = extreme == round(extreme, 1)
-        if extreme == 0 or not is_round or count < FEWEST_SENTINELS or not is_rich:
-            continue
-        low, high = np.quantile(rest, [0.01, 0.99])
-        distance = np.abs(rest - extreme).min()
-        if distance > (high - low) / 2 and distance > abs(extreme) / 2:
-            return float(extreme)
-    return None
+    if len(known) < 20 or len(np.unique(known[:1000])) < 10:
+        return []
+    edges = {known.min(), known.max()}
+    inner = known[(known > min(edges)) & (known < max(edges))]
+    if len(inner):
+        edges |= {inner.min(), inner.max()}
+    rest = known[~np.isin(known, [*edges])]
+    if not len(rest):
+        return []
+    low, high = np.quantile(rest, [0.01, 0.99])
+    sentinels = []
+    for value in sorted(edges - {0.0}):
+        count = np.count_nonzero(known == value)
+        distance = max(rest.min() - value, value - rest.max())
+        is_far = distance > (high - low) / 2 and distance > abs(value) / 2
+        if is_far and count >= FEWEST_SENTINELS:
+            sentinels.append(float(value))
+    return sentinels
 
 
 # -- Files -----------------------------------------------------------------------------------------
@@ -3934,7 +4291,8 @@ def read_series(path, name, config):
     table = read_table(path, config)
     columns = pick_columns(table, config)
     times = columns.times
-    unread = refuse_unread(times, columns.codes) if times else 0
+    refuse_second_table(table.frame)
+    unread = count_unread(times, columns.codes) if times else 0
     report = Report(facts=[], warnings=[*table.warnings], skipped=[])
     if unread:
         row = np.flatnonzero(times.stamps.isna())[0]
@@ -3965,6 +4323,42 @@ def read_series(path, name, config):
     if times:
         report.warnings += warnings_of_duplicates([place for _, place in placed])
     return FileRead(series, report, table.layout, times)
+
+
+def refuse_second_table(frame):
+    """Raise Unusable where a row has words in all columns of values, as a header has."""
+    if any(is_number(frame[name]) for name in frame.columns):
+        return
+    holds_words = []  # (rows,) bool each
+    for name in frame.columns:
+        has_number = frame[name].astype("string").str.contains(r"(?<![\w.])\d").fillna(True)
+        if has_number.mean() >= 1 - FEW_UNREAD:
+            holds_words.append(~has_number)
+    if len(holds_words) < 2:
+        return
+    is_header = np.logical_and.reduce(holds_words)
+    is_header[0] = False  # units; `warnings_of_column` tells of them
+    if is_header.any():
+        row = int(is_header.argmax())
+        raise Unusable(
+            "row {} holds no values, but {}: if it is the header of a second table, delete it;"
+            " what is below it may be of a file of its own",
+            *(row + 1, ", ".join(frame.iloc[row].astype(str))[:60]),
+        )
+
+
+def count_unread(times, codes):
+    """How many stamps are unread. Raises Unusable where they are too many, or at the end."""
+    try:
+        return refuse_unread(times, codes)
+    except Unusable as problem:
+        last = times.text[times.stamps.isna()].astype("string").iloc[-1]
+        if not is_number(times.text) and (pd.isna(last) or not re.search(r"\d", last)):
+            raise Unusable(
+                "{}; if it is a total, a note or the header of a second table, delete that row",
+                problem,
+            ) from None
+        raise
 
 
 def rows_again(frame, columns):
@@ -4102,8 +4496,7 @@ def warnings_of_column(name, numbers):
                 (numbers.unread, name, numbers.example),
             )
         )
-    sentinel = find_sentinel(numbers.values)
-    if sentinel is not None:
+    for sentinel in find_sentinels(numbers.values):
         count = np.count_nonzero(numbers.values == sentinel)
         warnings.append(
             Message(

@@ -156,6 +156,37 @@ def test_what_only_tells_the_time_or_counts_is_no_value(name, wanted, tmp_path):
         np.testing.assert_array_equal(series.values, WAVE)
 
 
+def test_a_column_that_is_nearly_empty_is_no_value_by_default(tmp_path):
+    few = [""] * ROWS
+    for row in range(int(md.FEWEST_KNOWN * ROWS)):
+        few[10 * row] = WAVE[row]
+    path = write(tmp_path / "a.csv", {"date": HOURS, "few": few, "value": WAVE})
+    file = read(path)
+    assert file.series[0].column == "value"
+    assert "few is nearly empty" in facts_of(file)
+    assert np.isfinite(one(path, "few").values).any()
+
+
+def test_parts_of_a_calendar_by_their_names_are_no_values(tmp_path):
+    days = pd.date_range("2011-01-01", periods=3 * ROWS, freq="D")
+    columns = {
+        "instant": range(1, 3 * ROWS + 1),
+        "dteday": days.strftime("%Y-%m-%d"),
+        "season": days.month % 12 // 3 + 1,
+        "holiday": [int(row % 37 == 0) for row in range(3 * ROWS)],
+        "weekday": (days.dayofweek + 1) % 7,
+        "workingday": (days.dayofweek < 5).astype(int),
+        "cnt": np.tile(WAVE, 3),
+    }
+    assert one(write(tmp_path / "a.csv", columns)).column == "cnt"
+
+
+def test_a_flag_that_is_forecast_is_told(tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "on": np.arange(ROWS) % 3 // 2, "v": WAVE})
+    assert "on takes only the values 0, 1" in warnings_of(read(path))
+    assert "takes only" not in warnings_of(read(path, "on"))
+
+
 @pytest.mark.parametrize("values", [range(ROWS, 0, -1), np.cumsum(np.arange(ROWS)), [7] * ROWS])
 def test_where_no_other_column_is_left_the_flag_is_named(values, tmp_path):
     path = write(tmp_path / "a.csv", {"date": HOURS, "meter": values})
@@ -167,6 +198,17 @@ def test_a_file_whose_rows_count_down_is_not_forecast_backwards(tmp_path):
     path = write(tmp_path / "a.csv", {"n": range(ROWS, 0, -1), "value": WAVE})
     assert "newest rows come first" in reason(path)
     np.testing.assert_array_equal(one(path, time_column=["none"]).values, WAVE)
+    by_two = {"Nr": range(2 * ROWS, 0, -2), "value": WAVE}
+    assert "Nr only falls" in reason(write(path, by_two))
+
+
+def test_years_whose_months_are_not_understood_are_refused(tmp_path):
+    columns = {"Year": MONTHS.year, "Period": MONTHS.strftime("M%m"), "Value": WAVE}
+    path = write(tmp_path / "a.csv", columns)  # as the BLS has it
+    assert "--time_column Year" in reason(path)
+    series = one(path, time_column=["Year", "Period"], time_format="%Y M%m")
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == "MS"
 
 
 # -- Stamps ----------------------------------------------------------------------------------------
@@ -446,6 +488,84 @@ def test_whatever_marks_are_used_the_numbers_come_out_or_the_file_is_refused(
             raise AssertionError(f"{name}: {problem}") from problem
 
 
+def with_commas(values):
+    """Numbers with decimal commas."""
+    return [f"{value:.2f}".replace(".", ",") for value in values]
+
+
+@pytest.mark.parametrize("header", ["time,value,", "time,,value", "time,value, "])
+def test_a_spare_comma_in_the_header_does_not_hide_decimal_commas(header, tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [f"{day:%Y-%m-%d},{text}" for day, text in zip(DAYS, with_commas(WAVE), strict=True)]
+    path.write_text("\n".join([header, *rows]))
+    assert "if 50,13 is one number with a decimal comma" in reason(path)
+    notes = [f"{row.partition(',')[0]},{value},ok" for row, value in zip(rows, WAVE, strict=True)]
+    path.write_text("\n".join(["time,value,", *notes]))  # a column without a name may be a note
+    np.testing.assert_array_equal(one(path).values, WAVE)
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_points_before_three_digits_beside_decimal_commas_are_refused(separator, tmp_path):
+    thousandths = [f"{value:.3f}" for value in WAVE]
+    columns = {"date": HOURS, "a": thousandths, "b": with_commas(WAVE)}
+    path = write(tmp_path / "a.csv", columns, separator)
+    assert "--thousands ." in reason(path, "all")
+    a, b = read(path, "all", thousands=".").series
+    np.testing.assert_allclose(a.values, [float(text) * 1000 for text in thousandths])
+    np.testing.assert_array_equal(b.values, WAVE)
+    columns = {"date": HOURS, "a": [text.replace(".", ",") for text in thousandths], "b": WAVE}
+    assert "--thousands ," in reason(write(path, columns, separator), "all")
+
+
+def test_a_value_and_its_flag_in_one_cell_are_no_decimals(tmp_path):
+    cells = [f'"{int(10 * value):+05d},1"' for value in WAVE]  # as NOAA has it
+    path = write(tmp_path / "a.csv", {"DATE": HOURS, "TMP": cells})
+    assert "or two values" in reason(path)
+    assert "no numeric column" in reason(path, decimal=".")
+    quoted = write(path, {"DATE": HOURS, "TMP": [f'"{text}"' for text in with_commas(WAVE)]})
+    np.testing.assert_array_equal(one(quoted, decimal=",").values, WAVE)
+
+
+def test_points_in_a_tab_file_are_decimals_where_a_number_shows_it(tmp_path):
+    columns = {"date": HOURS, "a": [f"{value / 50:.3f}" for value in WAVE]}  # some are below 1
+    path = write(tmp_path / "a.csv", columns, "\t")
+    np.testing.assert_array_equal(one(path).values, [float(text) for text in columns["a"]])
+    columns["a"] = [f"{int(20 * value):,}".replace(",", ".") for value in WAVE]  # 905, and 1.012
+    assert "--thousands ." in reason(write(path, columns, "\t"))
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["${:,.2f}", "-US${:.2f}", "EUR {:.2f}", "{:.1f} %", "{:.2f}M", "{:.1f} kWh", "({:.1f})"],
+)
+def test_numbers_with_signs_are_told_before_another_column_takes_their_place(form, tmp_path):
+    cells = [f'"{form.format(30 * value)}"' for value in WAVE]
+    path = write(tmp_path / "a.csv", {"date": HOURS, "price": cells, "volume": WAVE})
+    file = read(path)
+    assert file.series[0].column == "volume"
+    told = f"price is passed over: it holds no plain numbers, but cells such as {cells[0][1:-1]!r}"
+    assert told in warnings_of(file)
+    assert "price holds no plain numbers" in reason(path, "price")
+
+
+def test_texts_with_digits_are_no_numbers_with_signs(tmp_path):
+    codes = [f"A{row % 7}" for row in range(ROWS)]
+    days = HOURS.strftime("%d.%m.%Y")
+    columns = {"date": HOURS, "code": codes, "day": days, "rate": ["5min"] * ROWS, "v": WAVE}
+    assert warnings_of(read(write(tmp_path / "a.csv", columns))) == ""
+
+
+def test_two_sentinels_side_by_side_and_a_rare_one_are_told(tmp_path):
+    values = WAVE.copy()
+    values[[3, 50, 51, 120]] = -9999
+    values[[4, 60]] = -8888.25
+    told = warnings_of(read(write(tmp_path / "a.csv", {"date": HOURS, "value": values})))
+    assert "value is -9999 in 4 rows" in told
+    assert "--na_values -8888.25" in told
+    plain = warnings_of(read(write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE})))
+    assert "--na_values" not in plain
+
+
 # -- Long format, ids and rows that are there twice ------------------------------------------------
 
 
@@ -533,6 +653,54 @@ def test_series_that_lie_in_rows_are_refused_with_what_to_do(tmp_path):
         assert head[0] in told
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{month:%b-%y}" for month in MONTHS[:40]],
+        [f"{month:%YM%m}" for month in MONTHS[:40]],
+        [f"{month:%Y%m}" for month in MONTHS[:40]],
+        [f"{year} [YR{year}]" for year in range(1980, 2020)],
+        [str(year) for year in range(1980, 2020)],
+        [str(year) for year in range(1960, 2020, 5)],
+        [str(year) for year in range(2015, 2021)],
+        [str(year) for year in range(2019, 1990, -1)],
+        [f"Y{year}" for year in range(1990, 2020)],
+        [f"{day:%Y%m%d}" for day in DAYS[:40]],
+        [f"{hour:%H:%M}" for hour in HOURS[:24]],
+        [f"{1 + n % 4}Q{15 + n // 4}" for n in range(30)],
+        [f"d_{n}" for n in range(60)],
+    ],
+    ids=[
+        *("Jan-20", "2020M01", "202001", "YR", "years", "5 years", "few years", "falling years"),
+        *("Y1990", "20200131", "clocks", "1Q15", "d_1"),
+    ],
+)
+@pytest.mark.parametrize("first", [["a", "b", "c"], [7, 3, 9]], ids=["texts", "numbers"])
+def test_series_in_rows_by_other_names_are_refused(first, names, tmp_path):
+    columns = {"place": first} | {name: [1.5, 2.5, 1.0] for name in names}
+    assert "series lie in rows" in reason(write(tmp_path / "a.csv", columns))
+
+
+def test_columns_that_are_numbered_by_tens_are_series_in_rows(tmp_path):
+    columns = {"place": ["a", "b", "c"]} | {f"x{10 * n}": [1.5, 2.5, 1.0] for n in range(40)}
+    assert "series lie in rows" in reason(write(tmp_path / "a.csv", columns))
+
+
+def test_ids_of_so_many_kinds_as_rows_are_refused(tmp_path):
+    path = write(tmp_path / "a.csv", {"Datum": HOURS, "value": WAVE})
+    assert "--id_columns Datum: 240 different ids in 240 rows" in reason(path, id_columns=["Datum"])
+
+
+@pytest.mark.parametrize("city", [["A"] * 120 + ["B"] * 120, ["A", "B"] * 120])
+def test_texts_in_blocks_or_by_turns_may_tell_series_apart(city, tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE, "city": city})
+    assert "--id_columns city" in warnings_of(read(path))
+    assert warnings_of(read(path, id_columns=["none"])) == ""
+    flags = ["ok"] * 100 + ["bad"] * 3 + ["ok"] * 137
+    path = write(path, {"date": HOURS, "value": WAVE, "flag": flags, "day": DAYS.strftime("%a")})
+    assert warnings_of(read(path)) == ""
+
+
 def test_columns_with_running_names_beside_stamps_are_no_series_in_rows(tmp_path):
     columns = {"date": HOURS} | {f"V{number}": WAVE + number for number in range(1, 40)}
     assert len(read(write(tmp_path / "a.csv", columns), "all").series) == 39
@@ -551,13 +719,94 @@ def test_columns_with_running_names_beside_stamps_are_no_series_in_rows(tmp_path
         (gzip.compress(b"date,value\n"), "must end with .csv.gz"),
         (b"<!DOCTYPE html><html></html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b'[\n {"date": "2024-01-01", "value": 3},\n', "JSON"),
+        (b'\xef\xbb\xbf{"a": 1}', "JSON"),
+        (b"<?xml version='1.0'?>\n<a>1</a>\n", "XML"),
+        (b"-- MySQL dump\nCREATE TABLE a (b int);\n", "SQL"),
+        (b"% made by Weka\n@relation a\n@data\n1,2\n", "ARFF"),
     ],
-    ids=["zip", "parquet", "bzip2", "xz", "gzip", "html", "lfs"],
+    ids=[
+        *("zip", "parquet", "bzip2", "xz", "gzip", "html", "lfs"),
+        *("json", "json with a mark", "xml", "sql", "arff"),
+    ],
 )
 def test_a_file_of_another_kind_is_called_what_it_is(content, words, tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(content)
     assert words in reason(path)
+
+
+@pytest.mark.parametrize("separator", [" ", "^", "~"])
+def test_another_separator_is_named(separator, tmp_path):
+    columns = {"date": DAYS.strftime("%Y-%m-%d"), "value": WAVE}
+    path = write(tmp_path / "a.csv", columns, separator)
+    assert f"no separator found (tab ; , or |): its lines are such as '2023-11-20{separator}50" in (
+        reason(path)
+    )
+
+
+def test_names_of_rows_and_commas_at_their_ends_are_told(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [f"{stamp},{value}" for stamp, value in zip(HOURS, WAVE, strict=True)]
+    path.write_text("\n".join(["date,value", *(f"{row}," for row in rows)]))
+    assert "each row ends with a separator too many" in reason(path)
+    named = [f'"{number}",{row}' for number, row in enumerate(rows, start=1)]  # write.table of R
+    path.write_text("\n".join(["date,value", *named]))
+    assert "each row begins with its number" in reason(path)
+    path.write_text("\n".join(["date,value", *(f"{row},5" for row in rows)]))
+    assert "the last such as '5'" in reason(path)
+
+
+def test_a_file_that_gzip_did_not_pack_is_told(tmp_path):
+    path = write(tmp_path / "a.csv.gz", {"date": HOURS, "value": WAVE})
+    plain = path.read_bytes()
+    assert "not packed by gzip" in reason(path)
+    path.write_bytes(gzip.compress(plain) + b"more")
+    assert "bytes that are no gzip follow" in reason(path)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_a_few_rows_are_too_short_and_not_constant(rows, tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS[:rows], "value": sorted(WAVE[:rows])})
+    assert "too short" in reason(path)
+
+
+def test_the_header_of_a_second_table_is_refused(tmp_path):
+    first = write(tmp_path / "a.csv", {"date": HOURS[:120], "value": WAVE[:120]}).read_text()
+    second = write(tmp_path / "b.csv", {"time": HOURS[120:], "PM2.5": WAVE[120:]}).read_text()
+    for between in ("", "\n"):
+        path = tmp_path / "c.csv"
+        path.write_text(first + between + second)
+        assert "row 121 holds no values, but time, PM2.5" in reason(path)
+
+
+@pytest.mark.parametrize("word", ["Total", "合计", ""])
+def test_a_total_below_the_table_is_refused(word, tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE})
+    path.write_text(path.read_text() + f"{word},{WAVE.sum():.2f}\n")
+    told = reason(path)
+    assert "in row 241" in told
+    assert "delete that row" in told
+
+
+@pytest.mark.parametrize(
+    "above",
+    ["latitude,longitude,zone\n52.52,13.41,GMT\n\n", "station,height\nBerlin,38\n\n"],
+    ids=["wider", "as wide"],
+)
+def test_a_table_above_the_table_is_refused_with_its_lines(above, tmp_path):
+    path = write(tmp_path / "a.csv", {"time": HOURS, "temperature_2m": WAVE})
+    path.write_text(above + path.read_text())
+    assert "--skip_rows 3" in reason(path)
+    np.testing.assert_array_equal(one(path, skip_rows=3).values, WAVE)
+
+
+def test_a_name_that_was_decoded_is_shown(tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "Temp": WAVE})
+    path.write_bytes(path.read_text().replace("Temp", "Température").encode("cp1252"))
+    shown = one(path).column
+    assert f"read as gb18030, such as {shown!r}" in warnings_of(read(path))
+    assert one(path, encoding="cp1252").column == "Température"
 
 
 def test_the_separator_that_a_spreadsheet_writes_above_is_heard(tmp_path):
