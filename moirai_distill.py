@@ -2989,6 +2989,7 @@ class Votes:
     decimals: dict  # decimal mark -> a number that has it for certain
     unsure: dict  # mark -> a number in which it may be of decimals or of thousands
     grouping: set  # marks that are of thousands for certain
+    padded: str = ""  # such as +0501,1: a number with decimals does not begin with 0
 
 
 def votes_of(cells, stated):
@@ -2998,6 +2999,8 @@ def votes_of(cells, stated):
         decimal, thousands, either = marks_of(cell)
         if decimal and decimal != stated:
             votes.decimals.setdefault(decimal, cell)
+        if decimal == "," and re.match(r"[+-]?0\d", cell):
+            votes.padded = cell
         if thousands:
             votes.grouping.add(thousands)
         if either and either != stated:
@@ -3034,11 +3037,11 @@ def find_decimal(votes, separator):
             "numbers such as {} and {}: which mark is the decimal one? --decimal . or --decimal ,",
             *(votes.decimals["."], votes.decimals[","]),
         )
-    if "," in votes.decimals and separator == "," and "." not in votes.grouping:
+    if votes.padded and separator == ",":
         raise Unusable(
             "cells such as {!r} between commas: a number with a decimal comma (--decimal ,),"
             " or two values, which columns of their own should hold?",
-            votes.decimals[","],
+            votes.padded,
         )
     if votes.decimals:
         return next(iter(votes.decimals))
