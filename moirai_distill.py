@@ -94,6 +94,7 @@ from huggingface_hub import (
     hf_hub_download,
     try_to_load_from_cache,
 )
+from pandas.tseries.api import guess_datetime_format
 from pandas.tseries.frequencies import to_offset
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -518,15 +519,19 @@ DATES = (  # with or without a clock behind them, beside ISO 8601
     "%d-%b-%Y",
     "%d-%b-%y",
     "%d %b %Y",
+    "%d %b %y",
     "%d %B %Y",
     "%b %d, %Y",
     "%B %d, %Y",
     "%b %d %Y",
     "%a, %d %b %Y",
+    "%Y-%j",
+    "%G-W%V-%u",
 )
 MONTH_DATES = (  # of months, quarters and weeks (%q: see DIRECTIVES)
     "%b %Y",
     "%B %Y",
+    "%B-%Y",
     "%b-%Y",
     "%b-%y",
     "%b %y",
@@ -539,7 +544,9 @@ MONTH_DATES = (  # of months, quarters and weeks (%q: see DIRECTIVES)
     "%m.%Y",
     "%m-%Y",
     "%Y年%m月",
+    "%YM%m",
     "%YQ%q",
+    "%Yq%q",
     "%Y-Q%q",
     "%Y Q%q",
     "Q%q %Y",
@@ -552,17 +559,20 @@ CLOCKS = (
     "%H:%M",
     "%H:%M:%S",
     "%H:%M:%S.%f",
+    "%H:%M:%S,%f",
     "%I:%M %p",
     "%I:%M:%S %p",
     "%I:%M%p",
     "%I:%M:%S%p",
     "%H.%M",
     "%H.%M.%S",
+    "%H%M",
     "%H",
     "%H时",
     "%H时%M分",
 )
 OLDEST_YEAR = 1700  # of dates that are whole numbers
+LATEST_YEAR = 2035  # of years of two digits, which pandas takes for those of 1969 to 2068
 MOST_STAMPS = 0.9  # share of readable stamps that makes a time column
 FEW_UNREAD = 0.01  # share of its stamps that may be unread ...
 LAST_ROWS = 10  # ... but none of so many at the end of a series
@@ -2609,6 +2619,8 @@ DIRECTIVES = {
     "%m": r"\d{1,2}",
     "%d": r"\d{1,2}",
     "%V": r"\d\d",
+    "%u": r"[1-7]",
+    "%j": r"\d{3}",
     "%q": r"(?P<q>[1-4])",
     "%b": r"[A-Za-z]{3}",
     "%a": r"[A-Za-z]{3}",
@@ -2624,14 +2636,31 @@ DIRECTIVES = {
 DIGITS = {  # how many digits a whole number has -> which date it may be
     4: "%Y",
     6: "%Y%m",
+    7: "%Y%j",
     8: "%Y%m%d",
     10: "%Y%m%d%H",
     12: "%Y%m%d%H%M",
     14: "%Y%m%d%H%M%S",
 }
 EPOCHS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # unit -> how many are a second
+NAME_OF_MONTH = rf"(?i:\b(?:{'|'.join(MONTHS)}))"
 CLOCK = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
-LIKE_A_STAMP = rf"\d{{1,4}}[-/.年 ]\d{{1,2}}[-/.月 ]|\d:\d\d|(?i:\b(?:{'|'.join(MONTHS)}))"
+LIKE_A_STAMP = (
+    r"\d{1,4}[-/.年 ]\d{1,2}[-/.月 ]"
+    r"|\d:\d\d"
+    rf"|{NAME_OF_MONTH}"
+    r"|\b(?:1[6-9]|20)\d\d(?:\b|[A-Za-z]\d)"  # a year, as in 3 août 2024 or 2024M01
+    r"|^[^\W\d]{3,9}\.?[- ]\d\d$"  # Okt-24
+)
+# Two dates, or a date with a clock and what follows: the first is group 1, 2 or 3.
+RANGE = (
+    r"^(.*\d:\d\d\S*) +[-–] +\d.*$"
+    r"|^(\d[\d./-]{5,}) +[-–] +\d[\d./-]{5,}$"
+    r"|^(\d{4}-\S+)/\d{4}-\S+$"
+)
+HALF_OF_DAY = r"([AaPp])\.\s?[Mm]\."
+WORD_BEHIND = r"(?<=\d)(\s*[A-Za-z]+)$"
+HOUR_24 = r"^(\d{8}|.*\D)24((?::?00){0,2}(?:[.,]0+)?(?: ?Z| ?[+-]\d\d:?\d\d|时)?)$"
 
 
 @dataclasses.dataclass
@@ -2640,7 +2669,8 @@ class StampForm:
 
     pattern: str  # of strftime, with %q for a quarter; or "ISO8601", "epoch s", "epoch ms", ...
     example: str = ""  # one of the file's stamps
-    suffix: str = ""  # " UTC", where all stamps end with it
+    suffix: str = ""  # " UTC" or " Uhr", where all stamps end with it
+    notes: list = dataclasses.field(default_factory=list)  # of Message: what to tell of them
 
 
 @dataclasses.dataclass
@@ -2663,8 +2693,7 @@ class Times:
 def find_times(frame, ids, config):
     """Times of a table, or None where its rows are taken as they stand. Raises Unusable.
 
-    Columns that are named in TIME_NAMES come first, numbers last. Numbers are stamps only if they
-    run evenly, or by their name.
+    Columns that are named in TIME_NAMES come first, numbers last.
     """
     if config.time_column == ["none"]:
         return None
@@ -2675,40 +2704,66 @@ def find_times(frame, ids, config):
         return name.lower() not in TIME_NAMES, pd.api.types.is_numeric_dtype(frame[name])
 
     refuse_clock_apart(frame)
-    doubtful = []  # columns that look like stamps, which cannot be read
-    for name in sorted(frame.columns, key=sort_key):
-        if name in ids:
-            continue
-        text = frame[name]
-        is_called_so = name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
-        if pd.api.types.is_numeric_dtype(text):
-            parsed = parse_numbers(text, config.time_format)
-            is_even = parsed is not None and runs_evenly(text, frame, ids)
-            if parsed and parsed[1].pattern == "%Y":
-                is_sure = is_called_so and is_even  # beside a month, years repeat
-            else:
-                is_sure = is_called_so or is_even
-            if not is_sure:
+    names = sorted((name for name in frame.columns if name not in ids), key=sort_key)
+    for name in names:
+        if pd.api.types.is_numeric_dtype(frame[name]):
+            parsed = parse_numbers(frame[name], config.time_format)
+            if parsed and not are_surely_stamps(name, *parsed, frame, ids):
                 parsed = None
         else:
-            parsed = parse_text(text, config.time_format)
-            if parsed is None and looks_like_stamps(text, is_called_so):
-                doubtful.append(name)
+            parsed = parse_text(frame[name], config.time_format)
         if parsed:
             stamps, form = parsed
-            return Times(stamps.rename(name), [name], form, text)
+            return Times(stamps.rename(name), [name], form, frame[name])
 
     parts = date_in_parts(frame)
     if parts:
         return times_by_name(frame, parts, config.time_format)
-    if doubtful:
-        name = doubtful[0]
-        raise Unusable(
-            "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
-            " written, --time_column none takes the rows as they stand",
-            *(name, str(frame[name].dropna().iloc[0])),
-        )
+    for name in names:
+        refuse_unread_column(frame[name], is_called_time(name))
     return None
+
+
+def is_called_time(name):
+    """Whether a column is one of stamps by its name."""
+    return name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
+
+
+def are_surely_stamps(name, stamps, form, frame, ids):
+    """Whether numbers that can be read as stamps are some: by their name, or as they run evenly."""
+    is_even = runs_evenly(frame[name], frame, ids)
+    if form.pattern == "%Y":  # beside a month, years repeat
+        return is_called_time(name) and is_even
+    ticks = pd.Series(stamps.asi8, frame.index).where(stamps.notna())
+    return is_called_time(name) or is_even or runs_evenly(ticks, frame, ids)
+
+
+def refuse_unread_column(column, is_called_so):
+    """Raise Unusable where a column seems to hold stamps, though none were read from it."""
+    if pd.api.types.is_numeric_dtype(column):
+        patterns = other_digits(column, is_called_so)
+        if patterns:
+            raise Unusable(
+                "{} seems to hold dates, such as {}: --time_format {} says so, --time_column none"
+                " takes the rows as they stand",
+                *(column.name, f"{column.dropna().iloc[0]:.0f}", " / ".join(patterns)),
+            )
+        return
+    if not looks_like_stamps(column, is_called_so):
+        return
+    example = str(column.dropna().iloc[0])
+    if re.search(r"[^\W\d_]{3,}", example):
+        raise Unusable(
+            "the stamps of {} cannot be read, such as {!r} (names of months are read in English):"
+            " --time_format says how they are written, --time_column none takes the rows as they"
+            " stand",
+            *(column.name, example),
+        )
+    raise Unusable(
+        "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
+        " written, --time_column none takes the rows as they stand",
+        *(column.name, example),
+    )
 
 
 def refuse_clock_apart(frame):
@@ -2812,7 +2867,7 @@ def looks_like_stamps(text, is_called_so):
     sample = cells_of(text).astype(str).str.strip()
     if sample.empty or is_clock(sample):
         return False
-    looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS
+    looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS and sample.nunique() > 2
     return is_called_so or (looks_so and sample.str.contains(r"\d").all())
 
 
@@ -2851,17 +2906,16 @@ def parse_numbers(column, time_format="auto"):
     known = column.dropna()
     if known.empty or pd.api.types.is_bool_dtype(column):
         return None
-    is_whole = (known % 1 == 0).all()
-    if is_whole and abs(known).max() < 2**62:
-        text = column.astype("Int64").astype("string")
+    if (known % 1 == 0).all() and abs(known).max() < 2**62:
         pattern = time_format
         if time_format == "auto":
-            lengths = text.dropna().str.len().unique()
+            lengths = known.astype("int64").astype("string").str.len().unique()
             pattern = DIGITS.get(lengths[0]) if len(lengths) == 1 else None
         if pattern:
-            stamps = pd.DatetimeIndex(read_as(text, pattern)).tz_localize(None).as_unit("ns")
-            is_read = stamps.notna().sum() == len(known)
+            text, stamps = digits_as(column, pattern)
+            is_read = stamps.notna().sum() >= MOST_STAMPS * len(known)
             if is_read and stamps.min().year >= OLDEST_YEAR:
+                refuse_far_years(stamps, pattern)
                 return stamps, StampForm(pattern, text[known.index[-1]])
     if time_format != "auto":
         return None
@@ -2870,6 +2924,42 @@ def parse_numbers(column, time_format="auto"):
             stamps = pd.DatetimeIndex(pd.to_datetime(column, unit=unit)).as_unit("ns")
             return stamps, StampForm(f"epoch {unit}", str(known.iloc[-1]))
     return None
+
+
+def digits_as(column, pattern):
+    """(texts (rows,), timestamps (rows,)) of whole numbers that are dates in a pattern.
+
+    Zeros in front, which numbers lose, are put back.
+    """
+    text = column.astype("Int64").astype("string")
+    text = text.str.zfill(len(pd.Timestamp(2000, 1, 1).strftime(pattern)))
+    return text, pd.DatetimeIndex(read_stamps(text, "", pattern)).tz_localize(None).as_unit("ns")
+
+
+def other_digits(column, is_called_so):
+    """The patterns beside DIGITS by which all numbers of a column are dates, as 31122024 is."""
+    known = column.drop_duplicates().dropna()
+    if len(known) < 3 or (known % 1 != 0).any() or known.min() < 10_100 or known.max() > 31_129_999:
+        return []
+    if not is_called_so and known.diff().dropna().nunique() == 1:  # they count
+        return []
+    fitting = []
+    for pattern in ("%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y", "%y%m%d"):
+        _, stamps = digits_as(known, pattern)
+        if stamps.notna().all() and OLDEST_YEAR <= stamps.min().year < stamps.max().year + 1 < 2101:
+            fitting.append(pattern)
+    return fitting
+
+
+def refuse_far_years(stamps, pattern):
+    """Raise Unusable where years of two digits are late, as those of the last century would be."""
+    latest = stamps.max()
+    if "%y" in pattern and latest.year > LATEST_YEAR:
+        raise Unusable(
+            "its years have two digits, and one would be {}: write them with four digits;"
+            " --time_column none takes the rows as they stand",
+            latest.year,
+        )
 
 
 # -- Stamps that are text --------------------------------------------------------------------------
@@ -2881,47 +2971,88 @@ def parse_text(column, time_format="auto"):
     They keep the offset from UTC that all of them have; with several offsets they are in UTC.
     Raises Unusable where two patterns fit equally well.
     """
-    text = column.astype("string")
-    sample = cells_of(text)
-    if sample.str.contains(r"^\s|\s$").any():
-        text = text.str.strip()
-        sample = sample.str.strip()
+    text, sample, form = plain_stamps(column.astype("string"))
     if sample.empty or sample.str.contains(r"\d").mean() < MOST_STAMPS:
         return None
-    zone = zone_of(sample)
-    suffix = ""
-    if sample.str.contains(r"(?:UTC|GMT)$").all():
-        suffix = re.search(r"\s*(?:UTC|GMT)$", sample.iloc[-1])[0]
-        text = text.str.replace(r"\s*(?:UTC|GMT)$", "", regex=True)
-        sample = text[sample.index]
-        zone = "UTC"
-
     patterns = [("", time_format)]
     if time_format == "auto":
-        patterns = best_patterns(sample)
-    patterns = [
-        (date, clock)
-        for date, clock in patterns
-        if read_stamps(sample, date, clock).notna().mean() >= MOST_STAMPS or time_format != "auto"
-    ]
+        patterns = [
+            (date, clock)
+            for date, clock in best_patterns(sample)
+            if read_stamps(sample, date, clock).notna().mean() >= MOST_STAMPS
+        ]
     readings = {}
     for date, clock in patterns:
         readings[date + clock] = read_stamps(text, date, clock)
     if not readings:
         return None
-    pattern = most_even(readings, sample)
-    times = readings[pattern]
-    stamps = pd.DatetimeIndex(times).tz_convert(zone).as_unit("ns")
-    return stamps, StampForm(pattern, example_of(text.dropna().iloc[-12:], pattern), suffix)
+
+    form.pattern = most_even(readings, sample)
+    offsets = offsets_of(sample)
+    if len(offsets) > 1:
+        form.notes.append(Message("offsets {} become UTC", (", ".join(offsets),)))
+    zone = zone_of(offsets)
+    if form.suffix.strip() in ("UTC", "GMT"):
+        zone = "UTC"
+    stamps = pd.DatetimeIndex(readings[form.pattern]).tz_convert(zone).as_unit("ns")
+    refuse_far_years(stamps, form.pattern)
+    form.example = example_of([*sample, *text.dropna().iloc[-12:]], form.pattern)
+    return stamps, form
+
+
+def plain_stamps(text):
+    """(texts (rows,), a sample of them, StampForm) without what pandas' patterns do not know."""
+    form = StampForm("")
+    sample = cells_of(text)
+    if sample.str.contains(r"^\s|\s$").any():
+        text = text.str.strip()
+        sample = text[sample.index]
+    if sample.empty:
+        return text, sample, form
+    if sample.str.contains(RANGE).mean() > MOST_STAMPS:
+        form.notes.append(Message("of ranges such as {!r} the start", (sample.iloc[0],)))
+        text = text.str.replace(RANGE, r"\1\2\3", regex=True)
+        sample = text[sample.index]
+    if sample.str.contains(HALF_OF_DAY).mean() > MOST_STAMPS:  # a.m.
+        text = text.str.replace(HALF_OF_DAY, r"\1m", regex=True)
+        sample = text[sample.index]
+    form.suffix = word_behind(sample)
+    if form.suffix:
+        text = text.str.replace(WORD_BEHIND, "", regex=True)
+        sample = text[sample.index]
+        if form.suffix.strip() not in ("UTC", "GMT"):
+            form.notes.append(Message("{!r} behind the stamps is left out", (form.suffix,)))
+    return text, sample, form
+
+
+def word_behind(sample):
+    """The word that all of some stamps end with, such as " UTC" or " Uhr"; "" without one.
+
+    Raises Unusable where they end with different zones.
+    """
+    words = sample.str.extract(WORD_BEHIND)[0].fillna("").unique()
+    zones = [word.strip() for word in words]
+    if len(words) == 1:
+        is_meant = zones[0].upper()[:3] in (*MONTHS, "AM", "PM", "Z")
+        return "" if is_meant else words[0]
+    if all(re.fullmatch("[A-Z]{1,3}S?T", zone) for zone in zones):
+        raise Unusable(
+            "the stamps are of the zones {}: write them with offsets from UTC, such as"
+            " 2024-07-01 12:00+02:00",
+            ", ".join(zones),
+        )
+    return ""
 
 
 def example_of(texts, pattern):
-    """The text that shows most of how stamps are written: all of a clock, or no zeros in front."""
+    """The text that shows most of how stamps are written: all of a clock, and no zeros in front."""
     if pattern == "ISO8601":
-        return max(texts, key=len)
-    form = re.compile(regex_of(pattern))
-    fitting = [text for text in texts if form.fullmatch(text)]
-    return min(fitting, key=len) if fitting else texts.iloc[-1]
+        marks = [len(re.sub(r"\d", "", text)) for text in texts]  # as many as there are parts
+        fitting = [text for text, count in zip(texts, marks, strict=True) if count == max(marks)]
+    else:
+        form = re.compile(regex_of(pattern))
+        fitting = [text for text in texts if form.fullmatch(text)]
+    return min(fitting, key=len) if fitting else texts[-1]
 
 
 def read_as(text, pattern):
@@ -2931,7 +3062,7 @@ def read_as(text, pattern):
         months = (3 * parts["q"].astype("Int64") - 2).astype("string")
         text = parts["Y"].str.cat(months, sep="-")
         pattern = "%Y-%m"
-    if "%V" in pattern:  # of a week the Monday
+    if "%V" in pattern and "%u" not in pattern:  # of a week the Monday
         text = text + " 1"
         pattern = pattern + " %u"
     try:
@@ -2947,19 +3078,27 @@ def read_stamps(text, date, clock):
     """
     times = read_as(text, date + clock)
     unread = text[times.isna() & text.notna()]
-    if len(unread) and date:
-        for other in clocks_after(date):
-            is_fitting = unread.str.fullmatch(regex_of(date + other)).to_numpy(dtype=bool)
-            fitting = unread[is_fitting]
-            times[fitting.index] = read_as(fitting, date + other)
-            unread = unread[times[unread.index].isna()]
-            if unread.empty:
-                return times
-    is_late = unread.str.contains(r"(?:^|\D)24:00(?::00)?$")
-    late = unread[is_late].str.replace("24:00", "00:00")
+    for other in other_clocks(unread, date):
+        times[unread.index] = read_as(unread, date + other)
+        unread = unread[times[unread.index].isna()]
+    late = unread[unread.str.contains(HOUR_24).to_numpy(dtype=bool)]
     if len(late):
-        times[late.index] = read_as(late, date + clock) + pd.Timedelta(1, "D")
+        midnights = late.str.replace(HOUR_24, r"\g<1>00\g<2>", regex=True)
+        times[late.index] = read_stamps(midnights, date, clock) + pd.Timedelta(1, "D")
     return times
+
+
+def other_clocks(texts, date):
+    """What follows a date in some of the texts, as patterns."""
+    if not date or texts.empty:
+        return []
+    sample = cells_of(texts)
+    found = []
+    for clock in clocks_after(date):
+        form = re.compile(regex_of(date + clock))
+        if any(form.fullmatch(cell) for cell in sample):
+            found.append(clock)
+    return found
 
 
 def best_patterns(sample):
@@ -2972,8 +3111,26 @@ def best_patterns(sample):
     for regex, date, clock in known_patterns():
         if any(regex.fullmatch(stamp) for stamp in looked_at):
             unread[date, clock] = read_as(sample, date + clock).isna().mean()
+    if min(unread.values()) > 1 - MOST_STAMPS:
+        for pattern in patterns_of_pandas(looked_at):
+            unread["", pattern] = read_as(sample, pattern).isna().mean()
     fewest = min(unread.values())
     return [pattern for pattern, share in unread.items() if share == fewest < 1]
+
+
+def patterns_of_pandas(texts):
+    """What pandas takes for the patterns of some stamps.
+
+    With a month by its name and a year of four digits, a stamp means one date however it is
+    written: it is left to pandas.
+    """
+    guessed = set()
+    for text in texts:
+        guessed |= {guess_datetime_format(text), guess_datetime_format(text, dayfirst=True)}
+    patterns = [re.sub(" +", " ", pattern) for pattern in guessed - {None}]
+    patterns = sorted(pattern for pattern in patterns if not re.search("%Y.%d", pattern))
+    is_named = [re.search(NAME_OF_MONTH, text) and re.search(r"\d{4}", text) for text in texts]
+    return patterns or (["mixed"] if all(is_named) else [])
 
 
 @functools.cache
@@ -3027,17 +3184,23 @@ def unevenness(times):
     return gaps.max() / np.median(gaps)
 
 
-def zone_of(sample):
-    """Zone of stamps as pandas wants it: None, "UTC", or their one offset such as "+08:00"."""
-    offsets = sample.str.extract(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
-    found = set(offsets.fillna("").str.replace(":", ""))
-    if found <= {""}:
+def offsets_of(sample):
+    """The different offsets from UTC of stamps as they are written, sorted; "" where one has none.
+
+    Z is one of its own.
+    """
+    offsets = sample.str.extract(r":\d\d(?:[.,]\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
+    return sorted(set(offsets.fillna("").str.replace(":", "")))
+
+
+def zone_of(offsets):
+    """Zone of stamps with such offsets as pandas wants it: None, "UTC", or one such as "+08:00"."""
+    if offsets == [""]:
         return None
-    if len(found) > 1 or found == {"Z"}:
+    if len(offsets) > 1 or offsets == ["Z"]:
         return "UTC"
-    (offset,) = found
-    hours = offset[:3]
-    minutes = offset[3:] or "00"
+    hours = offsets[0][:3]
+    minutes = offsets[0][3:] or "00"
     return f"{hours}:{minutes}"
 
 
@@ -3065,19 +3228,19 @@ def write_stamps(index, form):
 
 def iso_pattern(example):
     """Pattern of strftime for stamps like an ISO one."""
-    form = r"(?P<date>\d{4}(?P<dash>[-/.]?)\d\d(?:[-/.]?\d\d)?)"
-    form += r"(?P<joiner>[T ])?(?P<clock>[\d:]*)(?P<rest>[.,]\d+)?"
+    form = r"(?P<date>\d{4}\d\d(\d\d)?|\d{4}(?P<dash>[-/.])\d\d?([-/.]\d\d?)?)"
+    form += r"(?P<joiner>[T ])?(?P<clock>\d\d|\d{4}|\d{6}|\d\d?(:\d\d)+)?(?P<rest>[.,]\d+)?"
     form += r"(?P<zone> ?(?:Z|[+-]\d\d(?::?\d\d)?))?"
     found = re.fullmatch(form, example)
     if not found:
         return "%Y-%m-%d %H:%M:%S"
-    dash = found["dash"]
-    digits = sum(map(str.isdigit, found["date"]))
-    pattern = dash.join(["%Y", "%m", "%d"][: (digits - 2) // 2])
-    if found["clock"]:
-        colon = ":" if ":" in found["clock"] else ""
-        digits = len(found["clock"].replace(":", ""))
-        pattern += found["joiner"] + colon.join(["%H", "%M", "%S"][: digits // 2])
+    dash = found["dash"] or ""
+    parts = found["date"].count(dash) + 1 if dash else len(found["date"]) // 2 - 1
+    pattern = dash.join(["%Y", "%m", "%d"][:parts])
+    if clock := found["clock"]:
+        colon = ":" if ":" in clock else ""
+        parts = clock.count(":") + 1 if colon else len(clock) // 2
+        pattern += (found["joiner"] or "") + colon.join(["%H", "%M", "%S"][:parts])
     if found["rest"]:
         pattern += f"{found['rest'][0]}%f"
     zone = found["zone"] or ""
@@ -3102,15 +3265,33 @@ def like_example(texts, pattern, example):
         texts = texts.str.replace(rf"([.,]\d{{{min(digits, 6)}}})\d*", r"\1", regex=True)
     if re.search("%[bB]", pattern) and example.isupper():
         texts = texts.str.upper()
-    has_short_number = re.search(r"(?<!\d)\d(?!\d)", re.split(r"[ T,]*\d{1,2}:", example)[0])
-    if has_short_number:
-        head = r"(?<!\d)0(\d)(?=\D|$)"
-        ends = [re.search(r"[ T,]*\d{1,2}:|$", text).start() for text in texts]
-        texts = [
-            re.sub(head, r"\1", text[:end]) + text[end:]
-            for text, end in zip(texts, ends, strict=True)
-        ]
-    return pd.Index(texts)
+    if half := re.search(r"([ap])\.(\s?)m\.", example, re.IGNORECASE):
+        texts = texts.str.replace(r"([AP])M", rf"\1.{half[2]}M.", regex=True)
+        if half[1].islower():
+            texts = texts.str.replace(r"[AP]\.\s?M\.", lambda found: found[0].lower(), regex=True)
+    date, clock = without_zeros(example)
+    return pd.Index([unpadded(text, date, clock) for text in texts])
+
+
+def without_zeros(example):
+    """Whether the date of a stamp has a number of one digit, and whether its clock begins so."""
+    clock = re.search(r"\d{1,2}:", example)
+    date = example if clock is None else example[: clock.start()]
+    has_short_date = re.search(r"(?<!\d)\d(?!\d)", date) is not None
+    return has_short_date, clock is not None and len(clock[0]) == 2
+
+
+def unpadded(text, of_date, of_clock):
+    """A stamp without the zeros in front of the numbers of its date, or of its hour."""
+    clock = re.search(r"\d{1,2}:", text)
+    start = len(text) if clock is None else clock.start()
+    date = text[:start]
+    rest = text[start:]
+    if of_date:
+        date = re.sub(r"(?<!\d)0(\d)(?!\d)", r"\1", date)
+    if of_clock:
+        rest = re.sub(r"^0(\d)", r"\1", rest)
+    return date + rest
 
 
 # -- The regular grid ------------------------------------------------------------------------------
