@@ -564,6 +564,9 @@ CLOCKS = (
     "%I:%M:%S %p",
     "%I:%M%p",
     "%I:%M:%S%p",
+    "%I %p",
+    "%I%p",
+    "%I.%M.%S.%f %p",
     "%H.%M",
     "%H.%M.%S",
     "%H%M",
@@ -586,6 +589,8 @@ MOST_PACKED = 1032  # by gzip, which cannot pack better: times that a file may g
 FEWEST_ROWS = 3  # of a series of the long format, in the mean
 FEWEST_SENTINELS = 3  # times that a value far from the rest seems to mean "missing"
 MOST_IN_PHASE = 0.8  # length of the mean phase of stamps that keep to one step; 1 = exactly
+MUCH_MISSING = 0.05  # share of the steps of a file without a row that is warned of
+MOST_MISSING = 0.5  # share of the steps of a series that may be without a row, but for one gap
 FEW_DUPLICATES = 0.01  # share of exact duplicates among the stamps, without an id column
 MOST_NUMBERS = 0.9  # share of its values that makes a column numeric
 MOST_ON_RULE = 0.95  # share of the stamps that must lie on a calendar rule
@@ -2658,7 +2663,7 @@ RANGE = (
     r"|^(\d[\d./-]{5,}) +[-–] +\d[\d./-]{5,}$"
     r"|^(\d{4}-\S+)/\d{4}-\S+$"
 )
-HALF_OF_DAY = r"([AaPp])\.\s?[Mm]\."
+DOTS_OF_AM = r"(?<=\d [AaPp])\.\s?[Mm]\."
 WORD_BEHIND = r"(?<=\d)(\s*[A-Za-z]+)$"
 HOUR_24 = r"^(\d{8}|.*\D)24((?::?00){0,2}(?:[.,]0+)?(?: ?Z| ?[+-]\d\d:?\d\d|时)?)$"
 
@@ -2670,6 +2675,7 @@ class StampForm:
     pattern: str  # of strftime, with %q for a quarter; or "ISO8601", "epoch s", "epoch ms", ...
     example: str = ""  # one of the file's stamps
     suffix: str = ""  # " UTC" or " Uhr", where all stamps end with it
+    has_dots: bool = False  # a.m. for AM
     notes: list = dataclasses.field(default_factory=list)  # of Message: what to tell of them
 
 
@@ -2748,13 +2754,14 @@ def refuse_unread_column(column, is_called_so):
                 " takes the rows as they stand",
                 *(column.name, f"{column.dropna().iloc[0]:.0f}", " / ".join(patterns)),
             )
+        refuse_rounded_epoch(column)
         return
     if not looks_like_stamps(column, is_called_so):
         return
     example = str(column.dropna().iloc[0])
     if re.search(r"[^\W\d_]{3,}", example):
         raise Unusable(
-            "the stamps of {} cannot be read, such as {!r} (names of months are read in English):"
+            "the stamps of {} cannot be read, such as {!r} (names of months are read in English only):"
             " --time_format says how they are written, --time_column none takes the rows as they"
             " stand",
             *(column.name, example),
@@ -2788,6 +2795,13 @@ def is_clock(text):
     return len(sample) > 0 and sample.str.fullmatch(CLOCK).mean() > 0.5
 
 
+def are_clock_numbers(text):
+    """Whether texts are hours and minutes without a mark between, such as 905 and 1330."""
+    digits = cells_of(text).str.removesuffix(".0")
+    is_fitting = digits.str.fullmatch(r"\d{1,2}|(?:[01]?\d|2[0-4])[0-5]\d")
+    return bool(is_fitting.all() and digits.str.len().max() > 2)
+
+
 def times_by_name(frame, names, time_format):
     """Times of the columns with these names, joined by a space. Raises Unusable."""
     refuse_absent(frame, names)
@@ -2815,15 +2829,18 @@ def times_by_name(frame, names, time_format):
 
 def pattern_of_parts(texts, count):
     """The pattern of joined stamps that has `count` parts; "ISO8601" where none is known."""
-    for regex, date, clock in known_patterns():
-        has_parts = (date + clock).count(" ") == count - 1
-        if has_parts and all(regex.fullmatch(text) for text in texts):
+    common = set.intersection(*(set(known_patterns(text)) for text in texts))
+    for date, clock in known_patterns(texts.iloc[0]):
+        if (date, clock) in common and (date + clock).count(" ") == count - 1:
             return date + clock
     return "ISO8601"
 
 
 def joined(frame, names):
-    """Texts (rows,) of several columns, with a space between; whole numbers without a point."""
+    """Texts (rows,) of several columns, with a space between; whole numbers without a point.
+
+    Behind a date, 905 is 09:05.
+    """
     texts = []
     for name in names:
         column = frame[name]
@@ -2833,6 +2850,9 @@ def joined(frame, names):
         if name.lower() in PARTS_OF_DATE["quarter"]:  # else 1 to 4 would be months
             text = "Q" + text.str.lstrip("Qq")
         texts.append(text)
+    is_date = texts[0].str.len().max() > len("2024")
+    if is_date and are_clock_numbers(texts[-1]):
+        texts[-1] = texts[-1].str.zfill(4)
     return texts[0].str.cat(texts[1:], sep=" ")
 
 
@@ -2867,8 +2887,9 @@ def looks_like_stamps(text, is_called_so):
     sample = cells_of(text).astype(str).str.strip()
     if sample.empty or is_clock(sample):
         return False
-    looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS and sample.nunique() > 2
-    return is_called_so or (looks_so and sample.str.contains(r"\d").all())
+    looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS
+    varies = len(sample) == 1 or sample.nunique() > 1
+    return is_called_so or (looks_so and varies and sample.str.contains(r"\d").all())
 
 
 def refuse_unread(times, codes):
@@ -2883,12 +2904,19 @@ def refuse_unread(times, codes):
     from_end = pd.Series(codes).groupby(codes).cumcount(ascending=False).to_numpy()
     at_end = is_unread & (from_end < LAST_ROWS)
     if count > FEW_UNREAD * len(is_unread) or at_end.any():
-        where = np.flatnonzero(at_end if at_end.any() else is_unread)[0]
+        row = np.flatnonzero(at_end if at_end.any() else is_unread)[0]
+        cell = times.text.iloc[row]
+        where = (count, len(is_unread), " ".join(times.names), quoted(cell), row + 1)
+        if pd.isna(cell) or not re.match(rf"\d|{LIKE_A_STAMP}", str(cell)):
+            raise Unusable(
+                "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is no row of"
+                " data, as a total is none, delete it",
+                *where,
+            )
         raise Unusable(
             "{} of {} stamps of {} cannot be read, such as {} in row {}; --time_format says how"
             " they are written",
-            *(count, len(is_unread), " ".join(times.names), quoted(times.text.iloc[where])),
-            where + 1,
+            *where,
         )
     return count
 
@@ -2896,6 +2924,19 @@ def refuse_unread(times, codes):
 def quoted(cell):
     """A cell as it is shown."""
     return "(blank)" if pd.isna(cell) or cell == "" else repr(str(cell))
+
+
+def refuse_rounded_epoch(column):
+    """Raise Unusable where numbers run as seconds since 1970 do, but by no even step."""
+    known = column.dropna()
+    runs = known.is_monotonic_increasing or known.is_monotonic_decreasing
+    is_epoch = any(1e9 * size <= known.min() < known.max() < 2.1e9 * size for size in EPOCHS.values())
+    if runs and is_epoch:
+        raise Unusable(
+            "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it"
+            " rounded? --time_column none takes the rows as they stand",
+            *(column.name, known.iloc[0]),
+        )
 
 
 # -- Stamps that are numbers -----------------------------------------------------------------------
@@ -2946,7 +2987,7 @@ def other_digits(column, is_called_so):
     fitting = []
     for pattern in ("%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y", "%y%m%d"):
         _, stamps = digits_as(known, pattern)
-        if stamps.notna().all() and OLDEST_YEAR <= stamps.min().year < stamps.max().year + 1 < 2101:
+        if stamps.notna().all() and OLDEST_YEAR <= stamps.min().year and stamps.max().year <= 2100:
             fitting.append(pattern)
     return fitting
 
@@ -3009,12 +3050,13 @@ def plain_stamps(text):
         sample = text[sample.index]
     if sample.empty:
         return text, sample, form
-    if sample.str.contains(RANGE).mean() > MOST_STAMPS:
+    if sample.str.match(RANGE).mean() > 0.5:
         form.notes.append(Message("of ranges such as {!r} the start", (sample.iloc[0],)))
         text = text.str.replace(RANGE, r"\1\2\3", regex=True)
         sample = text[sample.index]
-    if sample.str.contains(HALF_OF_DAY).mean() > MOST_STAMPS:  # a.m.
-        text = text.str.replace(HALF_OF_DAY, r"\1m", regex=True)
+    form.has_dots = bool(sample.str.contains(DOTS_OF_AM).any())
+    if form.has_dots:
+        text = text.str.replace(DOTS_OF_AM, "m", regex=True)
         sample = text[sample.index]
     form.suffix = word_behind(sample)
     if form.suffix:
@@ -3081,7 +3123,7 @@ def read_stamps(text, date, clock):
     for other in other_clocks(unread, date):
         times[unread.index] = read_as(unread, date + other)
         unread = unread[times[unread.index].isna()]
-    late = unread[unread.str.contains(HOUR_24).to_numpy(dtype=bool)]
+    late = unread[unread.str.match(HOUR_24).to_numpy(dtype=bool)]
     if len(late):
         midnights = late.str.replace(HOUR_24, r"\g<1>00\g<2>", regex=True)
         times[late.index] = read_stamps(midnights, date, clock) + pd.Timedelta(1, "D")
@@ -3090,15 +3132,10 @@ def read_stamps(text, date, clock):
 
 def other_clocks(texts, date):
     """What follows a date in some of the texts, as patterns."""
-    if not date or texts.empty:
-        return []
-    sample = cells_of(texts)
     found = []
-    for clock in clocks_after(date):
-        form = re.compile(regex_of(date + clock))
-        if any(form.fullmatch(cell) for cell in sample):
-            found.append(clock)
-    return found
+    for text in cells_of(texts):
+        found += [clock for known, clock in known_patterns(text) if known == date]
+    return dict.fromkeys(found)
 
 
 def best_patterns(sample):
@@ -3108,9 +3145,9 @@ def best_patterns(sample):
         return [*unread]
     longest = sample[sample.str.len() == sample.str.len().max()]  # those with all of a clock
     looked_at = [*sample.iloc[:: max(1, len(sample) // 10)], *longest.iloc[:3]]
-    for regex, date, clock in known_patterns():
-        if any(regex.fullmatch(stamp) for stamp in looked_at):
-            unread[date, clock] = read_as(sample, date + clock).isna().mean()
+    found = [pattern for stamp in looked_at for pattern in known_patterns(stamp)]
+    for date, clock in dict.fromkeys(found):
+        unread[date, clock] = read_as(sample, date + clock).isna().mean()
     if min(unread.values()) > 1 - MOST_STAMPS:
         for pattern in patterns_of_pandas(looked_at):
             unread["", pattern] = read_as(sample, pattern).isna().mean()
@@ -3122,25 +3159,34 @@ def patterns_of_pandas(texts):
     """What pandas takes for the patterns of some stamps.
 
     With a month by its name and a year of four digits, a stamp means one date however it is
-    written: it is left to pandas.
+    written: "mixed" leaves each one to pandas.
     """
     guessed = set()
-    for text in texts:
-        guessed |= {guess_datetime_format(text), guess_datetime_format(text, dayfirst=True)}
+    with warnings.catch_warnings(action="ignore"):  # that the other side is taken for the day
+        for text in texts:
+            guessed |= {guess_datetime_format(text), guess_datetime_format(text, dayfirst=True)}
     patterns = [re.sub(" +", " ", pattern) for pattern in guessed - {None}]
     patterns = sorted(pattern for pattern in patterns if not re.search("%Y.%d", pattern))
-    is_named = [re.search(NAME_OF_MONTH, text) and re.search(r"\d{4}", text) for text in texts]
-    return patterns or (["mixed"] if all(is_named) else [])
+    if all(re.search(NAME_OF_MONTH, text) and re.search(r"\d{4}", text) for text in texts):
+        patterns.append("mixed")
+    return patterns
+
+
+def known_patterns(stamp):
+    """List of the patterns (date, clock) that a stamp has."""
+    found = []
+    for date in (*DATES, *MONTH_DATES):
+        if begins := compiled(date).match(stamp):
+            for clock in clocks_after(date):
+                if compiled(clock).fullmatch(stamp, begins.end()):
+                    found.append((date, clock))
+    return found
 
 
 @functools.cache
-def known_patterns():
-    """(compiled form, date, clock) of all the patterns that stamps are tried with."""
-    patterns = []
-    for date in (*DATES, *MONTH_DATES):
-        for clock in clocks_after(date):
-            patterns.append((re.compile(regex_of(date + clock)), date, clock))
-    return patterns
+def compiled(pattern):
+    """The regular expression of a pattern."""
+    return re.compile(regex_of(pattern))
 
 
 def clocks_after(date):
@@ -3223,6 +3269,8 @@ def write_stamps(index, form):
     if "%q" in pattern:
         return index.tz_localize(None).to_period("Q").strftime(pattern)
     texts = like_example(index.strftime(pattern), pattern, form.example)
+    if form.has_dots:
+        texts = texts.str.replace("AM", "a.m.").str.replace("PM", "p.m.")
     return pd.Index([text + form.suffix for text in texts])
 
 
@@ -3261,14 +3309,11 @@ def like_example(texts, pattern, example):
     elif re.search(r"[+-]\d\d$", example) and pattern.endswith("%z"):
         texts = texts.str.replace(r"\d\d$", "", regex=True)
     if "%f" in pattern:
-        digits = len(re.search(r"[.,](\d+)", example)[1])
-        texts = texts.str.replace(rf"([.,]\d{{{min(digits, 6)}}})\d*", r"\1", regex=True)
+        digits = len(re.findall(r"[.,](\d+)", example)[-1])
+        six = r"(?<=[.,])\d{6}(?!\d)"
+        texts = texts.str.replace(six, lambda found: found[0][:digits], regex=True)
     if re.search("%[bB]", pattern) and example.isupper():
         texts = texts.str.upper()
-    if half := re.search(r"([ap])\.(\s?)m\.", example, re.IGNORECASE):
-        texts = texts.str.replace(r"([AP])M", rf"\1.{half[2]}M.", regex=True)
-        if half[1].islower():
-            texts = texts.str.replace(r"[AP]\.\s?M\.", lambda found: found[0].lower(), regex=True)
     date, clock = without_zeros(example)
     return pd.Index([unpadded(text, date, clock) for text in texts])
 
@@ -3414,17 +3459,29 @@ def business_grid(times, step):
     return Grid(positions, "B")
 
 
+def refuse_uneven_days(times, step):
+    """Raise Unusable, as timestamps lie some days apart but by no fixed step."""
+    weekdays = times.dayofweek.unique().sort_values()
+    if len(weekdays) < 7:
+        raise Unusable(
+            "on some days of the week only ({}), which are no even steps: --time_column none takes"
+            " the rows as they stand",
+            ", ".join(pd.Timestamp(1990, 1, day + 1).day_name()[:3] for day in weekdays),
+        )
+    raise Unusable(
+        "about every {:g} days, but by a calendar that starts anew each month or year: make the"
+        " steps even (pandas: resample); --time_column none takes the rows as they stand",
+        step / DAY,
+    )
+
+
 def fixed_step_grid(times, step):
     """Grid of equal steps, laid so that the timestamps lie around it evenly."""
     stamps = times.asi8
     # As angles of a circle of one step, so that 59 and 1 of 60 average to 0 and not to 30.
     angles = np.exp(2j * np.pi * (stamps % step) / step)
     if step >= 2 * DAY and abs(angles.mean()) < MOST_IN_PHASE:
-        raise Unusable(
-            "about every {:g} days, but by a calendar that starts anew each month or year: make the"
-            " steps even (pandas: resample); --time_column none takes the rows as they stand",
-            step / DAY,
-        )
+        refuse_uneven_days(times, step)
     first_is_late_by = np.angle(angles[0] / angles.mean()) / (2 * np.pi)
     steps_after_first = (stamps - stamps[0]) / step + first_is_late_by
     positions = np.rint(steps_after_first).astype(np.int64) + 1  # never the -1 of "off the grid"
@@ -3499,6 +3556,7 @@ class Placed:
     stamps: pd.DatetimeIndex  # the last 12 at most
     rows: int  # how many found a place of their own
     conflicting: int  # rows left out, as a later one has the same stamp
+    crowded: int  # rows left out, as another one lies at the same step, or as they lie at none
 
 
 class Duplicated(Unusable):
@@ -3530,13 +3588,27 @@ def on_grid(times, values):
         raise Unusable(
             "irregular timestamps: only {} of {} fit one step ({})", placed, len(is_on), grid.freq
         )
-    length = int(positions.max() - positions.min()) + 1
-    if length > 10 * placed + 1000:
-        raise Unusable("sparse timestamps: {} rows over {} steps of {}", placed, length, grid.freq)
+    refuse_sparse(positions, placed, grid.freq)
 
-    regular = np.full(length, np.nan)
+    regular = np.full(int(np.ptp(positions)) + 1, np.nan)
     regular[positions - positions.min()] = table.to_numpy()  # of two in one place the later stays
-    return Placed(regular, grid.freq, stamps, placed, conflicting)
+    return Placed(regular, grid.freq, stamps, placed, conflicting, len(is_on) - placed)
+
+
+def refuse_sparse(positions, rows, freq):
+    """Raise Unusable where most steps have no row. The longest gap does not count."""
+    gaps = np.diff(positions)
+    longest = int(gaps.max(initial=1))
+    steps = int(np.ptp(positions)) + 1
+    missing = steps - rows
+    missing_elsewhere = missing - (longest - 1)
+    if missing_elsewhere > MOST_MISSING * (steps - longest) or steps > 10 * rows + 1000:
+        raise Unusable(
+            "sparse timestamps: {:,} of {:,} steps ({}) have no row: add them (pandas: asfreq), with"
+            " 0 if that is meant; for hours of trade and the like, --time_column none takes the"
+            " rows as they stand",
+            *(missing, steps, freq),
+        )
 
 
 # -- Columns ---------------------------------------------------------------------------------------
@@ -3889,7 +3961,7 @@ def read_series(path, name, config):
     series = [one for one, _ in placed]
     report.facts = facts_of(table, columns, placed)
     if times:
-        report.warnings += warnings_of_duplicates([place for _, place in placed])
+        report.warnings += warnings_of_places([place for _, place in placed])
     return FileRead(series, report, table.layout, times)
 
 
@@ -3951,12 +4023,7 @@ def hint_of_duplicates(frame, columns):
     taken = [*columns.ids, *times.names]
     rest = [name for name in frame.columns if name not in taken]
     for name in rest:
-        if not is_number(frame[name]) and is_clock(frame[name]):
-            return Message(
-                "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
-            )
-    for name in rest:
-        if name.lower() in PARTS_OF_DATE["hour"]:
+        if name.lower() in PARTS_OF_DATE["hour"] or is_time_of_day(frame[name]):
             return Message(
                 "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
             )
@@ -3967,8 +4034,24 @@ def hint_of_duplicates(frame, columns):
             continue
         if not key.assign(other=frame[name].to_numpy()).duplicated().any():
             flag = " ".join(str(name) for name in [*columns.ids, name])
+            if is_number(frame[name]):
+                return Message(
+                    "if {} tells the series apart: --id_columns {}; if it counts minutes or periods"
+                    " of the day, write it as a clock such as 13:30: --time_column {} {}",
+                    (name, flag, times.names[0], name),
+                )
             return Message("if {} tells the series apart: --id_columns {}", (name, flag))
     return Message("is an id column missing (--id_columns)?")
+
+
+def is_time_of_day(column):
+    """Whether a column holds clocks, or all hours of the day as numbers (0 to 23, or 0 to 2300)."""
+    if not is_number(column):
+        return is_clock(column)
+    hours = column.dropna().unique()
+    if are_clock_numbers(pd.Series(hours).astype("string")):
+        return {0, 2400} & {*hours} != set()
+    return {*hours} in ({*range(24)}, {*range(1, 25)})
 
 
 def facts_of(table, columns, placed):
@@ -3985,6 +4068,13 @@ def facts_of(table, columns, placed):
                 (" ".join(columns.times.names), steps, stamps.min(), stamps.max()),
             )
         )
+        facts += columns.times.form.notes
+        if runs_backwards(stamps, columns.codes):
+            facts.append(Message("newest rows first: turned round", ()))
+        steps = sum(len(place.values) for place in places)
+        missing = steps - sum(place.rows for place in places)
+        if missing:
+            facts.append(Message("{:,} of {:,} steps have no row", (missing, steps)))
         rows = sum(place.rows for place in places) // len(columns.values)
     else:
         facts.append(Message("no timestamps: the rows in their order"))
@@ -4016,6 +4106,12 @@ def facts_of(table, columns, placed):
     return facts
 
 
+def runs_backwards(stamps, codes):
+    """Whether most timestamps (rows,) are older than the one above, in the same series."""
+    steps = np.diff(stamps.asi8)[np.diff(codes) == 0]
+    return bool(len(steps) and (steps < 0).mean() > 0.5)
+
+
 def warnings_of_column(name, numbers):
     """List of Message: what of a column may be wrong."""
     warnings = []
@@ -4041,8 +4137,8 @@ def warnings_of_column(name, numbers):
     return warnings
 
 
-def warnings_of_duplicates(places):
-    """List of Message: rows that were left out as others have the same stamp."""
+def warnings_of_places(places):
+    """List of Message: rows that were left out, and steps that have none."""
     warnings = []
     conflicting = sum(place.conflicting for place in places)
     if conflicting:
@@ -4051,6 +4147,20 @@ def warnings_of_duplicates(places):
                 "{:,} rows have the stamp of another one and other values: the last one is used",
                 (conflicting,),
             )
+        )
+    crowded = sum(place.crowded for place in places)
+    if crowded:
+        warnings.append(
+            Message(
+                "{:,} rows lie at the same step ({}) as another one: the last one is used",
+                (crowded, ", ".join(sorted({place.freq for place in places if place.crowded}))),
+            )
+        )
+    steps = sum(len(place.values) for place in places)
+    missing = steps - sum(place.rows for place in places)
+    if missing > MUCH_MISSING * steps:
+        warnings.append(
+            Message("{:.0f} % of the steps have no row: missing", (100 * missing / steps,))
         )
     return warnings
 
