@@ -94,7 +94,6 @@ from huggingface_hub import (
     hf_hub_download,
     try_to_load_from_cache,
 )
-from pandas.tseries.api import guess_datetime_format
 from pandas.tseries.frequencies import to_offset
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -525,6 +524,8 @@ DATES = (  # with or without a clock behind them, beside ISO 8601
     "%B %d, %Y",
     "%b %d %Y",
     "%a, %d %b %Y",
+    "%A, %B %d, %Y",
+    "%a %b %d %H:%M:%S %Y",
     "%Y-%j",
     "%G-W%V-%u",
 )
@@ -889,6 +890,42 @@ CHINESE = {
         "{} 的时间戳无法读取，例如 {!r}: 用 --time_format 说明格式，或用 --time_column "
         "none 按行的顺序使用"
     ),
+    (
+        "the stamps of {} cannot be read, such as {!r} (names of months are read in English "
+        "only): --time_format says how they are written, --time_column none takes the rows as "
+        "they stand"
+    ): (
+        "{} 的时间戳无法读取，例如 {!r} (月份名称只识别英文): 用 --time_format 说明格式，或用 "
+        "--time_column none 按行的顺序使用"
+    ),
+    (
+        "{} seems to hold dates, such as {}: --time_format {} says so, --time_column none takes "
+        "the rows as they stand"
+    ): ("{} 似乎是日期，例如 {}: 用 --time_format {} 确认，或用 --time_column none 按行的顺序使用"),
+    (
+        "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it "
+        "rounded? --time_column none takes the rows as they stand"
+    ): (
+        "{} 似乎是 1970 年起的秒数，例如 {:g}，但步长不均匀: 是否被四舍五入？--time_column none "
+        "按行的顺序使用"
+    ),
+    (
+        "its years have two digits, and one would be {}: write them with four digits; "
+        "--time_column none takes the rows as they stand"
+    ): "年份只有两位，其中一个会是 {}: 请写成四位；--time_column none 按行的顺序使用",
+    (
+        "the stamps are of the zones {}: write them with offsets from UTC, such as "
+        "2024-07-01 12:00+02:00"
+    ): "时间戳属于时区 {}: 请写成相对 UTC 的偏移，例如 2024-07-01 12:00+02:00",
+    "several offsets ({}): read and written in UTC": "多种时区偏移 ({}): 按 UTC 读写",
+    "of ranges such as {!r} the start": "时间段例如 {!r}，取其开始",
+    "{!r} behind the stamps is left out": "时间戳后的 {!r} 不使用",
+    "newest rows first: turned round": "最新的行在前: 已倒过来",
+    "{:,} of {:,} steps have no row": "{:,} / {:,} 个步长没有行",
+    "{:.0f} % of the steps have no row: they are missing": "{:.0f} % 的步长没有行: 视为缺失",
+    "{:,} rows lie at the same step ({}) as another one: the last one is used": (
+        "{:,} 行与另一行落在同一步长 ({}) 上: 使用最后一行"
+    ),
     "no column {}; it has {}": "没有列 {}；有 {}",
     "the stamps of {} cannot be read, such as {!r}: --time_format says how they are written": (
         "{} 的时间戳无法读取，例如 {!r}: 用 --time_format 说明格式"
@@ -897,6 +934,14 @@ CHINESE = {
         "{} of {} stamps of {} cannot be read, such as {} in row {}; --time_format says how "
         "they are written"
     ): ("{} / {} 个 {} 的时间戳无法读取，例如 {} (第 {} 行)；用 --time_format 说明格式"),
+    (
+        "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is no row of data, "
+        "as a total is none, delete it"
+    ): ("{} / {} 个 {} 的时间戳无法读取，例如 {} (第 {} 行): 如果不是数据行 (例如合计)，请删除"),
+    (
+        "on some days of the week only ({}), which are no even steps: --time_column none takes "
+        "the rows as they stand"
+    ): "只在一周的某些天 ({})，步长不均匀: --time_column none 按行的顺序使用",
     (
         "about every {:g} days, but by a calendar that starts anew each month or year: make "
         "the steps even (pandas: resample); --time_column none takes the rows as they stand"
@@ -909,7 +954,14 @@ CHINESE = {
     "irregular timestamps: only {} of {} fit one step ({})": (
         "时间戳不规则: 只有 {} / {} 个符合同一步长 ({})"
     ),
-    "sparse timestamps: {} rows over {} steps of {}": "时间戳稀疏: {} 行分布在 {} 个步长 ({}) 上",
+    (
+        "sparse timestamps: {:,} of {:,} steps ({}) have no row: add them (pandas: asfreq), with "
+        "0 if that is meant; for hours of trade and the like, --time_column none takes the rows "
+        "as they stand"
+    ): (
+        "时间戳稀疏: {:,} / {:,} 个步长 ({}) 没有行: 请补上 (pandas: asfreq)，若表示 0 则填 0；"
+        "交易时段之类用 --time_column none 按行的顺序使用"
+    ),
     "no numeric column among {}": "这些列中没有数字列: {}",
     "no numeric column among {}; {} holds cells such as {!r}": (
         "这些列中没有数字列: {}；{} 的单元格例如 {!r}"
@@ -953,6 +1005,13 @@ CHINESE = {
     ),
     "{} of {} stamps of {} cannot be read, such as {}: these rows are left out": (
         "{} / {} 个 {} 的时间戳无法读取，例如 {}: 这些行不使用"
+    ),
+    (
+        "if {} tells the series apart: --id_columns {}; if it counts minutes or periods of the "
+        "day, write it as a clock such as 13:30: --time_column {} {}"
+    ): (
+        "如果 {} 区分各序列: --id_columns {}；如果它是一天中的分钟数或时段号，"
+        "请写成时刻，例如 13:30: --time_column {} {}"
     ),
     "if {} tells the series apart: --id_columns {}": "如果 {} 区分各序列: --id_columns {}",
     "time {} by step {}, {} to {}": "时间 {}，步长 {}，{} 至 {}",
@@ -2629,6 +2688,7 @@ DIRECTIVES = {
     "%q": r"(?P<q>[1-4])",
     "%b": r"[A-Za-z]{3}",
     "%a": r"[A-Za-z]{3}",
+    "%A": r"[A-Za-z]{6,9}",
     "%B": r"[A-Za-z]{4,9}",
     "%H": r"\d{1,2}",
     "%I": r"\d{1,2}",
@@ -2761,9 +2821,9 @@ def refuse_unread_column(column, is_called_so):
     example = str(column.dropna().iloc[0])
     if re.search(r"[^\W\d_]{3,}", example):
         raise Unusable(
-            "the stamps of {} cannot be read, such as {!r} (names of months are read in English only):"
-            " --time_format says how they are written, --time_column none takes the rows as they"
-            " stand",
+            "the stamps of {} cannot be read, such as {!r} (names of months are read in English"
+            " only): --time_format says how they are written, --time_column none takes the rows as"
+            " they stand",
             *(column.name, example),
         )
     raise Unusable(
@@ -2930,7 +2990,9 @@ def refuse_rounded_epoch(column):
     """Raise Unusable where numbers run as seconds since 1970 do, but by no even step."""
     known = column.dropna()
     runs = known.is_monotonic_increasing or known.is_monotonic_decreasing
-    is_epoch = any(1e9 * size <= known.min() < known.max() < 2.1e9 * size for size in EPOCHS.values())
+    is_epoch = any(
+        1e9 * size <= known.min() < known.max() < 2.1e9 * size for size in EPOCHS.values()
+    )
     if runs and is_epoch:
         raise Unusable(
             "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it"
@@ -2987,7 +3049,8 @@ def other_digits(column, is_called_so):
     fitting = []
     for pattern in ("%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y", "%y%m%d"):
         _, stamps = digits_as(known, pattern)
-        if stamps.notna().all() and OLDEST_YEAR <= stamps.min().year and stamps.max().year <= 2100:
+        years = stamps.year
+        if stamps.notna().all() and years.min() >= OLDEST_YEAR and years.max() <= 2100:
             fitting.append(pattern)
     return fitting
 
@@ -3031,7 +3094,9 @@ def parse_text(column, time_format="auto"):
     form.pattern = most_even(readings, sample)
     offsets = offsets_of(sample)
     if len(offsets) > 1:
-        form.notes.append(Message("offsets {} become UTC", (", ".join(offsets),)))
+        form.notes.append(
+            Message("several offsets ({}): read and written in UTC", (", ".join(offsets),))
+        )
     zone = zone_of(offsets)
     if form.suffix.strip() in ("UTC", "GMT"):
         zone = "UTC"
@@ -3063,7 +3128,7 @@ def plain_stamps(text):
         text = text.str.replace(WORD_BEHIND, "", regex=True)
         sample = text[sample.index]
         if form.suffix.strip() not in ("UTC", "GMT"):
-            form.notes.append(Message("{!r} behind the stamps is left out", (form.suffix,)))
+            form.notes.append(Message("{!r} behind the stamps is left out", (form.suffix.strip(),)))
     return text, sample, form
 
 
@@ -3148,33 +3213,22 @@ def best_patterns(sample):
     found = [pattern for stamp in looked_at for pattern in known_patterns(stamp)]
     for date, clock in dict.fromkeys(found):
         unread[date, clock] = read_as(sample, date + clock).isna().mean()
-    if min(unread.values()) > 1 - MOST_STAMPS:
-        for pattern in patterns_of_pandas(looked_at):
-            unread["", pattern] = read_as(sample, pattern).isna().mean()
+    # With a month by its name and a year of four digits, a stamp means one date however it is
+    # written: "mixed" leaves each one to pandas.
+    is_named = sample.str.contains(NAME_OF_MONTH) & sample.str.contains(r"\d{4}")
+    if min(unread.values()) > 1 - MOST_STAMPS and is_named.mean() >= MOST_STAMPS:
+        unread["", "mixed"] = read_as(sample, "mixed").isna().mean()
     fewest = min(unread.values())
     return [pattern for pattern, share in unread.items() if share == fewest < 1]
 
 
-def patterns_of_pandas(texts):
-    """What pandas takes for the patterns of some stamps.
-
-    With a month by its name and a year of four digits, a stamp means one date however it is
-    written: "mixed" leaves each one to pandas.
-    """
-    guessed = set()
-    with warnings.catch_warnings(action="ignore"):  # that the other side is taken for the day
-        for text in texts:
-            guessed |= {guess_datetime_format(text), guess_datetime_format(text, dayfirst=True)}
-    patterns = [re.sub(" +", " ", pattern) for pattern in guessed - {None}]
-    patterns = sorted(pattern for pattern in patterns if not re.search("%Y.%d", pattern))
-    if all(re.search(NAME_OF_MONTH, text) and re.search(r"\d{4}", text) for text in texts):
-        patterns.append("mixed")
-    return patterns
-
-
 def known_patterns(stamp):
-    """List of the patterns (date, clock) that a stamp has."""
+    """List of the patterns (date, clock) that a stamp has; ("", both) with the clock in front."""
     found = []
+    for clock in CLOCKS:
+        if ":" in clock and (begins := compiled(clock + " ").match(stamp)):
+            dates = [date for date in DATES if compiled(date).fullmatch(stamp, begins.end())]
+            found += [("", f"{clock} {date}") for date in dates]
     for date in (*DATES, *MONTH_DATES):
         if begins := compiled(date).match(stamp):
             for clock in clocks_after(date):
@@ -3604,9 +3658,9 @@ def refuse_sparse(positions, rows, freq):
     missing_elsewhere = missing - (longest - 1)
     if missing_elsewhere > MOST_MISSING * (steps - longest) or steps > 10 * rows + 1000:
         raise Unusable(
-            "sparse timestamps: {:,} of {:,} steps ({}) have no row: add them (pandas: asfreq), with"
-            " 0 if that is meant; for hours of trade and the like, --time_column none takes the"
-            " rows as they stand",
+            "sparse timestamps: {:,} of {:,} steps ({}) have no row: add them (pandas: asfreq),"
+            " with 0 if that is meant; for hours of trade and the like, --time_column none takes"
+            " the rows as they stand",
             *(missing, steps, freq),
         )
 
@@ -4070,7 +4124,7 @@ def facts_of(table, columns, placed):
         )
         facts += columns.times.form.notes
         if runs_backwards(stamps, columns.codes):
-            facts.append(Message("newest rows first: turned round", ()))
+            facts.append(Message("newest rows first: turned round"))
         steps = sum(len(place.values) for place in places)
         missing = steps - sum(place.rows for place in places)
         if missing:
@@ -4160,7 +4214,7 @@ def warnings_of_places(places):
     missing = steps - sum(place.rows for place in places)
     if missing > MUCH_MISSING * steps:
         warnings.append(
-            Message("{:.0f} % of the steps have no row: missing", (100 * missing / steps,))
+            Message("{:.0f} % of the steps have no row: they are missing", (100 * missing / steps,))
         )
     return warnings
 
