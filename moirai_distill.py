@@ -3141,7 +3141,8 @@ def word_behind(sample):
     zones = [word.strip() for word in words]
     if len(words) == 1:
         is_meant = zones[0].upper()[:3] in (*MONTHS, "AM", "PM", "Z")
-        return "" if is_meant else words[0]
+        is_behind_stamps = sample.str.contains(r"\d:\d|\d[-/.]\d+[-/.]\d").all()  # not 2024 kWh
+        return words[0] if is_behind_stamps and not is_meant else ""
     if all(re.fullmatch("[A-Z]{1,3}S?T", zone) for zone in zones):
         raise Unusable(
             "the stamps are of the zones {}: write them with offsets from UTC, such as"

@@ -397,6 +397,14 @@ def test_names_of_months_that_pandas_knows_are_read_and_others_refused(tmp_path)
             assert "in English only" in told
 
 
+def test_numbers_with_a_unit_behind_are_no_years(tmp_path):
+    units = [f"{1700 + row % 300} kWh" for row in range(ROWS)]
+    path = write(tmp_path / "a.csv", {"load": units, "value": WAVE})
+    assert read(path, time_column=["none"]).series[0].column == "value"
+    with pytest.raises(md.Unusable, match="--time_column none"):
+        read(path)
+
+
 def test_texts_that_hold_a_year_beside_stamps_are_no_stamps(tmp_path):
     models = [f"model {2000 + row % 20}" for row in range(ROWS)]
     path = write(tmp_path / "a.csv", {"model": models, "date": HOURS, "value": WAVE})
