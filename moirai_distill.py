@@ -540,15 +540,21 @@ DATES = (  # with or without a clock behind them, beside ISO 8601
     "%d-%b-%Y",
     "%d-%b-%y",
     "%d %b %Y",
+    "%d %b %y",
     "%d %B %Y",
     "%b %d, %Y",
     "%B %d, %Y",
     "%b %d %Y",
     "%a, %d %b %Y",
+    "%A, %B %d, %Y",
+    "%a %b %d %H:%M:%S %Y",
+    "%Y-%j",
+    "%G-W%V-%u",
 )
 MONTH_DATES = (  # of months, quarters and weeks (%q: see DIRECTIVES)
     "%b %Y",
     "%B %Y",
+    "%B-%Y",
     "%b-%Y",
     "%b-%y",
     "%b %y",
@@ -561,7 +567,9 @@ MONTH_DATES = (  # of months, quarters and weeks (%q: see DIRECTIVES)
     "%m.%Y",
     "%m-%Y",
     "%Y年%m月",
+    "%YM%m",
     "%YQ%q",
+    "%Yq%q",
     "%Y-Q%q",
     "%Y Q%q",
     "Q%q %Y",
@@ -574,17 +582,23 @@ CLOCKS = (
     "%H:%M",
     "%H:%M:%S",
     "%H:%M:%S.%f",
+    "%H:%M:%S,%f",
     "%I:%M %p",
     "%I:%M:%S %p",
     "%I:%M%p",
     "%I:%M:%S%p",
+    "%I %p",
+    "%I%p",
+    "%I.%M.%S.%f %p",
     "%H.%M",
     "%H.%M.%S",
+    "%H%M",
     "%H",
     "%H时",
     "%H时%M分",
 )
 OLDEST_YEAR = 1700  # of dates that are whole numbers
+LATEST_YEAR = 2035  # of years of two digits, which pandas takes for those of 1969 to 2068
 MOST_STAMPS = 0.9  # share of readable stamps that makes a time column
 FEW_UNREAD = 0.01  # share of its stamps that may be unread ...
 LAST_ROWS = 10  # ... but none of so many at the end of a series
@@ -602,6 +616,8 @@ FEWEST_KNOWN = 0.02  # share of the cells that holds a number in a column that i
 FEW_VALUES = 5  # so many different ones, or fewer, seem to be of a flag or a class
 FEWEST_SENTINELS = 2  # times that a value far from the rest seems to mean "missing"
 MOST_IN_PHASE = 0.8  # length of the mean phase of stamps that keep to one step; 1 = exactly
+MUCH_MISSING = 0.05  # share of the steps of a file without a row that is warned of
+MOST_MISSING = 0.5  # share of the steps of a series that may be without a row, but for one gap
 FEW_DUPLICATES = 0.01  # share of exact duplicates among the stamps, without an id column
 MOST_NUMBERS = 0.9  # share of its values that makes a column numeric
 MOST_ON_RULE = 0.95  # share of the stamps that must lie on a calendar rule
@@ -969,6 +985,42 @@ CHINESE = {
         "{} 的时间戳无法读取，例如 {!r}: 用 --time_format 说明格式，或用 --time_column "
         "none 按行的顺序使用"
     ),
+    (
+        "the stamps of {} cannot be read, such as {!r} (names of months are read in English "
+        "only): --time_format says how they are written, --time_column none takes the rows as "
+        "they stand"
+    ): (
+        "{} 的时间戳无法读取，例如 {!r} (月份名称只识别英文): 用 --time_format 说明格式，或用 "
+        "--time_column none 按行的顺序使用"
+    ),
+    (
+        "{} seems to hold dates, such as {}: --time_format {} says so, --time_column none takes "
+        "the rows as they stand"
+    ): ("{} 似乎是日期，例如 {}: 用 --time_format {} 确认，或用 --time_column none 按行的顺序使用"),
+    (
+        "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it "
+        "rounded? --time_column none takes the rows as they stand"
+    ): (
+        "{} 似乎是 1970 年起的秒数，例如 {:g}，但步长不均匀: 是否被四舍五入？--time_column none "
+        "按行的顺序使用"
+    ),
+    (
+        "its years have two digits, and one would be {}: write them with four digits; "
+        "--time_column none takes the rows as they stand"
+    ): "年份只有两位，其中一个会是 {}: 请写成四位；--time_column none 按行的顺序使用",
+    (
+        "the stamps are of the zones {}: write them with offsets from UTC, such as "
+        "2024-07-01 12:00+02:00"
+    ): "时间戳属于时区 {}: 请写成相对 UTC 的偏移，例如 2024-07-01 12:00+02:00",
+    "several offsets ({}): read and written in UTC": "多种时区偏移 ({}): 按 UTC 读写",
+    "of ranges such as {!r} the start": "时间段例如 {!r}，取其开始",
+    "{!r} behind the stamps is left out": "时间戳后的 {!r} 不使用",
+    "newest rows first: turned round": "最新的行在前: 已倒过来",
+    "{:,} of {:,} steps have no row": "{:,} / {:,} 个步长没有行",
+    "{:.0f} % of the steps have no row: they are missing": "{:.0f} % 的步长没有行: 视为缺失",
+    "{:,} rows lie at the same step ({}) as another one: the last one is used": (
+        "{:,} 行与另一行落在同一步长 ({}) 上: 使用最后一行"
+    ),
     "no column {}; it has {}": "没有列 {}；有 {}",
     "the stamps of {} cannot be read, such as {!r}: --time_format says how they are written": (
         "{} 的时间戳无法读取，例如 {!r}: 用 --time_format 说明格式"
@@ -977,6 +1029,14 @@ CHINESE = {
         "{} of {} stamps of {} cannot be read, such as {} in row {}; --time_format says how "
         "they are written"
     ): ("{} / {} 个 {} 的时间戳无法读取，例如 {} (第 {} 行)；用 --time_format 说明格式"),
+    (
+        "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is no row of data, "
+        "as a total is none, delete it"
+    ): ("{} / {} 个 {} 的时间戳无法读取，例如 {} (第 {} 行): 如果不是数据行 (例如合计)，请删除"),
+    (
+        "on some days of the week only ({}), which are no even steps: --time_column none takes "
+        "the rows as they stand"
+    ): "只在一周的某些天 ({})，步长不均匀: --time_column none 按行的顺序使用",
     (
         "about every {:g} days, but by a calendar that starts anew each month or year: make "
         "the steps even (pandas: resample); --time_column none takes the rows as they stand"
@@ -989,7 +1049,14 @@ CHINESE = {
     "irregular timestamps: only {} of {} fit one step ({})": (
         "时间戳不规则: 只有 {} / {} 个符合同一步长 ({})"
     ),
-    "sparse timestamps: {} rows over {} steps of {}": "时间戳稀疏: {} 行分布在 {} 个步长 ({}) 上",
+    (
+        "sparse timestamps: {:,} of {:,} steps ({}) have no row: add them (pandas: asfreq), with "
+        "0 if that is meant; for hours of trade and the like, --time_column none takes the rows "
+        "as they stand"
+    ): (
+        "时间戳稀疏: {:,} / {:,} 个步长 ({}) 没有行: 请补上 (pandas: asfreq)，若表示 0 则填 0；"
+        "交易时段之类用 --time_column none 按行的顺序使用"
+    ),
     "no numeric column among {}": "这些列中没有数字列: {}",
     "no numeric column among {}; {} holds cells such as {!r}": (
         "这些列中没有数字列: {}；{} 的单元格例如 {!r}"
@@ -1035,6 +1102,13 @@ CHINESE = {
     ),
     "{} of {} stamps of {} cannot be read, such as {}: these rows are left out": (
         "{} / {} 个 {} 的时间戳无法读取，例如 {}: 这些行不使用"
+    ),
+    (
+        "if {} tells the series apart: --id_columns {}; if it counts minutes or periods of the "
+        "day, write it as a clock such as 13:30: --time_column {} {}"
+    ): (
+        "如果 {} 区分各序列: --id_columns {}；如果它是一天中的分钟数或时段号，"
+        "请写成时刻，例如 13:30: --time_column {} {}"
     ),
     "if {} tells the series apart: --id_columns {}": "如果 {} 区分各序列: --id_columns {}",
     "time {} by step {}, {} to {}": "时间 {}，步长 {}，{} 至 {}",
@@ -3102,9 +3176,12 @@ DIRECTIVES = {
     "%m": r"\d{1,2}",
     "%d": r"\d{1,2}",
     "%V": r"\d\d",
+    "%u": r"[1-7]",
+    "%j": r"\d{3}",
     "%q": r"(?P<q>[1-4])",
     "%b": r"[A-Za-z]{3}",
     "%a": r"[A-Za-z]{3}",
+    "%A": r"[A-Za-z]{6,9}",
     "%B": r"[A-Za-z]{4,9}",
     "%H": r"\d{1,2}",
     "%I": r"\d{1,2}",
@@ -3117,14 +3194,31 @@ DIRECTIVES = {
 DIGITS = {  # how many digits a whole number has -> which date it may be
     4: "%Y",
     6: "%Y%m",
+    7: "%Y%j",
     8: "%Y%m%d",
     10: "%Y%m%d%H",
     12: "%Y%m%d%H%M",
     14: "%Y%m%d%H%M%S",
 }
 EPOCHS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # unit -> how many are a second
+NAME_OF_MONTH = rf"(?i:\b(?:{'|'.join(MONTHS)}))"
 CLOCK = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
-LIKE_A_STAMP = rf"\d{{1,4}}[-/.年 ]\d{{1,2}}[-/.月 ]|\d:\d\d|(?i:\b(?:{'|'.join(MONTHS)}))"
+LIKE_A_STAMP = (
+    r"\d{1,4}[-/.年 ]\d{1,2}[-/.月 ]"
+    r"|\d:\d\d"
+    rf"|{NAME_OF_MONTH}"
+    r"|\b(?:1[6-9]|20)\d\d(?:\b|[A-Za-z]\d)"  # a year, as in 3 août 2024 or 2024M01
+    r"|^[^\W\d]{3,9}\.?[- ]\d\d$"  # Okt-24
+)
+# Two dates, or a date with a clock and what follows: the first is group 1, 2 or 3.
+RANGE = (
+    r"^(.*\d:\d\d\S*) +[-–] +\d.*$"
+    r"|^(\d[\d./-]{5,}) +[-–] +\d[\d./-]{5,}$"
+    r"|^(\d{4}-\S+)/\d{4}-\S+$"
+)
+DOTS_OF_AM = r"(?<=\d [AaPp])\.\s?[Mm]\."
+WORD_BEHIND = r"(?<=\d)(\s*[A-Za-z]+)$"
+HOUR_24 = r"^(\d{8}|.*\D)24((?::?00){0,2}(?:[.,]0+)?(?: ?Z| ?[+-]\d\d:?\d\d|时)?)$"
 
 
 @dataclasses.dataclass
@@ -3133,7 +3227,9 @@ class StampForm:
 
     pattern: str  # of strftime, with %q for a quarter; or "ISO8601", "epoch s", "epoch ms", ...
     example: str = ""  # one of the file's stamps
-    suffix: str = ""  # " UTC", where all stamps end with it
+    suffix: str = ""  # " UTC" or " Uhr", where all stamps end with it
+    has_dots: bool = False  # a.m. for AM
+    notes: list = dataclasses.field(default_factory=list)  # of Message: what to tell of them
 
 
 @dataclasses.dataclass
@@ -3156,8 +3252,7 @@ class Times:
 def find_times(frame, ids, config):
     """Times of a table, or None where its rows are taken as they stand. Raises Unusable.
 
-    Columns that are named in TIME_NAMES come first, numbers last. Numbers are stamps only if they
-    run evenly, or by their name.
+    Columns that are named in TIME_NAMES come first, numbers last.
     """
     if config.time_column == ["none"]:
         return None
@@ -3168,40 +3263,67 @@ def find_times(frame, ids, config):
         return name.lower() not in TIME_NAMES, pd.api.types.is_numeric_dtype(frame[name])
 
     refuse_clock_apart(frame)
-    doubtful = []  # columns that look like stamps, which cannot be read
-    for name in sorted(frame.columns, key=sort_key):
-        if name in ids:
-            continue
-        text = frame[name]
-        is_called_so = name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
-        if pd.api.types.is_numeric_dtype(text):
-            parsed = parse_numbers(text, config.time_format)
-            is_even = parsed is not None and runs_evenly(text, frame, ids)
-            if parsed and parsed[1].pattern == "%Y":
-                is_sure = is_called_so and is_even  # beside a month, years repeat
-            else:
-                is_sure = is_called_so or is_even
-            if not is_sure:
+    names = sorted((name for name in frame.columns if name not in ids), key=sort_key)
+    for name in names:
+        if pd.api.types.is_numeric_dtype(frame[name]):
+            parsed = parse_numbers(frame[name], config.time_format)
+            if parsed and not are_surely_stamps(name, *parsed, frame, ids):
                 parsed = None
         else:
-            parsed = parse_text(text, config.time_format)
-            if parsed is None and looks_like_stamps(text, is_called_so):
-                doubtful.append(name)
+            parsed = parse_text(frame[name], config.time_format)
         if parsed:
             stamps, form = parsed
-            return Times(stamps.rename(name), [name], form, text)
+            return Times(stamps.rename(name), [name], form, frame[name])
 
     parts = date_in_parts(frame)
     if parts:
         return times_by_name(frame, parts, config.time_format)
-    if doubtful:
-        name = doubtful[0]
-        raise Unusable(
-            "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
-            " written, --time_column none takes the rows as they stand",
-            *(name, str(frame[name].dropna().iloc[0])),
-        )
+    for name in names:
+        refuse_unread_column(frame[name], is_called_time(name))
     return None
+
+
+def is_called_time(name):
+    """Whether a column is one of stamps by its name."""
+    return name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
+
+
+def are_surely_stamps(name, stamps, form, frame, ids):
+    """Whether numbers that can be read as stamps are some: by their name, or as they run evenly."""
+    is_even = runs_evenly(frame[name], frame, ids)
+    if form.pattern == "%Y":  # beside a month, years repeat
+        return is_called_time(name) and is_even
+    ticks = pd.Series(stamps.asi8, frame.index).where(stamps.notna())
+    return is_called_time(name) or is_even or runs_evenly(ticks, frame, ids)
+
+
+def refuse_unread_column(column, is_called_so):
+    """Raise Unusable where a column seems to hold stamps, though none were read from it."""
+    if pd.api.types.is_numeric_dtype(column):
+        patterns = other_digits(column, is_called_so)
+        if patterns:
+            raise Unusable(
+                "{} seems to hold dates, such as {}: --time_format {} says so, --time_column none"
+                " takes the rows as they stand",
+                *(column.name, f"{column.dropna().iloc[0]:.0f}", " / ".join(patterns)),
+            )
+        refuse_rounded_epoch(column)
+        return
+    if not looks_like_stamps(column, is_called_so):
+        return
+    example = str(column.dropna().iloc[0])
+    if re.search(r"[^\W\d_]{3,}", example):
+        raise Unusable(
+            "the stamps of {} cannot be read, such as {!r} (names of months are read in English"
+            " only): --time_format says how they are written, --time_column none takes the rows as"
+            " they stand",
+            *(column.name, example),
+        )
+    raise Unusable(
+        "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
+        " written, --time_column none takes the rows as they stand",
+        *(column.name, example),
+    )
 
 
 def refuse_clock_apart(frame):
@@ -3224,6 +3346,13 @@ def is_clock(text):
     """Whether most of some texts are a time of the day alone."""
     sample = cells_of(text).astype(str).str.strip()
     return len(sample) > 0 and sample.str.fullmatch(CLOCK).mean() > 0.5
+
+
+def are_clock_numbers(text):
+    """Whether texts are hours and minutes without a mark between, such as 905 and 1330."""
+    digits = cells_of(text).str.removesuffix(".0")
+    is_fitting = digits.str.fullmatch(r"\d{1,2}|(?:[01]?\d|2[0-4])[0-5]\d")
+    return bool(is_fitting.all() and digits.str.len().max() > 2)
 
 
 def times_by_name(frame, names, time_format):
@@ -3253,15 +3382,18 @@ def times_by_name(frame, names, time_format):
 
 def pattern_of_parts(texts, count):
     """The pattern of joined stamps that has `count` parts; "ISO8601" where none is known."""
-    for regex, date, clock in known_patterns():
-        has_parts = (date + clock).count(" ") == count - 1
-        if has_parts and all(regex.fullmatch(text) for text in texts):
+    common = set.intersection(*(set(known_patterns(text)) for text in texts))
+    for date, clock in known_patterns(texts.iloc[0]):
+        if (date, clock) in common and (date + clock).count(" ") == count - 1:
             return date + clock
     return "ISO8601"
 
 
 def joined(frame, names):
-    """Texts (rows,) of several columns, with a space between; whole numbers without a point."""
+    """Texts (rows,) of several columns, with a space between; whole numbers without a point.
+
+    Behind a date, 905 is 09:05.
+    """
     texts = []
     for name in names:
         column = frame[name]
@@ -3271,6 +3403,9 @@ def joined(frame, names):
         if name.lower() in PARTS_OF_DATE["quarter"]:  # else 1 to 4 would be months
             text = "Q" + text.str.lstrip("Qq")
         texts.append(text)
+    is_date = texts[0].str.len().max() > len("2024")
+    if is_date and are_clock_numbers(texts[-1]):
+        texts[-1] = texts[-1].str.zfill(4)
     return texts[0].str.cat(texts[1:], sep=" ")
 
 
@@ -3306,7 +3441,8 @@ def looks_like_stamps(text, is_called_so):
     if sample.empty or is_clock(sample):
         return False
     looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS
-    return is_called_so or (looks_so and sample.str.contains(r"\d").all())
+    varies = len(sample) == 1 or sample.nunique() > 1
+    return is_called_so or (looks_so and varies and sample.str.contains(r"\d").all())
 
 
 def refuse_unread(times, codes):
@@ -3321,12 +3457,19 @@ def refuse_unread(times, codes):
     from_end = pd.Series(codes).groupby(codes).cumcount(ascending=False).to_numpy()
     at_end = is_unread & (from_end < LAST_ROWS)
     if count > FEW_UNREAD * len(is_unread) or at_end.any():
-        where = np.flatnonzero(at_end if at_end.any() else is_unread)[0]
+        row = np.flatnonzero(at_end if at_end.any() else is_unread)[0]
+        cell = times.text.iloc[row]
+        where = (count, len(is_unread), " ".join(times.names), quoted(cell), row + 1)
+        if pd.isna(cell) or not re.match(rf"\d|{LIKE_A_STAMP}", str(cell)):
+            raise Unusable(
+                "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is no row of"
+                " data, as a total is none, delete it",
+                *where,
+            )
         raise Unusable(
             "{} of {} stamps of {} cannot be read, such as {} in row {}; --time_format says how"
             " they are written",
-            *(count, len(is_unread), " ".join(times.names), quoted(times.text.iloc[where])),
-            where + 1,
+            *where,
         )
     return count
 
@@ -3334,6 +3477,21 @@ def refuse_unread(times, codes):
 def quoted(cell):
     """A cell as it is shown."""
     return "(blank)" if pd.isna(cell) or cell == "" else repr(str(cell))
+
+
+def refuse_rounded_epoch(column):
+    """Raise Unusable where numbers run as seconds since 1970 do, but by no even step."""
+    known = column.dropna()
+    runs = known.is_monotonic_increasing or known.is_monotonic_decreasing
+    is_epoch = any(
+        1e9 * size <= known.min() < known.max() < 2.1e9 * size for size in EPOCHS.values()
+    )
+    if runs and is_epoch:
+        raise Unusable(
+            "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it"
+            " rounded? --time_column none takes the rows as they stand",
+            *(column.name, known.iloc[0]),
+        )
 
 
 # -- Stamps that are numbers -----------------------------------------------------------------------
@@ -3344,17 +3502,16 @@ def parse_numbers(column, time_format="auto"):
     known = column.dropna()
     if known.empty or pd.api.types.is_bool_dtype(column):
         return None
-    is_whole = (known % 1 == 0).all()
-    if is_whole and abs(known).max() < 2**62:
-        text = column.astype("Int64").astype("string")
+    if (known % 1 == 0).all() and abs(known).max() < 2**62:
         pattern = time_format
         if time_format == "auto":
-            lengths = text.dropna().str.len().unique()
+            lengths = known.astype("int64").astype("string").str.len().unique()
             pattern = DIGITS.get(lengths[0]) if len(lengths) == 1 else None
         if pattern:
-            stamps = pd.DatetimeIndex(read_as(text, pattern)).tz_localize(None).as_unit("ns")
-            is_read = stamps.notna().sum() == len(known)
+            text, stamps = digits_as(column, pattern)
+            is_read = stamps.notna().sum() >= MOST_STAMPS * len(known)
             if is_read and stamps.min().year >= OLDEST_YEAR:
+                refuse_far_years(stamps, pattern)
                 return stamps, StampForm(pattern, text[known.index[-1]])
     if time_format != "auto":
         return None
@@ -3363,6 +3520,43 @@ def parse_numbers(column, time_format="auto"):
             stamps = pd.DatetimeIndex(pd.to_datetime(column, unit=unit)).as_unit("ns")
             return stamps, StampForm(f"epoch {unit}", str(known.iloc[-1]))
     return None
+
+
+def digits_as(column, pattern):
+    """(texts (rows,), timestamps (rows,)) of whole numbers that are dates in a pattern.
+
+    Zeros in front, which numbers lose, are put back.
+    """
+    text = column.astype("Int64").astype("string")
+    text = text.str.zfill(len(pd.Timestamp(2000, 1, 1).strftime(pattern)))
+    return text, pd.DatetimeIndex(read_stamps(text, "", pattern)).tz_localize(None).as_unit("ns")
+
+
+def other_digits(column, is_called_so):
+    """The patterns beside DIGITS by which all numbers of a column are dates, as 31122024 is."""
+    known = column.drop_duplicates().dropna()
+    if len(known) < 3 or (known % 1 != 0).any() or known.min() < 10_100 or known.max() > 31_129_999:
+        return []
+    if not is_called_so and known.diff().dropna().nunique() == 1:  # they count
+        return []
+    fitting = []
+    for pattern in ("%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y", "%y%m%d"):
+        _, stamps = digits_as(known, pattern)
+        years = stamps.year
+        if stamps.notna().all() and years.min() >= OLDEST_YEAR and years.max() <= 2100:
+            fitting.append(pattern)
+    return fitting
+
+
+def refuse_far_years(stamps, pattern):
+    """Raise Unusable where years of two digits are late, as those of the last century would be."""
+    latest = stamps.max()
+    if "%y" in pattern and latest.year > LATEST_YEAR:
+        raise Unusable(
+            "its years have two digits, and one would be {}: write them with four digits;"
+            " --time_column none takes the rows as they stand",
+            latest.year,
+        )
 
 
 # -- Stamps that are text --------------------------------------------------------------------------
@@ -3374,47 +3568,92 @@ def parse_text(column, time_format="auto"):
     They keep the offset from UTC that all of them have; with several offsets they are in UTC.
     Raises Unusable where two patterns fit equally well.
     """
-    text = column.astype("string")
-    sample = cells_of(text)
-    if sample.str.contains(r"^\s|\s$").any():
-        text = text.str.strip()
-        sample = sample.str.strip()
+    text, sample, form = plain_stamps(column.astype("string"))
     if sample.empty or sample.str.contains(r"\d").mean() < MOST_STAMPS:
         return None
-    zone = zone_of(sample)
-    suffix = ""
-    if sample.str.contains(r"(?:UTC|GMT)$").all():
-        suffix = re.search(r"\s*(?:UTC|GMT)$", sample.iloc[-1])[0]
-        text = text.str.replace(r"\s*(?:UTC|GMT)$", "", regex=True)
-        sample = text[sample.index]
-        zone = "UTC"
-
     patterns = [("", time_format)]
     if time_format == "auto":
-        patterns = best_patterns(sample)
-    patterns = [
-        (date, clock)
-        for date, clock in patterns
-        if read_stamps(sample, date, clock).notna().mean() >= MOST_STAMPS or time_format != "auto"
-    ]
+        patterns = [
+            (date, clock)
+            for date, clock in best_patterns(sample)
+            if read_stamps(sample, date, clock).notna().mean() >= MOST_STAMPS
+        ]
     readings = {}
     for date, clock in patterns:
         readings[date + clock] = read_stamps(text, date, clock)
     if not readings:
         return None
-    pattern = most_even(readings, sample)
-    times = readings[pattern]
-    stamps = pd.DatetimeIndex(times).tz_convert(zone).as_unit("ns")
-    return stamps, StampForm(pattern, example_of(text.dropna().iloc[-12:], pattern), suffix)
+
+    form.pattern = most_even(readings, sample)
+    offsets = offsets_of(sample)
+    if len(offsets) > 1:
+        form.notes.append(
+            Message("several offsets ({}): read and written in UTC", (", ".join(offsets),))
+        )
+    zone = zone_of(offsets)
+    if form.suffix.strip() in ("UTC", "GMT"):
+        zone = "UTC"
+    stamps = pd.DatetimeIndex(readings[form.pattern]).tz_convert(zone).as_unit("ns")
+    refuse_far_years(stamps, form.pattern)
+    form.example = example_of([*sample, *text.dropna().iloc[-12:]], form.pattern)
+    return stamps, form
+
+
+def plain_stamps(text):
+    """(texts (rows,), a sample of them, StampForm) without what pandas' patterns do not know."""
+    form = StampForm("")
+    sample = cells_of(text)
+    if sample.str.contains(r"^\s|\s$").any():
+        text = text.str.strip()
+        sample = text[sample.index]
+    if sample.empty:
+        return text, sample, form
+    if sample.str.match(RANGE).mean() > 0.5:
+        form.notes.append(Message("of ranges such as {!r} the start", (sample.iloc[0],)))
+        text = text.str.replace(RANGE, r"\1\2\3", regex=True)
+        sample = text[sample.index]
+    form.has_dots = bool(sample.str.contains(DOTS_OF_AM).any())
+    if form.has_dots:
+        text = text.str.replace(DOTS_OF_AM, "m", regex=True)
+        sample = text[sample.index]
+    form.suffix = word_behind(sample)
+    if form.suffix:
+        text = text.str.replace(WORD_BEHIND, "", regex=True)
+        sample = text[sample.index]
+        if form.suffix.strip() not in ("UTC", "GMT"):
+            form.notes.append(Message("{!r} behind the stamps is left out", (form.suffix.strip(),)))
+    return text, sample, form
+
+
+def word_behind(sample):
+    """The word that all of some stamps end with, such as " UTC" or " Uhr"; "" without one.
+
+    Raises Unusable where they end with different zones.
+    """
+    words = sample.str.extract(WORD_BEHIND)[0].fillna("").unique()
+    zones = [word.strip() for word in words]
+    if len(words) == 1:
+        is_meant = zones[0].upper()[:3] in (*MONTHS, "AM", "PM", "Z")
+        is_behind_stamps = sample.str.contains(r"\d:\d|\d[-/.]\d+[-/.]\d").all()  # not 2024 kWh
+        return words[0] if is_behind_stamps and not is_meant else ""
+    if all(re.fullmatch("[A-Z]{1,3}S?T", zone) for zone in zones):
+        raise Unusable(
+            "the stamps are of the zones {}: write them with offsets from UTC, such as"
+            " 2024-07-01 12:00+02:00",
+            ", ".join(zones),
+        )
+    return ""
 
 
 def example_of(texts, pattern):
-    """The text that shows most of how stamps are written: all of a clock, or no zeros in front."""
+    """The text that shows most of how stamps are written: all of a clock, and no zeros in front."""
     if pattern == "ISO8601":
-        return max(texts, key=len)
-    form = re.compile(regex_of(pattern))
-    fitting = [text for text in texts if form.fullmatch(text)]
-    return min(fitting, key=len) if fitting else texts.iloc[-1]
+        marks = [len(re.sub(r"\d", "", text)) for text in texts]  # as many as there are parts
+        fitting = [text for text, count in zip(texts, marks, strict=True) if count == max(marks)]
+    else:
+        form = re.compile(regex_of(pattern))
+        fitting = [text for text in texts if form.fullmatch(text)]
+    return min(fitting, key=len) if fitting else texts[-1]
 
 
 def read_as(text, pattern):
@@ -3424,7 +3663,7 @@ def read_as(text, pattern):
         months = (3 * parts["q"].astype("Int64") - 2).astype("string")
         text = parts["Y"].str.cat(months, sep="-")
         pattern = "%Y-%m"
-    if "%V" in pattern:  # of a week the Monday
+    if "%V" in pattern and "%u" not in pattern:  # of a week the Monday
         text = text + " 1"
         pattern = pattern + " %u"
     try:
@@ -3440,19 +3679,22 @@ def read_stamps(text, date, clock):
     """
     times = read_as(text, date + clock)
     unread = text[times.isna() & text.notna()]
-    if len(unread) and date:
-        for other in clocks_after(date):
-            is_fitting = unread.str.fullmatch(regex_of(date + other)).to_numpy(dtype=bool)
-            fitting = unread[is_fitting]
-            times[fitting.index] = read_as(fitting, date + other)
-            unread = unread[times[unread.index].isna()]
-            if unread.empty:
-                return times
-    is_late = unread.str.contains(r"(?:^|\D)24:00(?::00)?$")
-    late = unread[is_late].str.replace("24:00", "00:00")
+    for other in other_clocks(unread, date):
+        times[unread.index] = read_as(unread, date + other)
+        unread = unread[times[unread.index].isna()]
+    late = unread[unread.str.match(HOUR_24).to_numpy(dtype=bool)]
     if len(late):
-        times[late.index] = read_as(late, date + clock) + pd.Timedelta(1, "D")
+        midnights = late.str.replace(HOUR_24, r"\g<1>00\g<2>", regex=True)
+        times[late.index] = read_stamps(midnights, date, clock) + pd.Timedelta(1, "D")
     return times
+
+
+def other_clocks(texts, date):
+    """What follows a date in some of the texts, as patterns."""
+    found = []
+    for text in cells_of(texts):
+        found += [clock for known, clock in known_patterns(text) if known == date]
+    return dict.fromkeys(found)
 
 
 def best_patterns(sample):
@@ -3462,21 +3704,37 @@ def best_patterns(sample):
         return [*unread]
     longest = sample[sample.str.len() == sample.str.len().max()]  # those with all of a clock
     looked_at = [*sample.iloc[:: max(1, len(sample) // 10)], *longest.iloc[:3]]
-    for regex, date, clock in known_patterns():
-        if any(regex.fullmatch(stamp) for stamp in looked_at):
-            unread[date, clock] = read_as(sample, date + clock).isna().mean()
+    found = [pattern for stamp in looked_at for pattern in known_patterns(stamp)]
+    for date, clock in dict.fromkeys(found):
+        unread[date, clock] = read_as(sample, date + clock).isna().mean()
+    # With a month by its name and a year of four digits, a stamp means one date however it is
+    # written: "mixed" leaves each one to pandas.
+    is_named = sample.str.contains(NAME_OF_MONTH) & sample.str.contains(r"\d{4}")
+    if min(unread.values()) > 1 - MOST_STAMPS and is_named.mean() >= MOST_STAMPS:
+        unread["", "mixed"] = read_as(sample, "mixed").isna().mean()
     fewest = min(unread.values())
     return [pattern for pattern, share in unread.items() if share == fewest < 1]
 
 
-@functools.cache
-def known_patterns():
-    """(compiled form, date, clock) of all the patterns that stamps are tried with."""
-    patterns = []
+def known_patterns(stamp):
+    """List of the patterns (date, clock) that a stamp has; ("", both) with the clock in front."""
+    found = []
+    for clock in CLOCKS:
+        if ":" in clock and (begins := compiled(clock + " ").match(stamp)):
+            dates = [date for date in DATES if compiled(date).fullmatch(stamp, begins.end())]
+            found += [("", f"{clock} {date}") for date in dates]
     for date in (*DATES, *MONTH_DATES):
-        for clock in clocks_after(date):
-            patterns.append((re.compile(regex_of(date + clock)), date, clock))
-    return patterns
+        if begins := compiled(date).match(stamp):
+            for clock in clocks_after(date):
+                if compiled(clock).fullmatch(stamp, begins.end()):
+                    found.append((date, clock))
+    return found
+
+
+@functools.cache
+def compiled(pattern):
+    """The regular expression of a pattern."""
+    return re.compile(regex_of(pattern))
 
 
 def clocks_after(date):
@@ -3520,17 +3778,23 @@ def unevenness(times):
     return gaps.max() / np.median(gaps)
 
 
-def zone_of(sample):
-    """Zone of stamps as pandas wants it: None, "UTC", or their one offset such as "+08:00"."""
-    offsets = sample.str.extract(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
-    found = set(offsets.fillna("").str.replace(":", ""))
-    if found <= {""}:
+def offsets_of(sample):
+    """The different offsets from UTC of stamps as they are written, sorted; "" where one has none.
+
+    Z is one of its own.
+    """
+    offsets = sample.str.extract(r":\d\d(?:[.,]\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
+    return sorted(set(offsets.fillna("").str.replace(":", "")))
+
+
+def zone_of(offsets):
+    """Zone of stamps with such offsets as pandas wants it: None, "UTC", or one such as "+08:00"."""
+    if offsets == [""]:
         return None
-    if len(found) > 1 or found == {"Z"}:
+    if len(offsets) > 1 or offsets == ["Z"]:
         return "UTC"
-    (offset,) = found
-    hours = offset[:3]
-    minutes = offset[3:] or "00"
+    hours = offsets[0][:3]
+    minutes = offsets[0][3:] or "00"
     return f"{hours}:{minutes}"
 
 
@@ -3553,24 +3817,26 @@ def write_stamps(index, form):
     if "%q" in pattern:
         return index.tz_localize(None).to_period("Q").strftime(pattern)
     texts = like_example(index.strftime(pattern), pattern, form.example)
+    if form.has_dots:
+        texts = texts.str.replace("AM", "a.m.").str.replace("PM", "p.m.")
     return pd.Index([text + form.suffix for text in texts])
 
 
 def iso_pattern(example):
     """Pattern of strftime for stamps like an ISO one."""
-    form = r"(?P<date>\d{4}(?P<dash>[-/.]?)\d\d(?:[-/.]?\d\d)?)"
-    form += r"(?P<joiner>[T ])?(?P<clock>[\d:]*)(?P<rest>[.,]\d+)?"
+    form = r"(?P<date>\d{4}\d\d(\d\d)?|\d{4}(?P<dash>[-/.])\d\d?([-/.]\d\d?)?)"
+    form += r"(?P<joiner>[T ])?(?P<clock>\d\d|\d{4}|\d{6}|\d\d?(:\d\d)+)?(?P<rest>[.,]\d+)?"
     form += r"(?P<zone> ?(?:Z|[+-]\d\d(?::?\d\d)?))?"
     found = re.fullmatch(form, example)
     if not found:
         return "%Y-%m-%d %H:%M:%S"
-    dash = found["dash"]
-    digits = sum(map(str.isdigit, found["date"]))
-    pattern = dash.join(["%Y", "%m", "%d"][: (digits - 2) // 2])
-    if found["clock"]:
-        colon = ":" if ":" in found["clock"] else ""
-        digits = len(found["clock"].replace(":", ""))
-        pattern += found["joiner"] + colon.join(["%H", "%M", "%S"][: digits // 2])
+    dash = found["dash"] or ""
+    parts = found["date"].count(dash) + 1 if dash else len(found["date"]) // 2 - 1
+    pattern = dash.join(["%Y", "%m", "%d"][:parts])
+    if clock := found["clock"]:
+        colon = ":" if ":" in clock else ""
+        parts = clock.count(":") + 1 if colon else len(clock) // 2
+        pattern += (found["joiner"] or "") + colon.join(["%H", "%M", "%S"][:parts])
     if found["rest"]:
         pattern += f"{found['rest'][0]}%f"
     zone = found["zone"] or ""
@@ -3591,19 +3857,34 @@ def like_example(texts, pattern, example):
     elif re.search(r"[+-]\d\d$", example) and pattern.endswith("%z"):
         texts = texts.str.replace(r"\d\d$", "", regex=True)
     if "%f" in pattern:
-        digits = len(re.search(r"[.,](\d+)", example)[1])
-        texts = texts.str.replace(rf"([.,]\d{{{min(digits, 6)}}})\d*", r"\1", regex=True)
+        digits = len(re.findall(r"[.,](\d+)", example)[-1])
+        six = r"(?<=[.,])\d{6}(?!\d)"
+        texts = texts.str.replace(six, lambda found: found[0][:digits], regex=True)
     if re.search("%[bB]", pattern) and example.isupper():
         texts = texts.str.upper()
-    has_short_number = re.search(r"(?<!\d)\d(?!\d)", re.split(r"[ T,]*\d{1,2}:", example)[0])
-    if has_short_number:
-        head = r"(?<!\d)0(\d)(?=\D|$)"
-        ends = [re.search(r"[ T,]*\d{1,2}:|$", text).start() for text in texts]
-        texts = [
-            re.sub(head, r"\1", text[:end]) + text[end:]
-            for text, end in zip(texts, ends, strict=True)
-        ]
-    return pd.Index(texts)
+    date, clock = without_zeros(example)
+    return pd.Index([unpadded(text, date, clock) for text in texts])
+
+
+def without_zeros(example):
+    """Whether the date of a stamp has a number of one digit, and whether its clock begins so."""
+    clock = re.search(r"\d{1,2}:", example)
+    date = example if clock is None else example[: clock.start()]
+    has_short_date = re.search(r"(?<!\d)\d(?!\d)", date) is not None
+    return has_short_date, clock is not None and len(clock[0]) == 2
+
+
+def unpadded(text, of_date, of_clock):
+    """A stamp without the zeros in front of the numbers of its date, or of its hour."""
+    clock = re.search(r"\d{1,2}:", text)
+    start = len(text) if clock is None else clock.start()
+    date = text[:start]
+    rest = text[start:]
+    if of_date:
+        date = re.sub(r"(?<!\d)0(\d)(?!\d)", r"\1", date)
+    if of_clock:
+        rest = re.sub(r"^0(\d)", r"\1", rest)
+    return date + rest
 
 
 # -- The regular grid ------------------------------------------------------------------------------
@@ -3726,17 +4007,29 @@ def business_grid(times, step):
     return Grid(positions, "B")
 
 
+def refuse_uneven_days(times, step):
+    """Raise Unusable, as timestamps lie some days apart but by no fixed step."""
+    weekdays = times.dayofweek.unique().sort_values()
+    if len(weekdays) < 7:
+        raise Unusable(
+            "on some days of the week only ({}), which are no even steps: --time_column none takes"
+            " the rows as they stand",
+            ", ".join(pd.Timestamp(1990, 1, day + 1).day_name()[:3] for day in weekdays),
+        )
+    raise Unusable(
+        "about every {:g} days, but by a calendar that starts anew each month or year: make the"
+        " steps even (pandas: resample); --time_column none takes the rows as they stand",
+        step / DAY,
+    )
+
+
 def fixed_step_grid(times, step):
     """Grid of equal steps, laid so that the timestamps lie around it evenly."""
     stamps = times.asi8
     # As angles of a circle of one step, so that 59 and 1 of 60 average to 0 and not to 30.
     angles = np.exp(2j * np.pi * (stamps % step) / step)
     if step >= 2 * DAY and abs(angles.mean()) < MOST_IN_PHASE:
-        raise Unusable(
-            "about every {:g} days, but by a calendar that starts anew each month or year: make the"
-            " steps even (pandas: resample); --time_column none takes the rows as they stand",
-            step / DAY,
-        )
+        refuse_uneven_days(times, step)
     first_is_late_by = np.angle(angles[0] / angles.mean()) / (2 * np.pi)
     steps_after_first = (stamps - stamps[0]) / step + first_is_late_by
     positions = np.rint(steps_after_first).astype(np.int64) + 1  # never the -1 of "off the grid"
@@ -3811,6 +4104,7 @@ class Placed:
     stamps: pd.DatetimeIndex  # the last 12 at most
     rows: int  # how many found a place of their own
     conflicting: int  # rows left out, as a later one has the same stamp
+    crowded: int  # rows left out, as another one lies at the same step, or as they lie at none
 
 
 class Duplicated(Unusable):
@@ -3842,13 +4136,27 @@ def on_grid(times, values):
         raise Unusable(
             "irregular timestamps: only {} of {} fit one step ({})", placed, len(is_on), grid.freq
         )
-    length = int(positions.max() - positions.min()) + 1
-    if length > 10 * placed + 1000:
-        raise Unusable("sparse timestamps: {} rows over {} steps of {}", placed, length, grid.freq)
+    refuse_sparse(positions, placed, grid.freq)
 
-    regular = np.full(length, np.nan)
+    regular = np.full(int(np.ptp(positions)) + 1, np.nan)
     regular[positions - positions.min()] = table.to_numpy()  # of two in one place the later stays
-    return Placed(regular, grid.freq, stamps, placed, conflicting)
+    return Placed(regular, grid.freq, stamps, placed, conflicting, len(is_on) - placed)
+
+
+def refuse_sparse(positions, rows, freq):
+    """Raise Unusable where most steps have no row. The longest gap does not count."""
+    gaps = np.diff(positions)
+    longest = int(gaps.max(initial=1))
+    steps = int(np.ptp(positions)) + 1
+    missing = steps - rows
+    missing_elsewhere = missing - (longest - 1)
+    if missing_elsewhere > MOST_MISSING * (steps - longest) or steps > 10 * rows + 1000:
+        raise Unusable(
+            "sparse timestamps: {:,} of {:,} steps ({}) have no row: add them (pandas: asfreq),"
+            " with 0 if that is meant; for hours of trade and the like, --time_column none takes"
+            " the rows as they stand",
+            *(missing, steps, freq),
+        )
 
 
 # -- Columns ---------------------------------------------------------------------------------------
@@ -4324,7 +4632,7 @@ def read_series(path, name, config):
     series = [one for one, _ in placed]
     report.facts = facts_of(table, columns, placed)
     if times:
-        report.warnings += warnings_of_duplicates([place for _, place in placed])
+        report.warnings += warnings_of_places([place for _, place in placed])
     return FileRead(series, report, table.layout, times)
 
 
@@ -4422,12 +4730,7 @@ def hint_of_duplicates(frame, columns):
     taken = [*columns.ids, *times.names]
     rest = [name for name in frame.columns if name not in taken]
     for name in rest:
-        if not is_number(frame[name]) and is_clock(frame[name]):
-            return Message(
-                "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
-            )
-    for name in rest:
-        if name.lower() in PARTS_OF_DATE["hour"]:
+        if name.lower() in PARTS_OF_DATE["hour"] or is_time_of_day(frame[name]):
             return Message(
                 "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
             )
@@ -4438,8 +4741,24 @@ def hint_of_duplicates(frame, columns):
             continue
         if not key.assign(other=frame[name].to_numpy()).duplicated().any():
             flag = " ".join(str(name) for name in [*columns.ids, name])
+            if is_number(frame[name]):
+                return Message(
+                    "if {} tells the series apart: --id_columns {}; if it counts minutes or periods"
+                    " of the day, write it as a clock such as 13:30: --time_column {} {}",
+                    (name, flag, times.names[0], name),
+                )
             return Message("if {} tells the series apart: --id_columns {}", (name, flag))
     return Message("is an id column missing (--id_columns)?")
+
+
+def is_time_of_day(column):
+    """Whether a column holds clocks, or all hours of the day as numbers (0 to 23, or 0 to 2300)."""
+    if not is_number(column):
+        return is_clock(column)
+    hours = column.dropna().unique()
+    if are_clock_numbers(pd.Series(hours).astype("string")):
+        return {0, 2400} & {*hours} != set()
+    return {*hours} in ({*range(24)}, {*range(1, 25)})
 
 
 def facts_of(table, columns, placed):
@@ -4456,6 +4775,13 @@ def facts_of(table, columns, placed):
                 (" ".join(columns.times.names), steps, stamps.min(), stamps.max()),
             )
         )
+        facts += columns.times.form.notes
+        if runs_backwards(stamps, columns.codes):
+            facts.append(Message("newest rows first: turned round"))
+        steps = sum(len(place.values) for place in places)
+        missing = steps - sum(place.rows for place in places)
+        if missing:
+            facts.append(Message("{:,} of {:,} steps have no row", (missing, steps)))
         rows = sum(place.rows for place in places) // len(columns.values)
     else:
         facts.append(Message("no timestamps: the rows in their order"))
@@ -4487,6 +4813,12 @@ def facts_of(table, columns, placed):
     return facts
 
 
+def runs_backwards(stamps, codes):
+    """Whether most timestamps (rows,) are older than the one above, in the same series."""
+    steps = np.diff(stamps.asi8)[np.diff(codes) == 0]
+    return bool(len(steps) and (steps < 0).mean() > 0.5)
+
+
 def warnings_of_column(name, numbers):
     """List of Message: what of a column may be wrong."""
     warnings = []
@@ -4511,8 +4843,8 @@ def warnings_of_column(name, numbers):
     return warnings
 
 
-def warnings_of_duplicates(places):
-    """List of Message: rows that were left out as others have the same stamp."""
+def warnings_of_places(places):
+    """List of Message: rows that were left out, and steps that have none."""
     warnings = []
     conflicting = sum(place.conflicting for place in places)
     if conflicting:
@@ -4521,6 +4853,20 @@ def warnings_of_duplicates(places):
                 "{:,} rows have the stamp of another one and other values: the last one is used",
                 (conflicting,),
             )
+        )
+    crowded = sum(place.crowded for place in places)
+    if crowded:
+        warnings.append(
+            Message(
+                "{:,} rows lie at the same step ({}) as another one: the last one is used",
+                (crowded, ", ".join(sorted({place.freq for place in places if place.crowded}))),
+            )
+        )
+    steps = sum(len(place.values) for place in places)
+    missing = steps - sum(place.rows for place in places)
+    if missing > MUCH_MISSING * steps:
+        warnings.append(
+            Message("{:.0f} % of the steps have no row: they are missing", (100 * missing / steps,))
         )
     return warnings
 

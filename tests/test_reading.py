@@ -258,6 +258,30 @@ FORMS = {  # name -> (stamps, frequency)
     "Q1/2020": (pd.period_range("1950Q1", periods=ROWS, freq="Q").strftime("Q%q/%Y"), "QS-JAN"),
     "Sat, 20 May 2023": (DAYS.strftime('"%a, %d %b %Y"'), "D"),
     "large letters": (DAYS.strftime("%d-%b-%Y").str.upper(), "D"),
+    "20 Nov 23": (DAYS.strftime("%d %b %y"), "D"),
+    "ctime": (HOURS.strftime("%a %b %d %H:%M:%S %Y"), "h"),
+    "Monday, November 20, 2023": (DAYS.strftime('"%A, %B %d, %Y"'), "D"),
+    "a comma before the fraction": (HOURS.strftime('"%Y-%m-%d %H:%M:%S,500"'), "h"),
+    "points and a fraction": (HOURS.strftime("%d.%m.%Y %H:%M:%S.250"), "h"),
+    "Oracle": (HOURS.strftime("%d-%b-%y %I.%M.%S.000000 %p").str.upper(), "h"),
+    "clock first": (HOURS.strftime("%H:%M %d/%m/%Y"), "h"),
+    "a.m. and p.m.": (
+        HOURS.strftime("%m/%d/%Y %I:%M %p")
+        .str.replace("([AP])M", r"\1.M.", regex=True)
+        .str.lower(),
+        "h",
+    ),
+    "a zone by its name": (HOURS.strftime("%Y-%m-%d %H:%M CET"), "h"),
+    "Uhr": (HOURS.strftime("%d.%m.%Y %H:%M Uhr"), "h"),
+    "January-2001": (MONTHS.strftime("%B-%Y"), "MS"),
+    "2001M01": (MONTHS.strftime("%YM%m"), "MS"),
+    "2020q1": (pd.period_range("1950Q1", periods=ROWS, freq="Q").strftime("%Yq%q"), "QS-JAN"),
+    "2020-W05-1": (DAYS.strftime("%G-W%V-%u"), "D"),
+    "2024001": (DAYS.strftime("%Y%j"), "D"),
+    "2024-001": (DAYS.strftime("%Y-%j"), "D"),
+    "2024/1/1 0:00": ([f"{t.year}/{t.month}/{t.day} {t.hour}:00" for t in HOURS], "h"),
+    "2024/1/1 00:00": ([f"{t.year}/{t.month}/{t.day} {t:%H:%M}" for t in HOURS], "h"),
+    "2024/1/1": ([f"{t.year}/{t.month}/{t.day}" for t in DAYS], "D"),
 }
 
 
@@ -296,6 +320,137 @@ def test_24_o_clock_is_the_next_midnight(form, tmp_path):
     np.testing.assert_array_equal(
         one(write(tmp_path / "a.csv", {"t": stamps, "v": WAVE})).values, WAVE
     )
+
+
+@pytest.mark.parametrize(
+    "form", ["%Y-%m-%d {}:00:00.000", "%Y-%m-%dT{}:00Z", "%Y%m%d{}", "%Y%m%d{}00", "%d.%m.%Y {}:00"]
+)
+def test_hour_24_is_the_next_midnight_in_whatever_form(form, tmp_path):
+    stamps = []
+    for hour in HOURS:
+        day = hour - pd.Timedelta(1, "h")
+        stamps.append(day.strftime(form).format(f"{hour.hour or 24:02d}"))
+    series = one(write(tmp_path / "a.csv", {"t": stamps, "v": WAVE}))
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == "h"
+
+
+def test_of_ranges_the_start_is_read_and_told(tmp_path):
+    ends = HOURS + pd.Timedelta(1, "h")
+    weeks = pd.date_range("2019-01-06", periods=ROWS, freq="7D")
+    ranges = {
+        "entsoe": HOURS.strftime("%d.%m.%Y %H:%M - ") + ends.strftime("%d.%m.%Y %H:%M"),
+        "clocks": HOURS.strftime("%d.%m.%Y %H:%M - ") + ends.strftime("%H:%M"),
+        "iso": HOURS.strftime("%Y-%m-%dT%H:%MZ/") + ends.strftime("%Y-%m-%dT%H:%MZ"),
+        "weeks": weeks.strftime("%Y-%m-%d - ")
+        + (weeks + pd.Timedelta(6, "D")).strftime("%Y-%m-%d"),
+    }
+    for name, stamps in ranges.items():
+        file = read(write(tmp_path / "a.csv", {"when": stamps, "value": WAVE}))
+        np.testing.assert_array_equal(file.series[0].values, WAVE, err_msg=name)
+        assert f"of ranges such as {stamps[0]!r} the start" in facts_of(file)
+        assert file.times.stamps[0] in (HOURS[0], HOURS[0].tz_localize("UTC"), weeks[0])
+
+
+@pytest.mark.parametrize("form", ["%d%m%Y", "%m%d%Y", "%d%m%y", "%y%m%d"])
+@pytest.mark.parametrize("name", ["date", "when"])
+def test_dates_as_numbers_with_the_year_behind_are_refused_until_it_is_said(form, name, tmp_path):
+    numbers = [int(text) for text in DAYS.strftime(form)]
+    path = write(tmp_path / "a.csv", {name: numbers, "value": WAVE})
+    told = reason(path)
+    assert "seems to hold dates" in told
+    assert form in told
+    series = one(path, time_format=form)
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == "D"
+    np.testing.assert_array_equal(one(path, "value", time_column=["none"]).values, WAVE)
+
+
+def test_zeros_in_front_that_a_date_as_a_number_lost_are_put_back(tmp_path):
+    days = pd.date_range("2024-01-01", periods=ROWS, freq="D")
+    numbers = [int(text) for text in days.strftime("%d%m%Y")]  # 1012024 is January 1st, no 10th
+    series = one(write(tmp_path / "a.csv", {"date": numbers, "v": WAVE}), time_format="%d%m%Y")
+    np.testing.assert_array_equal(series.values, WAVE)
+
+
+def test_numbers_that_only_count_or_mean_something_are_no_dates(tmp_path):
+    meters = np.round(2000 * WAVE).astype(int)  # 6 digits, some of which look like dates
+    series = one(write(tmp_path / "a.csv", {"meter": meters}))
+    np.testing.assert_array_equal(series.values, meters)
+    path = write(tmp_path / "b.csv", {"n": range(100_101, 100_101 + 60), "value": WAVE[:60]})
+    assert one(path).column == "value"
+
+
+@pytest.mark.parametrize("first", ["1930", "1950", "1965"])
+@pytest.mark.parametrize("form", ["%b-%y", "01/%m/%y"])
+def test_years_of_two_digits_that_would_lie_far_ahead_are_refused(first, form, tmp_path):
+    months = pd.date_range(first, periods=ROWS, freq="MS")
+    path = write(tmp_path / "a.csv", {"date": months.strftime(form), "value": WAVE})
+    assert "years have two digits" in reason(path)
+    np.testing.assert_array_equal(one(path, time_column=["none"]).values, WAVE)
+    path = write(tmp_path / "b.csv", {"date": months.strftime("01/%m/%Y"), "value": WAVE})
+    np.testing.assert_array_equal(one(path).values, WAVE)
+
+
+def test_seconds_that_a_spreadsheet_rounded_are_told_or_refused(tmp_path):
+    rounded = [f"{ticks:.6E}" for ticks in HOURS.as_unit("ms").asi8]
+    file = read(write(tmp_path / "a.csv", {"when": rounded, "value": WAVE}))
+    assert "23 rows lie at the same step (4000s) as another one" in warnings_of(file)
+    assert "217 of 240 rows" in facts_of(file)
+    rounded = [f"{ticks:.5E}" for ticks in EPOCH]
+    assert "was it rounded" in reason(write(tmp_path / "b.csv", {"when": rounded, "value": WAVE}))
+
+
+def test_a_total_at_the_end_is_no_row_of_data(tmp_path):
+    for word in ("Total", "Source: the bank", ""):
+        path = write(tmp_path / "a.csv", {"date": [*HOURS[:-1], word], "value": WAVE})
+        assert "delete it" in reason(path)
+        assert "--time_format" not in reason(path)
+
+
+def test_zones_by_several_names_are_refused(tmp_path):
+    stamps = [*HOURS[:120].strftime("%Y-%m-%d %H:%M CET"), *HOURS[120:].strftime("%F %H:%M CEST")]
+    told = reason(write(tmp_path / "a.csv", {"date": stamps, "value": WAVE}))
+    assert "CET, CEST" in told
+    assert "offsets from UTC" in told
+
+
+def test_several_offsets_become_utc_and_that_is_told(tmp_path):
+    local = pd.date_range("2024-03-27", periods=ROWS, freq="h", tz="Europe/Berlin")
+    file = read(write(tmp_path / "a.csv", {"date": [t.isoformat() for t in local], "v": WAVE}))
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert "several offsets (+0100, +0200): read and written in UTC" in facts_of(file)
+
+
+def test_names_of_months_that_pandas_knows_are_read_and_others_refused(tmp_path):
+    dotted = [f"{day:%B} " if day.month in (3, 4, 5, 6, 7) else f"{day:%b}. " for day in MONTHS]
+    dotted = [f"{name}{day.year}" for name, day in zip(dotted, MONTHS, strict=True)]
+    dotted = [text.replace("Sep.", "Sept.") for text in dotted]
+    series = one(write(tmp_path / "a.csv", {"date": dotted, "value": WAVE}))
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == "MS"
+    german = "Januar Februar März April Mai Juni Juli August September Oktober November Dezember"
+    french = "janv. févr. mars avr. mai juin juil. août sept. oct. nov. déc."
+    for words in (german.split(), french.split()):
+        days = [f"{day.day} {words[day.month - 1]} {day.year}" for day in DAYS]
+        months = [f"{words[day.month - 1][:3]}-{day:%y}" for day in MONTHS]
+        for stamps in (days, months):
+            told = reason(write(tmp_path / "a.csv", {"when": stamps, "value": WAVE}))
+            assert "in English only" in told
+
+
+def test_numbers_with_a_unit_behind_are_no_years(tmp_path):
+    units = [f"{1700 + row % 300} kWh" for row in range(ROWS)]
+    path = write(tmp_path / "a.csv", {"load": units, "value": WAVE})
+    assert read(path, time_column=["none"]).series[0].column == "value"
+    with pytest.raises(md.Unusable, match="--time_column none"):
+        read(path)
+
+
+def test_texts_that_hold_a_year_beside_stamps_are_no_stamps(tmp_path):
+    models = [f"model {2000 + row % 20}" for row in range(ROWS)]
+    path = write(tmp_path / "a.csv", {"model": models, "date": HOURS, "value": WAVE})
+    np.testing.assert_array_equal(one(path).values, WAVE)
 
 
 def test_midnights_without_a_clock_are_midnights(tmp_path):
@@ -351,6 +506,51 @@ def test_a_time_column_that_is_named_is_taken_before_all_others(tmp_path):
     np.testing.assert_array_equal(one(path, time_column=["measured"]).values, WAVE[::-1])
     assert "no column absent" in reason(path, time_column=["absent"])
     assert "cannot be read" in reason(path, time_column=["value"])
+
+
+def test_newest_rows_first_are_turned_round_and_told(tmp_path):
+    file = read(write(tmp_path / "a.csv", {"date": HOURS[::-1], "value": WAVE[::-1]}))
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert "newest rows first: turned round" in facts_of(file)
+    assert "newest" not in facts_of(read(write(tmp_path / "b.csv", {"date": HOURS, "v": WAVE})))
+
+
+def test_steps_without_a_row_are_told_and_many_are_refused(tmp_path):
+    def file_without(count):
+        is_kept = np.ones(ROWS, bool)
+        is_kept[1:-1][np.random.default_rng(0).permutation(ROWS - 2)[:count]] = False
+        return write(tmp_path / "a.csv", {"date": HOURS[is_kept], "value": WAVE[is_kept]})
+
+    few = int(0.5 * md.MUCH_MISSING * ROWS)
+    file = read(file_without(few))
+    assert f"{few} of 240 steps have no row" in facts_of(file)
+    assert "have no row" not in warnings_of(file)
+    more = int(1 + 1.5 * md.MUCH_MISSING * ROWS)
+    assert f"{100 * more / ROWS:.0f} % of the steps have no row" in warnings_of(
+        read(file_without(more))
+    )
+    path = file_without(int(0.1 * ROWS + md.MOST_MISSING * ROWS))
+    assert "of 240 steps (h) have no row" in reason(path)
+    assert "--time_column none" in reason(path)
+    assert one(path, time_column=["none"]).freq == ""
+
+
+def test_hours_of_trade_are_refused_and_one_long_gap_is_not(tmp_path):
+    sessions = pd.date_range("2024-01-01 09:30", "2024-01-05 16:00", freq="min")
+    sessions = sessions[sessions.indexer_between_time("09:30", "16:00")]
+    columns = {"date": sessions, "value": np.resize(WAVE, len(sessions))}
+    assert "hours of trade" in reason(write(tmp_path / "a.csv", columns))
+    apart = [*HOURS[:120], *(HOURS[120:] + pd.Timedelta(1000, "h"))]
+    file = read(write(tmp_path / "a.csv", {"date": apart, "value": WAVE}))
+    assert "1,000 of 1,240 steps have no row" in facts_of(file)
+    assert "81 % of the steps have no row" in warnings_of(file)
+
+
+def test_some_days_of_the_week_are_called_what_they_are(tmp_path):
+    days = pd.date_range("2023-01-02", periods=700)
+    days = days[days.dayofweek.isin([0, 2, 4])][:ROWS]
+    told = reason(write(tmp_path / "a.csv", {"date": days, "value": WAVE}))
+    assert "on some days of the week only (Mon, Wed, Fri)" in told
 
 
 @pytest.mark.parametrize(
@@ -886,6 +1086,29 @@ def test_an_hour_in_a_column_of_its_own_is_named_where_stamps_repeat(tmp_path):
     path = write(tmp_path / "a.csv", columns | {"cnt": WAVE})
     assert "--time_column dteday hr" in reason(path)
     np.testing.assert_array_equal(one(path, time_column=["dteday", "hr"]).values, WAVE)
+
+
+def test_hours_and_minutes_as_a_number_are_named_and_read(tmp_path):
+    columns = {"date": HOURS.strftime("%Y-%m-%d"), "at": HOURS.hour * 100 + 30, "value": WAVE}
+    columns["at"] = [0, *columns["at"][1:]]
+    path = write(tmp_path / "a.csv", columns)
+    assert "--time_column date at" in reason(path)
+    columns["at"] = HOURS.hour * 100
+    file = read(write(path, columns), time_column=["date", "at"])
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert file.series[0].freq == "h"
+    ahead = md.stamp_columns(md.steps_after(file.series[0], 2), file.times)
+    assert [*ahead["at"]] == ["0000", "0100"]
+
+
+@pytest.mark.parametrize("name", ["SETTLEMENT_PERIOD", "minute_of_day"])
+def test_numbers_that_count_within_a_day_are_not_only_called_ids(name, tmp_path):
+    halves = pd.date_range("2024-01-01", periods=ROWS, freq="30min")
+    counts = {"SETTLEMENT_PERIOD": np.arange(ROWS) % 48 + 1, "minute_of_day": np.arange(ROWS) * 30}
+    counts = {"date": halves.strftime("%Y-%m-%d"), name: counts[name] % 1440}
+    told = reason(write(tmp_path / "a.csv", counts | {"value": WAVE}))
+    assert f"--time_column date {name}" in told
+    assert "such as 13:30" in told
 
 
 def test_rows_without_readable_stamps_are_taken_in_their_order_with_a_warning(tmp_path):
