@@ -6698,10 +6698,11 @@ def advise(args, progress, rows, windows, voice):
             "the best epoch was the last one: it was still learning;"
             " raise --num_epochs or --learning_rate"
         )
+    steps = math.ceil(windows / args.batch_size)  # of an epoch
     is_slow = args.learning_rate < ADVISED_RATE
+    is_short = steps * progress.epoch < FEW_STEPS
     is_bad = is_worse_than_naive(rows["student"], rows)
-    if is_at_its_end or (is_bad and is_slow):
-        steps = math.ceil(windows / args.batch_size)
+    if is_at_its_end or (is_slow and (is_bad or is_short)):
         voice.note("to learn more, try\n  {}", command_to_learn_more(args, steps))
     elif is_bad:
         voice.note(
@@ -8003,7 +8004,7 @@ def export_onnx(student, path, contexts):
             verbose=False,
         )
     program.model.metadata_props.update(onnx_facts(student))
-    content = program.model_proto.SerializeToString()
+    content = program.model_proto.SerializeToString(deterministic=True)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     forecasts = []
     for part in contexts.split([len(contexts) - 1, 1]):  # a batch, and a single one

@@ -83,10 +83,11 @@ def ready_made(onnx_file, monkeypatch):
     class Program:
         def __init__(self):
             self.model = type("Model", (), {"metadata_props": {}})
+            self.model_proto = self
 
-        def save(self, path, external_data):
-            assert not external_data
-            shutil.copyfile(onnx_file, path)
+        def SerializeToString(self, deterministic):
+            assert deterministic
+            return onnx_file.read_bytes()
 
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Program())
 
