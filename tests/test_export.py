@@ -1,5 +1,6 @@
 """export: a model to ship, which forecasts as the student does and says where it comes from."""
 
+import errno
 import json
 import os
 import re
@@ -474,10 +475,10 @@ def test_a_full_disk_is_told_whatever_the_package_that_writes_makes_of_it(
 @pytest.mark.parametrize("form", ["hub", "onnx"])
 def test_a_failed_export_leaves_no_empty_folder(trained, tmp_path, monkeypatch, form):
     def fail(*_, **_settings):
-        raise md.UserError("no")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(md.PatchStudent, "save_pretrained", fail)
-    monkeypatch.setattr(md, "atomic", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     monkeypatch.setattr(md, "export_onnx", lambda _student, path, _contexts: write_nothing(path))
 
     def write_nothing(path):
