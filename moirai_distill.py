@@ -997,9 +997,7 @@ CHINESE = {
     (
         "{} seems to hold dates, such as {:.0f}: --time_format {} says so, --time_column none takes"
         " the rows as they stand"
-    ): (
-        "{} 似乎是日期，例如 {:.0f}: 用 --time_format {} 确认，或用 --time_column none 按行的顺序使用"
-    ),
+    ): ("{} 似乎是日期，例如 {:.0f}: --time_format {} 可确认，--time_column none 则按行的顺序使用"),
     (
         "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it "
         "rounded? --time_column none takes the rows as they stand"
