@@ -110,6 +110,43 @@ def test_its_labels_are_a_cache_hit_whatever_the_flags_of_moirai_are(csv_folder,
     assert again.folder == labels.folder
 
 
+FAN = """
+import numpy as np
+def forecast(context, horizon):
+    steps = np.arange(-4, 5)[:, None] * np.ones(horizon)
+    return context[:, -1:, None] + steps
+"""
+
+
+def test_its_quantiles_are_labels(csv_folder, tmp_path):
+    windows = split_folder(csv_folder).windows["train"]
+    labels = labels_of(windows, write(tmp_path, FAN), tmp_path / "cache", quantiles="on")
+    index = np.arange(len(windows))
+    context, _, _ = windows.batch(index)
+    quantiles, is_finite = labels.quantile_batch(index, context)
+    assert is_finite.all()
+    _, deviation = windows.units_of(index)
+    expected = (
+        np.arange(-4, 5)[None, :, None] / deviation[..., None] + context[:, -1:, None].numpy()
+    )
+    np.testing.assert_allclose(quantiles, np.broadcast_to(expected, quantiles.shape), atol=0.01)
+
+
+def test_a_file_without_quantiles_is_not_asked_for_them_again(csv_folder, tmp_path):
+    windows = split_folder(csv_folder).windows["train"]
+    file = write(tmp_path, LAST_VALUE)
+    for quantiles in ("off", "on"):
+        labels = labels_of(windows, file, tmp_path / "cache", quantiles=quantiles)
+        assert labels.offsets is None
+    assert labels.manifest["quantiles"] == []
+
+    def fail():
+        raise AssertionError("labelled again")
+
+    request = teacher_request(file, tmp_path / "cache", quantiles="on")
+    assert md.get_labels(label_task(windows, request, fail), make_job()).offsets is None
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -175,7 +212,12 @@ def test_from_training_to_the_ruler(tmp_path, capsys):
     words = ["--data_dir", str(tmp_path / "data"), "--label_cache", str(tmp_path / "labels")]
     words += ["--teacher_model", str(file), "--save_dir", run, "--alpha", "0.5"]
     assert md.main(["train", *SMALL.split(), *SMALL_RUN.split(), *words]) == 0
-    assert "Patch size" not in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "Patch size" not in printed.out
+    assert "the teacher gives no quantiles" in printed.out + printed.err
+    more = ["--num_epochs", "3", "--resume"]
+    assert md.main(["train", *SMALL.split(), *SMALL_RUN.split(), *words, *more]) == 0
+    capsys.readouterr()
 
     yesterday = "def forecast(context, horizon):\n    return context[:, -24:][:, :horizon]\n"
     other = write(tmp_path, yesterday, "yesterday.py")
