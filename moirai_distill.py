@@ -221,6 +221,7 @@ def add_evaluate_flags(parser):
         default=[],
         help="score others, too: Python files with forecast(context, horizon)",
     )
+    add("--horizon", type=int, default=None, help=HORIZON_HELP)
     add(
         "--output_dir", default=None, help="for table and pictures; default: the first one's folder"
     )
@@ -232,6 +233,7 @@ def add_predict_flags(parser):
     add("--checkpoint", required=True, help=CHECKPOINT_HELP)
     add("--input", required=True, help="CSV whose series go on after its end")
     add("--output", default="forecast.csv", help="CSV of the forecast (default: forecast.csv)")
+    add("--horizon", type=int, default=None, help=HORIZON_HELP)
     add("--levels", nargs="+", choices=LEVEL_CHOICES, default=["0.1", "0.9"], help=LEVELS_HELP)
     add("--plot", action="store_true", help="draw the forecast, beside --output")
     add("--backtest", action="store_true", help="hold the last steps out; show the error on them")
@@ -247,6 +249,7 @@ def add_export_flags(parser):
 
 TIME_HELP = "its name; two names where date and clock are apart; or none"
 TEACHER_HELP = "hub id, local folder, or a Python file with forecast(context, horizon)"
+HORIZON_HELP = "steps; more than the student's H go on from its own forecast (default: H)"
 POINT_HELP = "of samples, or the exact mean of the distribution"
 ALPHA_HELP = "1 = teacher's labels only, 0 = truth only (no teacher), auto = tried on validation"
 LEVELS_HELP = "quantiles to write beside the point, or none (default: 0.1 0.9)"
@@ -462,6 +465,7 @@ RANGES = {
     "max_file_mb": at_least(0),
     "context_length": at_least(2),
     "prediction_length": at_least(1),
+    "horizon": at_least(1),
     "split_seed": at_least(0),
     "max_gap": at_least(0),
     "season": at_least(1),
@@ -1196,6 +1200,9 @@ CHINESE = {
     ),
     "{}: it defines no function forecast(context, horizon)": (
         "{}: 其中没有定义函数 forecast(context, horizon)"
+    ),
+    "beyond {} steps the student goes on from its own forecast": (
+        "超过 {} 步后，学生模型以自己的预测为输入继续预测"
     ),
     "the teacher gives no quantiles: they are learned from truth alone": (
         "该教师不给出分位数：分位数只用真值学习"
@@ -5838,24 +5845,25 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         ahead = (self.periods @ earlier).to(scaled.dtype)  # (B, periods in H, season)
         return ahead.flatten(1)[:, : self.prediction_length]
 
-    def forecast(self, context):
+    def forecast(self, context, horizon=None):
         """Forecasts (H,) or (B, H) of contexts (L,) or (B, L), an array for an array, no gradients.
 
         A tensor gives a tensor on its device. Contexts that are longer are cut to their last L
-        points, and missing values (nan, inf) are filled as `predict` fills them. Raises ValueError
-        for a shorter context, and for one that holds nothing but missing values.
+        points, and missing values (nan, inf) are filled as `predict` fills them. Another `horizon`
+        than H is a cut, or goes on from the student's own forecast. Raises ValueError for a shorter
+        context, and for one that holds nothing but missing values.
         """
-        points, _ = self.without_gradients(self.completed(context))
+        points, _ = self.without_gradients(self.completed(context), horizon)
         return like_context(points, context)
 
-    def quantiles(self, context):
+    def quantiles(self, context, horizon=None):
         """Quantiles (9, H) or (B, 9, H), at the levels LEVELS; all else is as in `forecast`.
 
         Raises UserError where the student has none.
         """
         if self.quantile_head is None:
             raise UserError("this student has no quantiles; train one with --quantiles on")
-        _, quantiles = self.without_gradients(self.completed(context))
+        _, quantiles = self.without_gradients(self.completed(context), horizon)
         return like_context(quantiles, context)
 
     def completed(self, context):
@@ -5877,12 +5885,38 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
             completed[number] = whole.values
         return torch.from_numpy(completed)
 
+    def points_ahead(self, context, horizon):
+        """Forecast (B, horizon) of contexts (B, L): beyond H steps it goes on from its own."""
+        points = self(context)
+        while points.shape[1] < horizon:
+            known = torch.cat([context, points], 1)[:, -self.context_length :]
+            points = torch.cat([points, self(known)], 1)
+        return points[:, :horizon]
+
+    def quantiles_ahead(self, context, horizon):
+        """Quantiles (B, 9, horizon) of contexts (B, L): beyond H steps it goes on from its own.
+
+        Each of the nine goes on by itself, as nine contexts: what the student says after them are
+        81 quantiles, of which nine are taken. After the median alone the band would collapse.
+        """
+        _, quantiles = self(context, with_quantiles=True)  # (B, 9, H)
+        levels = torch.tensor(LEVELS, dtype=quantiles.dtype, device=quantiles.device)
+        contexts = context[:, None].expand(-1, len(LEVELS), -1)  # (B, 9, L)
+        while quantiles.shape[2] < horizon:
+            known = torch.cat([contexts, quantiles], 2)[:, :, -self.context_length :]
+            _, ahead = self(known.flatten(0, 1), with_quantiles=True)  # (B * 9, 9, H)
+            of_all = ahead.view(len(context), len(LEVELS) ** 2, -1)
+            taken = torch.quantile(of_all, levels, dim=1).transpose(0, 1)  # (B, 9, H)
+            quantiles = torch.cat([quantiles, taken], 2)
+        return quantiles[:, :, :horizon]
+
     @torch.no_grad()
-    def without_gradients(self, contexts):
+    def without_gradients(self, contexts, horizon=None):
         """(forecasts (B, H), quantiles (B, 9, H) or None) on the CPU of contexts (B, L).
 
-        In eval mode; the mode is put back.
+        In eval mode; the mode is put back. Another `horizon` than H takes its place.
         """
+        horizon = horizon or self.prediction_length
         place = self.position.device
         kind = torch.float32 if place.type == "mps" else torch.float64  # which MPS has not
         was_training = self.training
@@ -5893,11 +5927,15 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
             for part in contexts.split(EVAL_BATCH):
                 part = part.to(place, kind)
                 if self.quantile_head is None:
-                    points.append(self(part).cpu())
+                    points.append(self.points_ahead(part, horizon).cpu())
                     continue
-                own_points, own_quantiles = self(part, with_quantiles=True)
-                points.append(own_points.cpu())
-                quantiles.append(own_quantiles.cpu())
+                if horizon <= self.prediction_length:  # both in one pass
+                    own_points, own_quantiles = self(part, with_quantiles=True)
+                    points.append(own_points[:, :horizon].cpu())
+                    quantiles.append(own_quantiles[:, :, :horizon].cpu())
+                    continue
+                points.append(self.points_ahead(part, horizon).cpu())
+                quantiles.append(self.quantiles_ahead(part, horizon).cpu())
             return torch.cat(points), torch.cat(quantiles) if quantiles else None
         finally:
             self.train(was_training)
@@ -7907,7 +7945,7 @@ def fit(student, training, job, content=None):
             train_epoch(training, learner, progress, job)
             is_best = False
             if not progress.stopping:
-                forecast = forecaster(learner.average, job)
+                forecast = forecaster(learner.average, training.validation.horizon, job)
                 scores = score(forecast, training.validation, EVAL_BATCH, job)
                 rate = learner.scheduler.get_last_lr()[0]
                 is_best = end_epoch(progress, scores, rate)
@@ -8000,23 +8038,22 @@ def is_out_of_patience(progress, config):
     return 0 < config.patience <= progress.since_best
 
 
-def forecaster(student, job):
+def forecaster(student, horizon, job):
     """`forecast(index, context)` of a student, as `score` takes it."""
 
     @torch.inference_mode()
     def forecast(_index, context):
-        return student.eval()(job.fabric.to_device(context)).cpu()
+        return student.eval().points_ahead(job.fabric.to_device(context), horizon).cpu()
 
     return forecast
 
 
-def quantile_forecaster(student, job):
+def quantile_forecaster(student, horizon, job):
     """`forecast(index, context)` of a student's quantiles, as `score_quantiles` takes it."""
 
     @torch.inference_mode()
     def forecast(_index, context):
-        _, quantiles = student.eval()(job.fabric.to_device(context), with_quantiles=True)
-        return quantiles.cpu()
+        return student.eval().quantiles_ahead(job.fabric.to_device(context), horizon).cpu()
 
     return forecast
 
@@ -8104,7 +8141,8 @@ def learn_quantiles(student, training, steps, job):
             take_quantile_step(batch, model, set_up_optimizer, training.config, job)
             scheduler.step()
             if step + 1 in checks:
-                scores = score_quantiles(quantile_forecaster(student, job), sample, EVAL_BATCH, job)
+                forecast = quantile_forecaster(student, sample.horizon, job)
+                scores = score_quantiles(forecast, sample, EVAL_BATCH, job)
                 if scores.wql < best_loss:
                     best_loss = scores.wql
                     best_state = copy.deepcopy(head.state_dict())
@@ -8187,7 +8225,7 @@ def calibrate(student, validation, job):
     third = thirds(validation.horizon)
     factors = student.quantile_head.calibration
     factors.fill_(1.0)
-    forecast = quantile_forecaster(student, job)
+    forecast = quantile_forecaster(student, sample.horizon, job)
     before = score_quantiles(forecast, sample, EVAL_BATCH, job)
     middle = (len(sample) + 1) // 2  # windows lie series by series, and there by time
     asked = []
@@ -9054,7 +9092,9 @@ def evaluate(args, voice, stop):
     folder = evaluation_folder(args, first)
 
     job = start_job(args, "32-true", voice, stop)
-    data = load_data(pick(DataConfig, inherited), pick(ReadConfig, inherited), voice)
+    config = pick(DataConfig, inherited)
+    reading = pick(ReadConfig, inherited)
+    data = load_data(config, reading, voice)
     for name, opened in students.items():
         if opened.content.get("data", {}).get("test") != data.windows["test"].digest:
             voice.warn(
@@ -9064,6 +9104,10 @@ def evaluate(args, voice, stop):
     request = None
     if args.with_teacher:
         request = pick(TeacherRequest, inherited)
+    if args.horizon:
+        config = dataclasses.replace(config, prediction_length=args.horizon)
+        data = split_data(read_files(config.data_dir, config.max_files, reading, voice), config)
+        tell_horizon(args.horizon, first.student, voice)
     others = {name: own_forecaster(name) for name in args.with_forecaster}
     compare(Entrants(students, request, others), data, folder, job)
 
@@ -9203,6 +9247,8 @@ def evaluation_folder(args, first):
         folder = first.path.parent
         if len(args.checkpoint) > 1:  # those of the run alone stay
             folder = folder / "comparison"
+        if args.horizon:  # likewise
+            folder = folder / f"horizon_{args.horizon}"
     if problem := unwritable(folder):
         raise UserError("{}; give --output_dir", problem)
     remove_leftovers(folder)
@@ -9263,9 +9309,9 @@ def compare(entrants, data, folder, job):
     fans = {}  # name -> forecaster of quantiles, of those that have them
     for name, opened in entrants.students.items():
         student = copy.deepcopy(opened.student).to(job.device)
-        forecasters[name] = forecaster(student, job)
+        forecasters[name] = forecaster(student, test.horizon, job)
         if student.quantile_head is not None:
-            fans[name] = quantile_forecaster(student, job)
+            fans[name] = quantile_forecaster(student, test.horizon, job)
     labels = None
     request = entrants.teacher
     if request:
@@ -9671,14 +9717,16 @@ class SeriesForecast:
 
 
 def predict(args, voice, _stop):
-    """Forecast the H steps after the end of each series of a CSV; or its last H, held out."""
+    """Forecast the next steps of each series of a CSV; or its last ones, held out."""
     opened = open_student(args.checkpoint)
     run_config = opened.content.get("run_config", {})
-    held_out = opened.student.prediction_length if args.backtest else 0
+    horizon = args.horizon or opened.student.prediction_length
+    tell_horizon(horizon, opened.student, voice)
+    held_out = horizon if args.backtest else 0
     reading = reading_of(args, run_config)
     file = read_input(args.input, reading, voice)
 
-    forecasts, skipped = forecasts_of(file, opened, held_out)
+    forecasts, skipped = forecasts_of(file, opened.student, horizon, held_out)
     if not forecasts:
         lines = [Message("\n  {}", (note,)) for note in skipped[:MOST_NOTES]]
         problem = UserError("--input {}: no series to forecast{}", args.input, lines_of(lines))
@@ -9717,9 +9765,15 @@ def picture_beside(output):
     return (output.with_suffix("") if is_packed else output).with_suffix(".png")
 
 
-def forecasts_of(file, opened, held_out):
+def tell_horizon(horizon, student, voice):
+    """Say it where a student goes on from its own forecast."""
+    own = student.prediction_length
+    if horizon > own:
+        voice.note("beyond {} steps the student goes on from its own forecast", own)
+
+
+def forecasts_of(file, student, horizon, held_out):
     """(SeriesForecasts without their values, Messages of the series that cannot go on)."""
-    student = opened.student
     forecasts = []
     skipped = [Message("skipped: {}", (reason,)) for reason in file.report.skipped]
     for series in file.series:
@@ -9729,7 +9783,7 @@ def forecasts_of(file, opened, held_out):
         except Unusable as reason:
             skipped.append(Message("skipped: {}: {}", (series.name, reason)))
             continue
-        index = steps_after(series, student.prediction_length, held_out)
+        index = steps_after(series, horizon, held_out)
         forecasts.append(SeriesForecast(series, context, index))
     return forecasts, skipped
 
@@ -9771,11 +9825,11 @@ def reading_of(args, run_config):
     return pick(ReadConfig, argparse.Namespace(**values))
 
 
-def forecast_frame(student, frame, columns=None, levels=("0.1", "0.9")):
+def forecast_frame(student, frame, columns=None, levels=("0.1", "0.9"), horizon=None):
     """DataFrame of the next H steps of the series in a DataFrame: a column each, by their dates.
 
     After the column NAME of a series stand NAME_q0.1 and NAME_q0.9, if the student has quantiles;
-    `levels` names others of the nine, as text.
+    `levels` names others of the nine, as text. `horizon` is another number of steps than H.
 
     Dates are the index of the frame (a DatetimeIndex) or a column of it; it is read as `predict`
     reads a CSV, with the columns of the student's training unless `columns` (a list) names others.
@@ -9789,7 +9843,7 @@ def forecast_frame(student, frame, columns=None, levels=("0.1", "0.9")):
             context = last_context(one.values, student.context_length)
         except Unusable as reason:
             raise UserError("{}: {}", one.name, reason) from reason
-        index = steps_after(one, student.prediction_length)
+        index = steps_after(one, horizon or student.prediction_length)
         forecasts.append(SeriesForecast(one, context, index))
     fill_in(forecasts, student)
     table = forecast_table(forecasts, {one.column: one.column for one in series}, levels)
@@ -9906,8 +9960,9 @@ def context_warnings(series, context, trained_on):
 def fill_in(forecasts, student):
     """Compute the values of SeriesForecasts, and their quantiles where there are any."""
     contexts = np.stack([forecast.context.values for forecast in forecasts])
+    horizon = len(forecasts[0].index)
     # (series, H) and (series, 9, H), float64
-    values, quantiles = student.without_gradients(torch.from_numpy(contexts))
+    values, quantiles = student.without_gradients(torch.from_numpy(contexts), horizon)
     for number, forecast in enumerate(forecasts):
         forecast.values = values[number].numpy()
         if quantiles is not None:
