@@ -34,7 +34,8 @@ FLAGS = {
     "train": f"{DATA} {READING} {TEACHER} {MACHINE} {STUDENT} {TRAINING}",
     "label": f"{DATA} {READING} {TEACHER} {MACHINE} list",
     "evaluate": (
-        f"{DATA} {READING} {TEACHER} {MACHINE} checkpoint with_teacher with_forecaster horizon output_dir"
+        f"{DATA} {READING} {TEACHER} {MACHINE}"
+        " checkpoint with_teacher with_forecaster horizon output_dir"
     ),
     "predict": f"{READING} checkpoint input output horizon plot backtest lang",
     "export": "checkpoint format output lang",
