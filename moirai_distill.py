@@ -8183,7 +8183,9 @@ def student_cost(opened, test):
     def forecast(context):
         return opened.student(context)
 
-    return measure_cost(opened.content["model_state_dict"], forecast, context)
+    cost = measure_cost(opened.content["model_state_dict"], forecast, context)
+    learnt = sum(weight.numel() for weight in opened.student.parameters())  # factors are not
+    return dataclasses.replace(cost, parameters=learnt)
 
 
 def teacher_cost(request, labels, test, voice):
