@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,6 +37,7 @@ def build_parser():
     add("--data", default=None, help="ETTh1.csv, for the rows `ot` and `all`")
     add("--seeds", type=int, default=3, help="students per row")
     add("--epochs", type=int, default=8, help="of each student")
+    add("--labels", default=None, help="label cache to use and keep; default: a new one")
     add("--max_windows", type=int, default=None, help="of a series; default: as in the script")
     return parser
 
@@ -46,6 +48,7 @@ class Lab:
     def __init__(self, root, args):
         self.root = Path(root)
         self.args = args
+        self.labels = Path(args.labels) if args.labels else self.root / "labels"
 
     def run(self, *words):
         """Run a command of the script; what it says is shown only where it fails."""
@@ -58,7 +61,7 @@ class Lab:
     def train(self, name, *words):
         """Train a student; returns its folder. Of two equal flags the last one counts."""
         folder = self.root / name
-        flags = ["--teacher_model", DEMO_TEACHER, "--label_cache", self.root / "labels"]
+        flags = ["--teacher_model", DEMO_TEACHER, "--label_cache", self.labels]
         flags += ["--num_epochs", self.args.epochs, "--learning_rate", 1e-3, "--device", "cpu"]
         if self.args.max_windows:
             flags += ["--max_windows", self.args.max_windows]
@@ -69,7 +72,7 @@ class Lab:
         """The rows of an evaluation of a student beside its teacher: (student, teacher)."""
         output = folder / "scores"
         flags = ["--with_teacher", "--teacher_model", DEMO_TEACHER, "--output_dir", output]
-        flags += ["--label_cache", self.root / "labels", "--device", "cpu"]
+        flags += ["--label_cache", self.labels, "--device", "cpu"]
         self.run("evaluate", "--checkpoint", folder, *flags, *words)
         rows = json.loads((output / "evaluation.json").read_text())["rows"]
         return rows[str(folder)], rows["teacher"]
@@ -81,6 +84,13 @@ def tell(what, values, wanted, digits=3):
     mean = statistics.mean(values)
     span = f"{min(values):.{digits}f}–{max(values):.{digits}f}"
     print(f"| {what} | {mean:.{digits}f} | {span} | {wanted} |", flush=True)
+
+
+def note(what, row):
+    """Show on stderr what one student has come to, as it comes."""
+    print(
+        f"{what}: WQL {row['wql']:.4f}, share {row['coverage_80']:.3f}", file=sys.stderr, flush=True
+    )
 
 
 def tell_coverage(what, rows):
@@ -167,6 +177,7 @@ def demo(lab):
         folder = lab.train(f"demo_{seed}", *flags)
         row, teacher = lab.rows(folder)
         rows.append(row)
+        note(f"demo family, seed {seed}", row)
         ratios.append(row["wql"] / teacher["wql"])
         crossed.append(crossings(folder, seed))
     tell_coverage("demo family", rows)
@@ -199,6 +210,7 @@ def etth1(lab, what, columns):
         flags += ["--split_by", "time", "--split_ratio", "6:2:2"]
         folder = lab.train(f"{columns}_{seed}", *flags)
         rows.append(json.loads((folder / "evaluation.json").read_text())["rows"]["student"])
+        note(f"{what}, seed {seed}", rows[-1])
     tell_coverage(what, rows)
 
 
@@ -216,6 +228,7 @@ def few(lab):
                 folder = lab.train(name, *flags, "--alpha", alpha)
                 rows = json.loads((folder / "evaluation.json").read_text())["rows"]
                 row[alpha] = rows["student"]["wql"]
+                note(f"{count} series, seed {seed}, alpha {alpha}", rows["student"])
             ratios.append(row[0.5] / row[0])
         tell(f"{count} series: WQL with labels / alpha 0", ratios, "< 1 in 3 of 4")
 
