@@ -525,6 +525,13 @@ OTHER_PARTS_OF_TIME = (
     "dow",
     "dayofyear",
     "doy",
+    "season",
+    "holiday",
+    "isholiday",
+    "is_holiday",
+    "workingday",
+    "weekend",
+    "is_weekend",
 )
 DATES = (  # with or without a clock behind them, beside ISO 8601
     "%Y-%m-%d",
@@ -545,15 +552,21 @@ DATES = (  # with or without a clock behind them, beside ISO 8601
     "%d-%b-%Y",
     "%d-%b-%y",
     "%d %b %Y",
+    "%d %b %y",
     "%d %B %Y",
     "%b %d, %Y",
     "%B %d, %Y",
     "%b %d %Y",
     "%a, %d %b %Y",
+    "%A, %B %d, %Y",
+    "%a %b %d %H:%M:%S %Y",
+    "%Y-%j",
+    "%G-W%V-%u",
 )
 MONTH_DATES = (  # of months, quarters and weeks (%q: see DIRECTIVES)
     "%b %Y",
     "%B %Y",
+    "%B-%Y",
     "%b-%Y",
     "%b-%y",
     "%b %y",
@@ -566,7 +579,9 @@ MONTH_DATES = (  # of months, quarters and weeks (%q: see DIRECTIVES)
     "%m.%Y",
     "%m-%Y",
     "%Y年%m月",
+    "%YM%m",
     "%YQ%q",
+    "%Yq%q",
     "%Y-Q%q",
     "%Y Q%q",
     "Q%q %Y",
@@ -579,17 +594,23 @@ CLOCKS = (
     "%H:%M",
     "%H:%M:%S",
     "%H:%M:%S.%f",
+    "%H:%M:%S,%f",
     "%I:%M %p",
     "%I:%M:%S %p",
     "%I:%M%p",
     "%I:%M:%S%p",
+    "%I %p",
+    "%I%p",
+    "%I.%M.%S.%f %p",
     "%H.%M",
     "%H.%M.%S",
+    "%H%M",
     "%H",
     "%H时",
     "%H时%M分",
 )
 OLDEST_YEAR = 1700  # of dates that are whole numbers
+LATEST_YEAR = 2035  # of years of two digits, which pandas takes for those of 1969 to 2068
 MOST_STAMPS = 0.9  # share of readable stamps that makes a time column
 FEW_UNREAD = 0.01  # share of its stamps that may be unread ...
 LAST_ROWS = 10  # ... but none of so many at the end of a series
@@ -599,10 +620,16 @@ SAMPLE_PIECES = 20  # ... and so many pieces from all over it, as long as that t
 SAMPLE_CELLS = 1000  # different cells of a column that show what marks its numbers have
 LONGEST_LINE = 2_000_000  # bytes
 MOST_COLUMNS = 50_000
+MOST_PREFACE = 30  # lines above the header in which another table is looked for
 MOST_PACKED = 1032  # by gzip, which cannot pack better: times that a file may grow
 FEWEST_ROWS = 3  # of a series of the long format, in the mean
-FEWEST_SENTINELS = 3  # times that a value far from the rest seems to mean "missing"
+SHORTEST_FILE = 5  # rows; with fewer no column is the value by default
+FEWEST_KNOWN = 0.02  # share of the cells that holds a number in a column that is a value by default
+FEW_VALUES = 5  # so many different ones, or fewer, seem to be of a flag or a class
+FEWEST_SENTINELS = 2  # times that a value far from the rest seems to mean "missing"
 MOST_IN_PHASE = 0.8  # length of the mean phase of stamps that keep to one step; 1 = exactly
+MUCH_MISSING = 0.05  # share of the steps of a file without a row that is warned of
+MOST_MISSING = 0.5  # share of the steps of a series that may be without a row, but for one gap
 FEW_DUPLICATES = 0.01  # share of exact duplicates among the stamps, without an id column
 MOST_NUMBERS = 0.9  # share of its values that makes a column numeric
 MOST_ON_RULE = 0.95  # share of the stamps that must lie on a calendar rule
@@ -630,6 +657,7 @@ MOST_PANELS = 4  # series that --plot draws
 MOST_NOTES = 20  # files whose lines are shown, and notes that are listed under an error
 MOST_REASONS = 4  # series of a file that are skipped, and warnings about it
 MOST_NAMES = 8  # columns of a file that are named
+NEWS_EVERY = 180  # s between two lines on labelling, where stderr is no terminal
 ONNX_TOLERANCE = 1e-4  # deviations of a context by which an ONNX file may differ from PyTorch
 
 # -- What you must not touch -----------------------------------------------------------------------
@@ -886,6 +914,16 @@ CHINESE = {
     "a PDF": "PDF 文件",
     "a picture": "图片",
     "a web page: was it downloaded from the wrong address?": "网页: 是否下载地址有误？",
+    "JSON: save it as CSV (pandas.read_json)": "JSON: 请另存为 CSV (pandas.read_json)",
+    "XML: save its table as CSV": "XML: 请将其中的表格另存为 CSV",
+    "an ARFF file: save it as CSV": "ARFF 文件: 请另存为 CSV",
+    "a dump of an SQL database: export the table as CSV": "SQL 数据库转储: 请将表格导出为 CSV",
+    "unreadable: its name ends with .gz, but it is not packed by gzip": (
+        "无法读取: 文件名以 .gz 结尾，但不是 gzip 压缩"
+    ),
+    "unreadable: damaged, or bytes that are no gzip follow its end": (
+        "无法读取: 已损坏，或末尾之后有不属于 gzip 的字节"
+    ),
     "a pointer of Git LFS: `git lfs pull` fetches the file itself": (
         "Git LFS 指针: 用 `git lfs pull` 取得文件本身"
     ),
@@ -900,13 +938,108 @@ CHINESE = {
     "numbers such as {} and {}: which mark is the decimal one? --decimal . or --decimal ,": (
         "有 {} 和 {} 这样的数字: 哪个是小数点？--decimal . 或 --decimal ,"
     ),
-    "its rows hold more fields than its header": "数据行的字段比表头多",
+    "its rows hold more fields than its header: {}": "数据行的字段比表头多: {}",
+    "the last such as {!r}": "最后一个例如 {!r}",
+    "each row ends with a separator too many; write one behind the header": (
+        "每行末尾多一个分隔符；请在表头末尾也加一个"
+    ),
+    "each row begins with its number; write a name for it into the header": (
+        "每行以行号开头；请在表头中为它加一个列名"
+    ),
+    (
+        "line {} has names ({}) as its first one does: if the table begins there, --skip_rows {} "
+        "leaves out what stands above"
+    ): ("第 {} 行与第一行一样是列名 ({}): 如果表格从那里开始，用 --skip_rows {} 跳过上面的内容"),
+    (
+        "columns {} and {} hold whole numbers, and one has no name: if {},{} is one number with a "
+        "decimal comma, write it with a point, or in quotes; else name the column"
+    ): (
+        "第 {} 列和第 {} 列是整数，其中一列没有列名: 如果 {},{} 是一个用逗号作小数点的数，"
+        "请改用点号，或加引号；否则请为该列命名"
+    ),
+    (
+        "no separator found (tab ; , or |): its lines are such as {!r}; if {!r} is it, write the "
+        "file with commas"
+    ): ("没有找到分隔符 (制表符 ; , 或 |): 行例如 {!r}；如果 {!r} 是分隔符，请改用逗号"),
+    (
+        "numbers such as {} and {}: if the mark of the first is of thousands, --thousands {}; else "
+        "write all columns with one mark of decimals"
+    ): (
+        "数字例如 {} 和 {}: 如果前者的符号是千位分隔，用 --thousands {}；"
+        "否则请让所有列使用同一种小数点"
+    ),
+    (
+        "cells such as {!r} between commas: a number with a decimal comma (--decimal ,), or two "
+        "values, which columns of their own should hold?"
+    ): (
+        "以逗号分隔的单元格例如 {!r}: 是用逗号作小数点的数 (--decimal ,)，"
+        "还是应当分在两列的两个值？"
+    ),
+    "--id_columns {}: {:,} different ids in {:,} rows, too few of each for a series": (
+        "--id_columns {}: {:,} 个不同的标识，共 {:,} 行，每个标识的行数太少，不成序列"
+    ),
+    "holds no plain numbers, but cells such as {!r}": "不是纯数字，单元格例如 {!r}",
+    "is nearly empty: {} of {:,} cells hold a number": "几乎为空: {} / {:,} 个单元格有数字",
+    (
+        "{} is a part of a date, but no other part was found: --time_column {} ... names them, "
+        "--time_column none takes the rows as they stand"
+    ): (
+        "{} 是日期的一部分，但没有找到其他部分: 用 --time_column {} ... 指明各列，"
+        "--time_column none 按行的顺序使用"
+    ),
+    "{} takes only the values {}: if it is a flag or a class, --columns names another one": (
+        "{} 只取值 {}: 如果是标志或类别，用 --columns 指定另一列"
+    ),
+    (
+        "row {} holds no values, but {}: if it is the header of a second table, delete it; what "
+        "is below it may be of a file of its own"
+    ): ("第 {} 行没有数值，而是 {}: 如果是第二个表格的表头，请删除；其下的内容可能属于另一个文件"),
+    "{}; if it is a total, a note or the header of a second table, delete that row": (
+        "{}；如果是合计、备注或第二个表格的表头，请删除该行"
+    ),
+    "too short: {} rows": "太短: {} 行",
     (
         "the stamps of {} cannot be read, such as {!r}: --time_format says how they are "
         "written, --time_column none takes the rows as they stand"
     ): (
         "{} 的时间戳无法读取，例如 {!r}: 用 --time_format 说明格式，或用 --time_column "
         "none 按行的顺序使用"
+    ),
+    (
+        "the stamps of {} cannot be read, such as {!r} (names of months are read in English "
+        "only): --time_format says how they are written, --time_column none takes the rows as "
+        "they stand"
+    ): (
+        "{} 的时间戳无法读取，例如 {!r} (月份名称只识别英文): 用 --time_format 说明格式，或用 "
+        "--time_column none 按行的顺序使用"
+    ),
+    (
+        "{} seems to hold dates, such as {:.0f}: --time_format {} says so, --time_column none takes"
+        " the rows as they stand"
+    ): ("{} 似乎是日期，例如 {:.0f}: --time_format {} 可确认，--time_column none 则按行的顺序使用"),
+    (
+        "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it "
+        "rounded? --time_column none takes the rows as they stand"
+    ): (
+        "{} 似乎是 1970 年起的秒数，例如 {:g}，但步长不均匀: 是否被四舍五入？--time_column none "
+        "按行的顺序使用"
+    ),
+    (
+        "its years have two digits, and one would be {}: write them with four digits; "
+        "--time_column none takes the rows as they stand"
+    ): "年份只有两位，其中一个会是 {}: 请写成四位；--time_column none 按行的顺序使用",
+    (
+        "the stamps are of the zones {}: write them with offsets from UTC, such as "
+        "2024-07-01 12:00+02:00"
+    ): "时间戳属于时区 {}: 请写成相对 UTC 的偏移，例如 2024-07-01 12:00+02:00",
+    "several offsets ({}): read and written in UTC": "多种时区偏移 ({}): 按 UTC 读写",
+    "of ranges such as {!r} the start": "时间段例如 {!r}，取其开始",
+    "{!r} behind the stamps is left out": "时间戳后的 {!r} 不使用",
+    "newest rows first: turned round": "最新的行在前: 已倒过来",
+    "{:,} of {:,} steps have no row": "{:,} / {:,} 个步长没有行",
+    "{:.0f} % of the steps have no row: they are missing": "{:.0f} % 的步长没有行: 视为缺失",
+    "{:,} rows lie at the same step ({}) as another one: the last one is used": (
+        "{:,} 行与另一行落在同一步长 ({}) 上: 使用最后一行"
     ),
     "no column {}; it has {}": "没有列 {}；有 {}",
     "the stamps of {} cannot be read, such as {!r}: --time_format says how they are written": (
@@ -916,6 +1049,14 @@ CHINESE = {
         "{} of {} stamps of {} cannot be read, such as {} in row {}; --time_format says how "
         "they are written"
     ): ("{} / {} 个 {} 的时间戳无法读取，例如 {} (第 {} 行)；用 --time_format 说明格式"),
+    (
+        "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is no row of data, "
+        "as a total is none, delete it"
+    ): ("{} / {} 个 {} 的时间戳无法读取，例如 {} (第 {} 行): 如果不是数据行 (例如合计)，请删除"),
+    (
+        "on some days of the week only ({}), which are no even steps: --time_column none takes "
+        "the rows as they stand"
+    ): "只在一周的某些天 ({})，步长不均匀: --time_column none 按行的顺序使用",
     (
         "about every {:g} days, but by a calendar that starts anew each month or year: make "
         "the steps even (pandas: resample); --time_column none takes the rows as they stand"
@@ -928,7 +1069,14 @@ CHINESE = {
     "irregular timestamps: only {} of {} fit one step ({})": (
         "时间戳不规则: 只有 {} / {} 个符合同一步长 ({})"
     ),
-    "sparse timestamps: {} rows over {} steps of {}": "时间戳稀疏: {} 行分布在 {} 个步长 ({}) 上",
+    (
+        "sparse timestamps: {:,} of {:,} steps ({}) have no row: add them (pandas: asfreq), with "
+        "0 if that is meant; for hours of trade and the like, --time_column none takes the rows "
+        "as they stand"
+    ): (
+        "时间戳稀疏: {:,} / {:,} 个步长 ({}) 没有行: 请补上 (pandas: asfreq)，若表示 0 则填 0；"
+        "交易时段之类用 --time_column none 按行的顺序使用"
+    ),
     "no numeric column among {}": "这些列中没有数字列: {}",
     "no numeric column among {}; {} holds cells such as {!r}": (
         "这些列中没有数字列: {}；{} 的单元格例如 {!r}"
@@ -952,7 +1100,9 @@ CHINESE = {
     "  ... and {} more files": "  ... 还有 {} 个文件",
     "skipped: {}": "跳过: {}",
     "unreadable: {}": "无法读取: {}",
-    "it is no UTF-8; read as {} (--encoding)": "不是 UTF-8；按 {} 读取 (--encoding)",
+    "it is no UTF-8; read as {}, such as {!r} (--encoding)": (
+        "不是 UTF-8；按 {} 读取，例如 {!r} (--encoding)"
+    ),
     "its first line ({}) is taken for the names of the columns": "第一行 ({}) 被当作列名",
     "no CSV: it has a line of more than {:,} bytes": "不是 CSV: 有一行超过 {:,} 字节",
     "no CSV but {}": "不是 CSV，而是 {}",
@@ -965,13 +1115,20 @@ CHINESE = {
         "时间戳例如 {!r} 可能是 {} 或 {}: 用 --time_format 决定"
     ),
     (
-        "{} counts down and there are no timestamps: do the newest rows come first? Turn the "
+        "{} only falls and there are no timestamps: do the newest rows come first? Turn the "
         "file round; --time_column none takes the rows as they stand"
     ): (
         "{} 逐行递减且没有时间戳: 最新的行在前吗？请把文件倒过来；--time_column none 按行的顺序使用"
     ),
     "{} of {} stamps of {} cannot be read, such as {}: these rows are left out": (
         "{} / {} 个 {} 的时间戳无法读取，例如 {}: 这些行不使用"
+    ),
+    (
+        "if {} tells the series apart: --id_columns {}; if it counts minutes or periods of the "
+        "day, write it as a clock such as 13:30: --time_column {} {}"
+    ): (
+        "如果 {} 区分各序列: --id_columns {}；如果它是一天中的分钟数或时段号，"
+        "请写成时刻，例如 13:30: --time_column {} {}"
     ),
     "if {} tells the series apart: --id_columns {}": "如果 {} 区分各序列: --id_columns {}",
     "time {} by step {}, {} to {}": "时间 {}，步长 {}，{} 至 {}",
@@ -1109,6 +1266,15 @@ CHINESE = {
         "{} 启动了 {} 个进程，而 --devices {}、--num_nodes {} 共 {} 个；请让这两个参数与启动器一致"
     ),
     "srun: {}": "srun: {}",
+    "{}: was removed or replaced while this program wrote there; start again": (
+        "{}: 在本程序写入期间被删除或替换；请重新开始"
+    ),
+    "{}: its manifest cannot be used, nor be replaced; remove this folder": (
+        "{}: 清单无法使用，也无法替换；请删除该文件夹"
+    ),
+    "labelled {:,} of {:,} windows, about {:.0f} min to go": (
+        "已标注 {:,} / {:,} 个窗口，约剩 {:.0f} 分钟"
+    ),
     "the teacher is the one that {} names: {} (--teacher_model names another)": (
         "教师是 {} 中所写的: {} (可用 --teacher_model 指定另一个)"
     ),
@@ -1128,8 +1294,8 @@ CHINESE = {
     "at least {}": "至少为 {}",
     "greater than {}": "大于 {}",
     "at least {} and at most {}": "在 {} 和 {} 之间",
-    "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base": (
-        "没有这个文件夹，也不是 hub 上的模型名 (例如 Salesforce/moirai-1.1-R-base)"
+    "no such folder, and not a hub id, which is OWNER/MODEL": (
+        "没有这个文件夹，也不是 hub 上的模型名 (形如 OWNER/MODEL)"
     ),
     "access is not granted: ask for it on its hub page, then run `hf auth login`": (
         "没有访问权限: 请在其 hub 页面上申请，然后运行 `hf auth login`"
@@ -1137,11 +1303,18 @@ CHINESE = {
     "no such model, or a private one: check the id, or run `hf auth login`": (
         "没有这个模型，或它是私有的: 请检查模型名，或运行 `hf auth login`"
     ),
-    "no such revision: check --teacher_revision": "没有这个版本: 请检查 --teacher_revision",
+    "no such revision of it (--teacher_revision names that of a teacher)": (
+        "没有这个版本 (--teacher_revision 指定教师的版本)"
+    ),
     "not in the local cache, and the hub is out of reach or switched off": (
         "不在本地缓存中，且无法连接 hub 或已设为离线"
     ),
-    "the model has no such file: is it a MOIRAI?": "模型中没有这个文件: 它是 MOIRAI 吗？",
+    "the model has no such file: a teacher is a MOIRAI, a student is what `export` writes": (
+        "模型中没有这个文件: 教师应为 MOIRAI，学生应为 `export` 的输出"
+    ),
+    "--output {}: is no file: --plot has no place beside it": (
+        "--output {}: 不是普通文件，--plot 无处可放"
+    ),
     "the download failed": "下载失败",
     (
         "{} ({}): {}; or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror, or "
@@ -1467,7 +1640,7 @@ class Voice:
 HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
     (
         errors.HFValidationError,
-        Message("no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base"),
+        Message("no such folder, and not a hub id, which is OWNER/MODEL"),
     ),
     (
         errors.GatedRepoError,
@@ -1479,7 +1652,7 @@ HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
     ),
     (
         errors.RevisionNotFoundError,
-        Message("no such revision: check --teacher_revision"),
+        Message("no such revision of it (--teacher_revision names that of a teacher)"),
     ),
     (
         errors.LocalEntryNotFoundError,
@@ -1487,7 +1660,9 @@ HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
     ),
     (
         errors.EntryNotFoundError,
-        Message("the model has no such file: is it a MOIRAI?"),
+        Message(
+            "the model has no such file: a teacher is a MOIRAI, a student is what `export` writes"
+        ),
     ),
 )
 
@@ -1541,6 +1716,20 @@ def temporary_folder(parent):
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folders(folder):
+    """Make a folder and those above it; what was made here, and is empty at the end, goes again."""
+    folder = Path(folder).absolute()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in made:  # the innermost first
+            with contextlib.suppress(OSError):  # it holds something, or is gone
+                path.rmdir()
 
 
 @contextlib.contextmanager
@@ -1653,7 +1842,7 @@ def output_file(path):
     else:
         path = Path(os.path.realpath(path))
         remove_leftovers(path.parent)
-        with atomic(path) as file:
+        with new_folders(path.parent), atomic(path) as file:
             yield file
 
 
@@ -2160,20 +2349,33 @@ def shareable(content):
     for name, value in content.get("run_config", {}).items():
         if not name.endswith(("_dir", "_cache")):
             run[name] = value
-    if not is_hub_id(run.get("teacher_model", "")):
+    made_with = content.get("teacher") or {}
+    if is_local_teacher(run.get("teacher_model", ""), made_with):
         run["teacher_model"] = last_part(run.get("teacher_model", ""))
     facts["run_config"] = run
 
     facts["teacher"] = None
-    if content.get("teacher"):
-        teacher = dict(content["teacher"])
+    if made_with:
+        teacher = dict(made_with)
         path = teacher.get("teacher", "")
-        if not is_hub_id(path):
+        if is_local_teacher(path, made_with):
             teacher["teacher"] = last_part(path)
             if "licence" in teacher:
                 teacher["licence"] = teacher["licence"].replace(path, teacher["teacher"])
         facts["teacher"] = teacher
     return json.loads(json_text(facts))
+
+
+def is_local_teacher(name, made_with):
+    """Whether a teacher's name is that of a folder, which may look like a hub id.
+
+    `made_with` is the manifest of its labels: those of a teacher from the hub know its commit.
+    """
+    if not is_hub_id(name):
+        return True
+    if made_with and name == made_with.get("teacher"):
+        return made_with.get("commit") is None and made_with.get("revision") is None
+    return Path(name).is_dir()
 
 
 def is_hub_id(name):
@@ -2334,9 +2536,8 @@ def owned(folder):
     """Keep a run's folder for this process until the end of the block.
 
     A file in it tells who writes there; it is touched all the time. Raises UserError where another
-    run that lives has it.
+    run that lives has it, and at the end where the folder was removed or taken meanwhile.
     """
-    was_there = folder.is_dir()
     path = folder / OWNER_FILE
     own = {
         "process": os.getpid(),
@@ -2345,21 +2546,28 @@ def owned(folder):
         "host": socket.gethostname(),
         "run": uuid.uuid4().hex,
     }
-    claim(path, own)
-    remove_leftovers(folder)
-    ended = threading.Event()
-    beat = threading.Thread(target=keep_fresh, args=(path, ended), daemon=True)
-    beat.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        beat.join()
-        if read_owner(path) == own:
-            path.unlink(missing_ok=True)
-        if not was_there:
-            with contextlib.suppress(OSError):  # it holds something
-                folder.rmdir()
+    with new_folders(folder):
+        claim(path, own)
+        remove_leftovers(folder)
+        ended = threading.Event()
+        beat = threading.Thread(target=keep_fresh, args=(path, ended), daemon=True)
+        beat.start()
+        try:
+            yield
+            if read_owner(path) != own:
+                raise removed(folder)
+        finally:
+            ended.set()
+            beat.join()
+            if read_owner(path) == own:
+                path.unlink(missing_ok=True)
+
+
+def removed(folder):
+    """UserError of a folder that went away while this program wrote to it."""
+    return UserError(
+        "{}: was removed or replaced while this program wrote there; start again", folder
+    )
 
 
 def keep_fresh(path, ended):
@@ -2538,11 +2746,20 @@ OTHER_KINDS = (
     (b"7z\xbc\xaf", Message("a 7z archive: unpack it")),
     (b"%PDF", Message("a PDF")),
     (b"\x89PNG", Message("a picture")),
-    (b"<!DOCTYPE", Message("a web page: was it downloaded from the wrong address?")),
-    (b"<html", Message("a web page: was it downloaded from the wrong address?")),
     (
         b"version https://git-lfs",
         Message("a pointer of Git LFS: `git lfs pull` fetches the file itself"),
+    ),
+)
+# The same of texts, as regular expressions.
+OTHER_TEXTS = (
+    (rb"\{|\[\s*[\[{]", Message("JSON: save it as CSV (pandas.read_json)")),
+    (rb"<!doctype|<html", Message("a web page: was it downloaded from the wrong address?")),
+    (rb"<\?xml|<[a-z]+[\s>]", Message("XML: save its table as CSV")),
+    (rb"@relation\s|%.*\s@relation\s", Message("an ARFF file: save it as CSV")),
+    (
+        rb"(-- |/\*)|(create|drop|insert)\s+(table|into|database)\s",
+        Message("a dump of an SQL database: export the table as CSV"),
     ),
 )
 
@@ -2551,7 +2768,6 @@ OTHER_KINDS = (
 class Layout:
     """How a CSV is written. A forecast of it is written likewise."""
 
-    encoding: str
     separator: str
     skip: int  # lines above the header
     names: list  # of the columns, as the header has them
@@ -2571,37 +2787,43 @@ class Table:
 def read_table(path, config):
     """Table of a CSV. Raises Unusable."""
     try:
-        raw = read_bytes(path, config.max_file_mb)
-        refuse_other_kinds(raw)
-        encoding, text = decode(raw, config.encoding)
+        encoding, text = read_text(path, config)
         lines = sample_lines(text)
-        layout = find_layout(lines, encoding, config)
-        cells = marked_cells(cell for fields in split_lines(lines, layout) for cell in fields)
-        layout.decimal, layout.thousands = find_marks(cells, layout.separator, config)
-        frame = read_frame(raw, layout, config)
-        # What the sample of the lines did not show, a column that is no number for pandas may.
-        if odd_cells := marked_cells(text_cells(frame)):
-            decimal = layout.decimal
-            marks = find_marks(cells + odd_cells, layout.separator, config)
-            layout.decimal, layout.thousands = marks
-            if layout.decimal != decimal:
-                frame = read_frame(raw, layout, config)
+        layout = find_layout(lines, config)
+        content = text.encode()
+        warnings = warnings_of_text(encoding, text, layout)
+        del text  # it may be large
+        frame = read_by_marks(content, lines, layout, config)
     except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
         # (pandas' errors are ValueErrors)
         raise Unusable("unreadable: {}", " ".join(str(error).split())) from error
-
     frame = without_blank_end(frame)
     if frame.empty:
         raise Unusable("no rows")
-    table = Table(frame, layout, warnings=[])
+    return Table(frame, layout, warnings)
+
+
+def read_text(path, config):
+    """(encoding, text) of a file. Raises Unusable, or ValueError."""
+    raw = read_bytes(path, config.max_file_mb)
+    refuse_other_kinds(raw)
+    return decode(raw, config.encoding)
+
+
+def warnings_of_text(encoding, text, layout):
+    """List of Message: what of the names may be wrong."""
+    warnings = []
     if encoding not in ("utf-8-sig", "utf-16") and not text.isascii():
-        table.warnings.append(Message("it is no UTF-8; read as {} (--encoding)", (encoding,)))
+        example = re.search(r"\w*[^\x00-\x7f]+\w*", text)[0][:40]
+        warnings.append(
+            Message("it is no UTF-8; read as {}, such as {!r} (--encoding)", (encoding, example))
+        )
     if all(looks_like_value(name) for name in layout.names):
         first = layout.separator.join(layout.names)
-        table.warnings.append(
+        warnings.append(
             Message("its first line ({}) is taken for the names of the columns", (first[:60],))
         )
-    return table
+    return warnings
 
 
 def without_blank_end(frame):
@@ -2624,16 +2846,27 @@ def read_bytes(path, max_mb):
     limit = max_mb * 10**6 if max_mb else math.inf
     size = path.stat().st_size
     is_packed = path.name.lower().endswith(".gz")
+    if is_packed and not is_gzip(path):
+        raise Unusable("unreadable: its name ends with .gz, but it is not packed by gzip")
     if is_packed and size * MOST_PACKED > limit:
         size = unpacked_size(path, limit)
     if size > limit:
         raise Unusable(
             "larger than {:,} MB when it is unpacked; --max_file_mb raises the limit", max_mb
         )
-    with (gzip.open if is_packed else open)(path, "rb") as file:
-        raw = file.read()
+    try:
+        with (gzip.open if is_packed else open)(path, "rb") as file:
+            raw = file.read()
+    except gzip.BadGzipFile as error:
+        raise Unusable("unreadable: damaged, or bytes that are no gzip follow its end") from error
     refuse_long_lines(raw)
     return raw
+
+
+def is_gzip(path):
+    """Whether a file begins as one that gzip packed."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def unpacked_size(path, limit):
@@ -2660,6 +2893,10 @@ def refuse_other_kinds(raw):
     first_bytes = raw[:1000].lstrip()
     for beginning, kind in OTHER_KINDS:
         if first_bytes.startswith(beginning):
+            raise Unusable("no CSV but {}", kind)
+    first_text = first_bytes.removeprefix("\ufeff".encode())
+    for pattern, kind in OTHER_TEXTS:
+        if re.match(pattern, first_text, re.IGNORECASE | re.DOTALL):
             raise Unusable("no CSV but {}", kind)
 
 
@@ -2731,15 +2968,15 @@ def sample_lines(text):
     return lines
 
 
-def find_layout(lines, encoding, config):
+def find_layout(lines, config):
     """Layout of a CSV that begins with these lines, but for its marks. Raises Unusable."""
     skip = 0 if config.skip_rows == "auto" else config.skip_rows
     told = re.fullmatch(r'"?sep=(.)"?', lines[0].strip("\ufeff")) if lines else None
     if told and config.skip_rows == "auto":  # as Excel writes it
-        layout = Layout(encoding, told[1], skip=1, names=[])
+        layout = Layout(told[1], skip=1, names=[])
     else:
         filled = [line for line in lines[skip:] if line.strip()]
-        layout = Layout(encoding, find_separator(filled), skip, names=[])
+        layout = Layout(find_separator(filled), skip, names=[])
 
     rows = split_lines(lines, layout)
     if not rows:
@@ -2751,28 +2988,80 @@ def find_layout(lines, encoding, config):
             *(len(layout.names), MOST_COLUMNS),
         )
     if config.skip_rows == "auto":
-        refuse_preface(lines, rows)
+        places = [place for place, line in enumerate(lines) if line.strip()]
+        places = places[layout.skip :]  # the line of each row
+        refuse_preface(places, rows)
+        refuse_table_above(places, rows)
+    if layout.separator == ",":
+        refuse_spare_comma(rows)
     return layout
 
 
-def refuse_preface(lines, rows):
-    """Raise Unusable where the first lines have fewer fields than most: a title, or the like."""
+def refuse_preface(places, rows):
+    """Raise Unusable where the first lines have fewer fields than most: a title, or the like.
+
+    `places` are the numbers of the rows' lines, from 0 on.
+    """
     counts = [len(row) for row in rows]
     usual = most_common(counts)
     above = counts.index(usual)
     is_short_header = above == 1 and any(looks_like_value(cell) for cell in rows[1])
     if counts[0] >= usual or is_short_header:  # `read_frame` tells what to think of the latter
         return
-    filled = [number for number, line in enumerate(lines) if line.strip()]
     raise Unusable(
         "its first lines have fewer fields than the others; if they are no part of the table,"
         " --skip_rows {} leaves them out",
-        filled[above],
+        places[above],
     )
 
 
+def refuse_table_above(places, rows):
+    """Raise Unusable where a small table stands above, as wide as the one below it or wider.
+
+    What stands below is the names of another table: words after a blank line or in another
+    number, with values both above and below. `places` are as in `refuse_preface`.
+    """
+    for number in range(2, min(len(rows) - 1, MOST_PREFACE)):
+        row = rows[number]
+        is_apart = places[number] > places[number - 1] + 1 or len(row) != len(rows[0])
+        has_names = all(cell.strip() and not looks_like_value(cell) for cell in row)
+        neighbours = (rows[number - 1], rows[number + 1])
+        have_values = all(any(looks_like_value(cell) for cell in other) for other in neighbours)
+        if is_apart and has_names and len(row) > 1 and have_values:
+            raise Unusable(
+                "line {} has names ({}) as its first one does: if the table begins there,"
+                " --skip_rows {} leaves out what stands above",
+                *(places[number] + 1, ", ".join(row)[:60], places[number]),
+            )
+
+
+def refuse_spare_comma(rows):
+    """Raise Unusable where two columns, one without a name, may be the halves of one number.
+
+    So a header `time,value,` has as many commas as a row 2024-01-01,50,13 has.
+    """
+    names = [name.strip() for name in rows[0]]
+    for left in range(len(names) - 1):
+        if names[0] == "" and left == 0:  # an index
+            continue
+        if names[left] and names[left + 1]:
+            continue
+        halves = [row[left : left + 2] for row in rows[1:] if len(row) > left + 1]
+        halves = [(whole, decimals) for whole, decimals in halves if decimals.strip()]
+        are_whole = all(re.fullmatch(r"[+-]?\d+,\d+", ",".join(pair)) for pair in halves)
+        if halves and are_whole:
+            raise Unusable(
+                "columns {} and {} hold whole numbers, and one has no name: if {},{} is one number"
+                " with a decimal comma, write it with a point, or in quotes; else name the column",
+                *(left + 1, left + 2, *halves[0]),
+            )
+
+
 def find_separator(lines):
-    """Tab, semicolon, comma or bar: the one that cuts most lines into equally many fields."""
+    """Tab, semicolon, comma or bar: the one that cuts most lines into equally many fields.
+
+    Raises Unusable where it is another one.
+    """
 
     def agreement(mark):
         try:
@@ -2785,7 +3074,26 @@ def find_separator(lines):
         return counts.count(most_common(several)) / len(counts)
 
     best = max(SEPARATORS, key=agreement)
-    return best if agreement(best) else ","
+    if agreement(best):
+        return best
+    refuse_other_separator(lines)
+    return ","
+
+
+def refuse_other_separator(lines):
+    """Raise Unusable where spaces, or other marks, cut the header and most lines equally."""
+    if len(lines) < 2:
+        return
+    for mark in (" ", "^", "~", ":", "#", "\x01"):
+        counts = [len(row) for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
+        usual = most_common(counts[1:])
+        # R writes the names of the rows, too, and none for their column.
+        if counts[0] > 1 and usual in (counts[0], counts[0] + 1):
+            raise Unusable(
+                "no separator found (tab ; , or |): its lines are such as {!r}; if {!r} is it,"
+                " write the file with commas",
+                *(lines[1][:60], mark),
+            )
 
 
 def split_lines(lines, layout):
@@ -2805,6 +3113,24 @@ def looks_like_value(cell):
 
 
 # -- Decimal and thousands marks -------------------------------------------------------------------
+
+
+def read_by_marks(content, lines, layout, config):
+    """DataFrame of a CSV (bytes of UTF-8); its marks are found and noted in the Layout.
+
+    Raises Unusable.
+    """
+    cells = marked_cells(cell for fields in split_lines(lines, layout) for cell in fields)
+    layout.decimal, layout.thousands = find_marks(cells, layout.separator, config)
+    frame = read_frame(content, layout, config)
+    # What the sample of the lines did not show, a column that is no number for pandas may.
+    odd_cells = marked_cells(text_cells(frame))
+    if odd_cells:
+        decimal = layout.decimal
+        layout.decimal, layout.thousands = find_marks(cells + odd_cells, layout.separator, config)
+        if layout.decimal != decimal:
+            frame = read_frame(content, layout, config)
+    return frame
 
 
 def marked_cells(cells):
@@ -2847,45 +3173,73 @@ def marks_of(cell):
     return (last, before[0], "") if is_number else ("", "", "")
 
 
+@dataclasses.dataclass
+class Votes:
+    """What the numbers in a file say of its marks."""
+
+    decimals: dict  # decimal mark -> a number that has it for certain
+    unsure: dict  # mark -> a number in which it may be of decimals or of thousands
+    grouping: set  # marks that are of thousands for certain
+    padded: str = ""  # such as +0501,1: a number with decimals does not begin with 0
+
+
+def votes_of(cells, stated):
+    """Votes of numbers that are texts; `stated` is --thousands."""
+    votes = Votes({}, {}, grouping={stated} & {".", ","})
+    for cell in cells:
+        decimal, thousands, either = marks_of(cell)
+        if decimal and decimal != stated:
+            votes.decimals.setdefault(decimal, cell)
+        if decimal == "," and re.match(r"[+-]?0\d", cell):
+            votes.padded = cell
+        if thousands:
+            votes.grouping.add(thousands)
+        if either and either != stated:
+            votes.unsure.setdefault(either, cell)
+    return votes
+
+
 def find_marks(cells, separator, config):
     """(decimal mark, thousands mark or "") of a file by the numbers in it. Raises Unusable."""
-    votes = [marks_of(cell) for cell in cells]
+    votes = votes_of(cells, config.thousands)
     decimal = config.decimal
     if decimal == "auto":
-        decimal = find_decimal(cells, votes, separator, config.thousands)
+        decimal = find_decimal(votes, separator)
     if config.thousands != "auto":
         return decimal, "" if config.thousands == "none" else config.thousands
     other = "," if decimal == "." else "."
-    is_seen = any(other in (thousands, either) for _, thousands, either in votes)
+    is_seen = other in votes.grouping or other in votes.unsure
+    # 1.012 beside 50,13 in another column may be a thousand, or written with another mark. Between
+    # commas a number such as "1,012" has quotes, which a thousand needs there.
+    is_sure = other in votes.grouping or config.decimal != "auto" or separator == ","
+    if is_seen and not is_sure:
+        raise Unusable(
+            "numbers such as {} and {}: if the mark of the first is of thousands, --thousands {};"
+            " else write all columns with one mark of decimals",
+            *(votes.unsure[other], votes.decimals[decimal], other),
+        )
     return decimal, other if is_seen else ""
 
 
-def find_decimal(cells, votes, separator, stated):
-    """The decimal mark of a file by the votes of its cells; `stated` is --thousands.
-
-    Raises Unusable.
-    """
-    examples = {}  # decimal mark -> a number that has it for certain
-    unsure = {}  # mark -> a number in which it may be of decimals or of thousands
-    grouping = {stated} & {".", ","}  # marks of thousands
-    for cell, (decimal, thousands, either) in zip(cells, votes, strict=True):
-        if decimal and decimal != stated:
-            examples.setdefault(decimal, cell)
-        if thousands:
-            grouping.add(thousands)
-        if either and either != stated:
-            unsure.setdefault(either, cell)
-    if len(examples) == 2:
+def find_decimal(votes, separator):
+    """The decimal mark of a file by the Votes of its cells. Raises Unusable."""
+    if len(votes.decimals) == 2:
         raise Unusable(
             "numbers such as {} and {}: which mark is the decimal one? --decimal . or --decimal ,",
-            *(examples["."], examples[","]),
+            *(votes.decimals["."], votes.decimals[","]),
         )
-    if examples:
-        return next(iter(examples))
-    if len(grouping) == 1:
-        return "." if grouping == {","} else ","
-    for mark, cell in unsure.items():
-        if mark == "," or separator == ";":  # elsewhere a point is the decimal one
+    if votes.padded and separator == ",":
+        raise Unusable(
+            "cells such as {!r} between commas: a number with a decimal comma (--decimal ,),"
+            " or two values, which columns of their own should hold?",
+            votes.padded,
+        )
+    if votes.decimals:
+        return next(iter(votes.decimals))
+    if len(votes.grouping) == 1:
+        return "." if votes.grouping == {","} else ","
+    for mark, cell in votes.unsure.items():
+        if mark == "," or separator != ",":  # between commas a point is the decimal mark
             raise Unusable(
                 "numbers such as {}: is the mark of decimals (--decimal {}) or of thousands"
                 " (--thousands {})?",
@@ -2894,16 +3248,15 @@ def find_decimal(cells, votes, separator, stated):
     return "."
 
 
-def read_frame(raw, layout, config):
-    """DataFrame of a CSV by pandas; cells of id columns stay as they are written."""
+def read_frame(content, layout, config):
+    """DataFrame of a CSV (bytes of UTF-8) by pandas; ids stay as they are written."""
     ids = [name for name in layout.names if name.lower() in ID_NAMES]
     if config.id_columns != ["auto"]:
         ids = config.id_columns
     as_text = [*ids, *(config.time_column if len(config.time_column) > 1 else [])]
     positions = [place for place, name in enumerate(layout.names) if name in as_text]
     frame = pd.read_csv(
-        io.BytesIO(raw),
-        encoding=layout.encoding,
+        io.BytesIO(content),
         sep=layout.separator,
         decimal=layout.decimal,
         skiprows=layout.skip,
@@ -2911,12 +3264,23 @@ def read_frame(raw, layout, config):
         converters=dict.fromkeys(positions, str.strip),
         low_memory=False,
     )
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise Unusable("its rows hold more fields than its header")
+    refuse_surplus(frame)
     names = [str(name).strip() for name in frame.columns]
     if len(set(names)) == len(names):
         frame.columns = names
     return frame
+
+
+def refuse_surplus(frame):
+    """Raise Unusable where pandas took the first fields for names of the rows."""
+    if isinstance(frame.index, pd.RangeIndex):
+        return
+    surplus = Message("the last such as {!r}", (str(frame.iloc[0, -1]),))
+    if frame.iloc[:, -1].isna().all():
+        surplus = Message("each row ends with a separator too many; write one behind the header")
+    elif is_number(frame.index) and (np.diff(frame.index[:100]) == 1).all():
+        surplus = Message("each row begins with its number; write a name for it into the header")
+    raise Unusable("its rows hold more fields than its header: {}", surplus)
 
 
 # -- Timestamps ------------------------------------------------------------------------------------
@@ -2929,9 +3293,12 @@ DIRECTIVES = {
     "%m": r"\d{1,2}",
     "%d": r"\d{1,2}",
     "%V": r"\d\d",
+    "%u": r"[1-7]",
+    "%j": r"\d{3}",
     "%q": r"(?P<q>[1-4])",
     "%b": r"[A-Za-z]{3}",
     "%a": r"[A-Za-z]{3}",
+    "%A": r"[A-Za-z]{6,9}",
     "%B": r"[A-Za-z]{4,9}",
     "%H": r"\d{1,2}",
     "%I": r"\d{1,2}",
@@ -2944,14 +3311,31 @@ DIRECTIVES = {
 DIGITS = {  # how many digits a whole number has -> which date it may be
     4: "%Y",
     6: "%Y%m",
+    7: "%Y%j",
     8: "%Y%m%d",
     10: "%Y%m%d%H",
     12: "%Y%m%d%H%M",
     14: "%Y%m%d%H%M%S",
 }
 EPOCHS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # unit -> how many are a second
+NAME_OF_MONTH = rf"(?i:\b(?:{'|'.join(MONTHS)}))"
 CLOCK = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
-LIKE_A_STAMP = rf"\d{{1,4}}[-/.年 ]\d{{1,2}}[-/.月 ]|\d:\d\d|(?i:\b(?:{'|'.join(MONTHS)}))"
+LIKE_A_STAMP = (
+    r"\d{1,4}[-/.年 ]\d{1,2}[-/.月 ]"
+    r"|\d:\d\d"
+    rf"|{NAME_OF_MONTH}"
+    r"|\b(?:1[6-9]|20)\d\d(?:\b|[A-Za-z]\d)"  # a year, as in 3 août 2024 or 2024M01
+    r"|^[^\W\d]{3,9}\.?[- ]\d\d$"  # Okt-24
+)
+# Two dates, or a date with a clock and what follows: the first is group 1, 2 or 3.
+RANGE = (
+    r"^(.*\d:\d\d\S*) +[-–] +\d.*$"
+    r"|^(\d[\d./-]{5,}) +[-–] +\d[\d./-]{5,}$"
+    r"|^(\d{4}-\S+)/\d{4}-\S+$"
+)
+DOTS_OF_AM = r"(?<=\d [AaPp])\.\s?[Mm]\."
+WORD_BEHIND = r"(?<=\d)(\s*[A-Za-z]+)$"
+HOUR_24 = r"^(\d{8}|.*\D)24((?::?00){0,2}(?:[.,]0+)?(?: ?Z| ?[+-]\d\d:?\d\d|时)?)$"
 
 
 @dataclasses.dataclass
@@ -2960,7 +3344,9 @@ class StampForm:
 
     pattern: str  # of strftime, with %q for a quarter; or "ISO8601", "epoch s", "epoch ms", ...
     example: str = ""  # one of the file's stamps
-    suffix: str = ""  # " UTC", where all stamps end with it
+    suffix: str = ""  # " UTC" or " Uhr", where all stamps end with it
+    has_dots: bool = False  # a.m. for AM
+    notes: list = dataclasses.field(default_factory=list)  # of Message: what to tell of them
 
 
 @dataclasses.dataclass
@@ -2983,8 +3369,7 @@ class Times:
 def find_times(frame, ids, config):
     """Times of a table, or None where its rows are taken as they stand. Raises Unusable.
 
-    Columns that are named in TIME_NAMES come first, numbers last. Numbers are stamps only if they
-    run evenly, or by their name.
+    Columns that are named in TIME_NAMES come first, numbers last.
     """
     if config.time_column == ["none"]:
         return None
@@ -2995,40 +3380,67 @@ def find_times(frame, ids, config):
         return name.lower() not in TIME_NAMES, pd.api.types.is_numeric_dtype(frame[name])
 
     refuse_clock_apart(frame)
-    doubtful = []  # columns that look like stamps, which cannot be read
-    for name in sorted(frame.columns, key=sort_key):
-        if name in ids:
-            continue
-        text = frame[name]
-        is_called_so = name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
-        if pd.api.types.is_numeric_dtype(text):
-            parsed = parse_numbers(text, config.time_format)
-            is_even = parsed is not None and runs_evenly(text, frame, ids)
-            if parsed and parsed[1].pattern == "%Y":
-                is_sure = is_called_so and is_even  # beside a month, years repeat
-            else:
-                is_sure = is_called_so or is_even
-            if not is_sure:
+    names = sorted((name for name in frame.columns if name not in ids), key=sort_key)
+    for name in names:
+        if pd.api.types.is_numeric_dtype(frame[name]):
+            parsed = parse_numbers(frame[name], config.time_format)
+            if parsed and not are_surely_stamps(name, *parsed, frame, ids):
                 parsed = None
         else:
-            parsed = parse_text(text, config.time_format)
-            if parsed is None and looks_like_stamps(text, is_called_so):
-                doubtful.append(name)
+            parsed = parse_text(frame[name], config.time_format)
         if parsed:
             stamps, form = parsed
-            return Times(stamps.rename(name), [name], form, text)
+            return Times(stamps.rename(name), [name], form, frame[name])
 
     parts = date_in_parts(frame)
     if parts:
         return times_by_name(frame, parts, config.time_format)
-    if doubtful:
-        name = doubtful[0]
-        raise Unusable(
-            "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
-            " written, --time_column none takes the rows as they stand",
-            *(name, str(frame[name].dropna().iloc[0])),
-        )
+    for name in names:
+        refuse_unread_column(frame[name], is_called_time(name))
     return None
+
+
+def is_called_time(name):
+    """Whether a column is one of stamps by its name."""
+    return name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
+
+
+def are_surely_stamps(name, stamps, form, frame, ids):
+    """Whether numbers that can be read as stamps are some: by their name, or as they run evenly."""
+    is_even = runs_evenly(frame[name], frame, ids)
+    if form.pattern == "%Y":  # beside a month, years repeat
+        return is_called_time(name) and is_even
+    ticks = pd.Series(stamps.asi8, frame.index).where(stamps.notna())
+    return is_called_time(name) or is_even or runs_evenly(ticks, frame, ids)
+
+
+def refuse_unread_column(column, is_called_so):
+    """Raise Unusable where a column seems to hold stamps, though none were read from it."""
+    if pd.api.types.is_numeric_dtype(column):
+        patterns = other_digits(column, is_called_so)
+        if patterns:
+            raise Unusable(
+                "{} seems to hold dates, such as {:.0f}: --time_format {} says so, --time_column"
+                " none takes the rows as they stand",
+                *(column.name, column.dropna().iloc[0], " / ".join(patterns)),
+            )
+        refuse_rounded_epoch(column)
+        return
+    if not looks_like_stamps(column, is_called_so):
+        return
+    example = str(column.dropna().iloc[0])
+    if re.search(r"[^\W\d_]{3,}", example):
+        raise Unusable(
+            "the stamps of {} cannot be read, such as {!r} (names of months are read in English"
+            " only): --time_format says how they are written, --time_column none takes the rows as"
+            " they stand",
+            *(column.name, example),
+        )
+    raise Unusable(
+        "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
+        " written, --time_column none takes the rows as they stand",
+        *(column.name, example),
+    )
 
 
 def refuse_clock_apart(frame):
@@ -3051,6 +3463,13 @@ def is_clock(text):
     """Whether most of some texts are a time of the day alone."""
     sample = cells_of(text).astype(str).str.strip()
     return len(sample) > 0 and sample.str.fullmatch(CLOCK).mean() > 0.5
+
+
+def are_clock_numbers(text):
+    """Whether texts are hours and minutes without a mark between, such as 905 and 1330."""
+    digits = cells_of(text).str.removesuffix(".0")
+    is_fitting = digits.str.fullmatch(r"\d{1,2}|(?:[01]?\d|2[0-4])[0-5]\d")
+    return bool(is_fitting.all() and digits.str.len().max() > 2)
 
 
 def times_by_name(frame, names, time_format):
@@ -3080,15 +3499,18 @@ def times_by_name(frame, names, time_format):
 
 def pattern_of_parts(texts, count):
     """The pattern of joined stamps that has `count` parts; "ISO8601" where none is known."""
-    for regex, date, clock in known_patterns():
-        has_parts = (date + clock).count(" ") == count - 1
-        if has_parts and all(regex.fullmatch(text) for text in texts):
+    common = set.intersection(*(set(known_patterns(text)) for text in texts))
+    for date, clock in known_patterns(texts.iloc[0]):
+        if (date, clock) in common and (date + clock).count(" ") == count - 1:
             return date + clock
     return "ISO8601"
 
 
 def joined(frame, names):
-    """Texts (rows,) of several columns, with a space between; whole numbers without a point."""
+    """Texts (rows,) of several columns, with a space between; whole numbers without a point.
+
+    Behind a date, 905 is 09:05.
+    """
     texts = []
     for name in names:
         column = frame[name]
@@ -3098,6 +3520,9 @@ def joined(frame, names):
         if name.lower() in PARTS_OF_DATE["quarter"]:  # else 1 to 4 would be months
             text = "Q" + text.str.lstrip("Qq")
         texts.append(text)
+    is_date = texts[0].str.len().max() > len("2024")
+    if is_date and are_clock_numbers(texts[-1]):
+        texts[-1] = texts[-1].str.zfill(4)
     return texts[0].str.cat(texts[1:], sep=" ")
 
 
@@ -3133,7 +3558,8 @@ def looks_like_stamps(text, is_called_so):
     if sample.empty or is_clock(sample):
         return False
     looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS
-    return is_called_so or (looks_so and sample.str.contains(r"\d").all())
+    varies = len(sample) == 1 or sample.nunique() > 1
+    return is_called_so or (looks_so and varies and sample.str.contains(r"\d").all())
 
 
 def refuse_unread(times, codes):
@@ -3148,12 +3574,19 @@ def refuse_unread(times, codes):
     from_end = pd.Series(codes).groupby(codes).cumcount(ascending=False).to_numpy()
     at_end = is_unread & (from_end < LAST_ROWS)
     if count > FEW_UNREAD * len(is_unread) or at_end.any():
-        where = np.flatnonzero(at_end if at_end.any() else is_unread)[0]
+        row = np.flatnonzero(at_end if at_end.any() else is_unread)[0]
+        cell = times.text.iloc[row]
+        where = (count, len(is_unread), " ".join(times.names), quoted(cell), row + 1)
+        if pd.isna(cell) or not re.match(rf"\d|{LIKE_A_STAMP}", str(cell)):
+            raise Unusable(
+                "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is no row of"
+                " data, as a total is none, delete it",
+                *where,
+            )
         raise Unusable(
             "{} of {} stamps of {} cannot be read, such as {} in row {}; --time_format says how"
             " they are written",
-            *(count, len(is_unread), " ".join(times.names), quoted(times.text.iloc[where])),
-            where + 1,
+            *where,
         )
     return count
 
@@ -3161,6 +3594,21 @@ def refuse_unread(times, codes):
 def quoted(cell):
     """A cell as it is shown."""
     return "(blank)" if pd.isna(cell) or cell == "" else repr(str(cell))
+
+
+def refuse_rounded_epoch(column):
+    """Raise Unusable where numbers run as seconds since 1970 do, but by no even step."""
+    known = column.dropna()
+    runs = known.is_monotonic_increasing or known.is_monotonic_decreasing
+    is_epoch = any(
+        1e9 * size <= known.min() < known.max() < 2.1e9 * size for size in EPOCHS.values()
+    )
+    if runs and is_epoch:
+        raise Unusable(
+            "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it"
+            " rounded? --time_column none takes the rows as they stand",
+            *(column.name, known.iloc[0]),
+        )
 
 
 # -- Stamps that are numbers -----------------------------------------------------------------------
@@ -3171,17 +3619,16 @@ def parse_numbers(column, time_format="auto"):
     known = column.dropna()
     if known.empty or pd.api.types.is_bool_dtype(column):
         return None
-    is_whole = (known % 1 == 0).all()
-    if is_whole and abs(known).max() < 2**62:
-        text = column.astype("Int64").astype("string")
+    if (known % 1 == 0).all() and abs(known).max() < 2**62:
         pattern = time_format
         if time_format == "auto":
-            lengths = text.dropna().str.len().unique()
+            lengths = known.astype("int64").astype("string").str.len().unique()
             pattern = DIGITS.get(lengths[0]) if len(lengths) == 1 else None
         if pattern:
-            stamps = pd.DatetimeIndex(read_as(text, pattern)).tz_localize(None).as_unit("ns")
-            is_read = stamps.notna().sum() == len(known)
+            text, stamps = digits_as(column, pattern)
+            is_read = stamps.notna().sum() >= MOST_STAMPS * len(known)
             if is_read and stamps.min().year >= OLDEST_YEAR:
+                refuse_far_years(stamps, pattern)
                 return stamps, StampForm(pattern, text[known.index[-1]])
     if time_format != "auto":
         return None
@@ -3190,6 +3637,43 @@ def parse_numbers(column, time_format="auto"):
             stamps = pd.DatetimeIndex(pd.to_datetime(column, unit=unit)).as_unit("ns")
             return stamps, StampForm(f"epoch {unit}", str(known.iloc[-1]))
     return None
+
+
+def digits_as(column, pattern):
+    """(texts (rows,), timestamps (rows,)) of whole numbers that are dates in a pattern.
+
+    Zeros in front, which numbers lose, are put back.
+    """
+    text = column.astype("Int64").astype("string")
+    text = text.str.zfill(len(pd.Timestamp(2000, 1, 1).strftime(pattern)))
+    return text, pd.DatetimeIndex(read_stamps(text, "", pattern)).tz_localize(None).as_unit("ns")
+
+
+def other_digits(column, is_called_so):
+    """The patterns beside DIGITS by which all numbers of a column are dates, as 31122024 is."""
+    known = column.drop_duplicates().dropna()
+    if len(known) < 3 or (known % 1 != 0).any() or known.min() < 10_100 or known.max() > 31_129_999:
+        return []
+    if not is_called_so and known.diff().dropna().nunique() == 1:  # they count
+        return []
+    fitting = []
+    for pattern in ("%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y", "%y%m%d"):
+        _, stamps = digits_as(known, pattern)
+        years = stamps.year
+        if stamps.notna().all() and years.min() >= OLDEST_YEAR and years.max() <= 2100:
+            fitting.append(pattern)
+    return fitting
+
+
+def refuse_far_years(stamps, pattern):
+    """Raise Unusable where years of two digits are late, as those of the last century would be."""
+    latest = stamps.max()
+    if "%y" in pattern and latest.year > LATEST_YEAR:
+        raise Unusable(
+            "its years have two digits, and one would be {}: write them with four digits;"
+            " --time_column none takes the rows as they stand",
+            latest.year,
+        )
 
 
 # -- Stamps that are text --------------------------------------------------------------------------
@@ -3201,47 +3685,92 @@ def parse_text(column, time_format="auto"):
     They keep the offset from UTC that all of them have; with several offsets they are in UTC.
     Raises Unusable where two patterns fit equally well.
     """
-    text = column.astype("string")
-    sample = cells_of(text)
-    if sample.str.contains(r"^\s|\s$").any():
-        text = text.str.strip()
-        sample = sample.str.strip()
+    text, sample, form = plain_stamps(column.astype("string"))
     if sample.empty or sample.str.contains(r"\d").mean() < MOST_STAMPS:
         return None
-    zone = zone_of(sample)
-    suffix = ""
-    if sample.str.contains(r"(?:UTC|GMT)$").all():
-        suffix = re.search(r"\s*(?:UTC|GMT)$", sample.iloc[-1])[0]
-        text = text.str.replace(r"\s*(?:UTC|GMT)$", "", regex=True)
-        sample = text[sample.index]
-        zone = "UTC"
-
     patterns = [("", time_format)]
     if time_format == "auto":
-        patterns = best_patterns(sample)
-    patterns = [
-        (date, clock)
-        for date, clock in patterns
-        if read_stamps(sample, date, clock).notna().mean() >= MOST_STAMPS or time_format != "auto"
-    ]
+        patterns = [
+            (date, clock)
+            for date, clock in best_patterns(sample)
+            if read_stamps(sample, date, clock).notna().mean() >= MOST_STAMPS
+        ]
     readings = {}
     for date, clock in patterns:
         readings[date + clock] = read_stamps(text, date, clock)
     if not readings:
         return None
-    pattern = most_even(readings, sample)
-    times = readings[pattern]
-    stamps = pd.DatetimeIndex(times).tz_convert(zone).as_unit("ns")
-    return stamps, StampForm(pattern, example_of(text.dropna().iloc[-12:], pattern), suffix)
+
+    form.pattern = most_even(readings, sample)
+    offsets = offsets_of(sample)
+    if len(offsets) > 1:
+        form.notes.append(
+            Message("several offsets ({}): read and written in UTC", (", ".join(offsets),))
+        )
+    zone = zone_of(offsets)
+    if form.suffix.strip() in ("UTC", "GMT"):
+        zone = "UTC"
+    stamps = pd.DatetimeIndex(readings[form.pattern]).tz_convert(zone).as_unit("ns")
+    refuse_far_years(stamps, form.pattern)
+    form.example = example_of([*sample, *text.dropna().iloc[-12:]], form.pattern)
+    return stamps, form
+
+
+def plain_stamps(text):
+    """(texts (rows,), a sample of them, StampForm) without what pandas' patterns do not know."""
+    form = StampForm("")
+    sample = cells_of(text)
+    if sample.str.contains(r"^\s|\s$").any():
+        text = text.str.strip()
+        sample = text[sample.index]
+    if sample.empty:
+        return text, sample, form
+    if sample.str.match(RANGE).mean() > 0.5:
+        form.notes.append(Message("of ranges such as {!r} the start", (sample.iloc[0],)))
+        text = text.str.replace(RANGE, r"\1\2\3", regex=True)
+        sample = text[sample.index]
+    form.has_dots = bool(sample.str.contains(DOTS_OF_AM).any())
+    if form.has_dots:
+        text = text.str.replace(DOTS_OF_AM, "m", regex=True)
+        sample = text[sample.index]
+    form.suffix = word_behind(sample)
+    if form.suffix:
+        text = text.str.replace(WORD_BEHIND, "", regex=True)
+        sample = text[sample.index]
+        if form.suffix.strip() not in ("UTC", "GMT"):
+            form.notes.append(Message("{!r} behind the stamps is left out", (form.suffix.strip(),)))
+    return text, sample, form
+
+
+def word_behind(sample):
+    """The word that all of some stamps end with, such as " UTC" or " Uhr"; "" without one.
+
+    Raises Unusable where they end with different zones.
+    """
+    words = sample.str.extract(WORD_BEHIND)[0].fillna("").unique()
+    zones = [word.strip() for word in words]
+    if len(words) == 1:
+        is_meant = zones[0].upper()[:3] in (*MONTHS, "AM", "PM", "Z")
+        is_behind_stamps = sample.str.contains(r"\d:\d|\d[-/.]\d+[-/.]\d").all()  # not 2024 kWh
+        return words[0] if is_behind_stamps and not is_meant else ""
+    if all(re.fullmatch("[A-Z]{1,3}S?T", zone) for zone in zones):
+        raise Unusable(
+            "the stamps are of the zones {}: write them with offsets from UTC, such as"
+            " 2024-07-01 12:00+02:00",
+            ", ".join(zones),
+        )
+    return ""
 
 
 def example_of(texts, pattern):
-    """The text that shows most of how stamps are written: all of a clock, or no zeros in front."""
+    """The text that shows most of how stamps are written: all of a clock, and no zeros in front."""
     if pattern == "ISO8601":
-        return max(texts, key=len)
-    form = re.compile(regex_of(pattern))
-    fitting = [text for text in texts if form.fullmatch(text)]
-    return min(fitting, key=len) if fitting else texts.iloc[-1]
+        marks = [len(re.sub(r"\d", "", text)) for text in texts]  # as many as there are parts
+        fitting = [text for text, count in zip(texts, marks, strict=True) if count == max(marks)]
+    else:
+        form = re.compile(regex_of(pattern))
+        fitting = [text for text in texts if form.fullmatch(text)]
+    return min(fitting, key=len) if fitting else texts[-1]
 
 
 def read_as(text, pattern):
@@ -3251,7 +3780,7 @@ def read_as(text, pattern):
         months = (3 * parts["q"].astype("Int64") - 2).astype("string")
         text = parts["Y"].str.cat(months, sep="-")
         pattern = "%Y-%m"
-    if "%V" in pattern:  # of a week the Monday
+    if "%V" in pattern and "%u" not in pattern:  # of a week the Monday
         text = text + " 1"
         pattern = pattern + " %u"
     try:
@@ -3267,19 +3796,22 @@ def read_stamps(text, date, clock):
     """
     times = read_as(text, date + clock)
     unread = text[times.isna() & text.notna()]
-    if len(unread) and date:
-        for other in clocks_after(date):
-            is_fitting = unread.str.fullmatch(regex_of(date + other)).to_numpy(dtype=bool)
-            fitting = unread[is_fitting]
-            times[fitting.index] = read_as(fitting, date + other)
-            unread = unread[times[unread.index].isna()]
-            if unread.empty:
-                return times
-    is_late = unread.str.contains(r"(?:^|\D)24:00(?::00)?$")
-    late = unread[is_late].str.replace("24:00", "00:00")
+    for other in other_clocks(unread, date):
+        times[unread.index] = read_as(unread, date + other)
+        unread = unread[times[unread.index].isna()]
+    late = unread[unread.str.match(HOUR_24).to_numpy(dtype=bool)]
     if len(late):
-        times[late.index] = read_as(late, date + clock) + pd.Timedelta(1, "D")
+        midnights = late.str.replace(HOUR_24, r"\g<1>00\g<2>", regex=True)
+        times[late.index] = read_stamps(midnights, date, clock) + pd.Timedelta(1, "D")
     return times
+
+
+def other_clocks(texts, date):
+    """What follows a date in some of the texts, as patterns."""
+    found = []
+    for text in cells_of(texts):
+        found += [clock for known, clock in known_patterns(text) if known == date]
+    return dict.fromkeys(found)
 
 
 def best_patterns(sample):
@@ -3289,21 +3821,37 @@ def best_patterns(sample):
         return [*unread]
     longest = sample[sample.str.len() == sample.str.len().max()]  # those with all of a clock
     looked_at = [*sample.iloc[:: max(1, len(sample) // 10)], *longest.iloc[:3]]
-    for regex, date, clock in known_patterns():
-        if any(regex.fullmatch(stamp) for stamp in looked_at):
-            unread[date, clock] = read_as(sample, date + clock).isna().mean()
+    found = [pattern for stamp in looked_at for pattern in known_patterns(stamp)]
+    for date, clock in dict.fromkeys(found):
+        unread[date, clock] = read_as(sample, date + clock).isna().mean()
+    # With a month by its name and a year of four digits, a stamp means one date however it is
+    # written: "mixed" leaves each one to pandas.
+    is_named = sample.str.contains(NAME_OF_MONTH) & sample.str.contains(r"\d{4}")
+    if min(unread.values()) > 1 - MOST_STAMPS and is_named.mean() >= MOST_STAMPS:
+        unread["", "mixed"] = read_as(sample, "mixed").isna().mean()
     fewest = min(unread.values())
     return [pattern for pattern, share in unread.items() if share == fewest < 1]
 
 
-@functools.cache
-def known_patterns():
-    """(compiled form, date, clock) of all the patterns that stamps are tried with."""
-    patterns = []
+def known_patterns(stamp):
+    """List of the patterns (date, clock) that a stamp has; ("", both) with the clock in front."""
+    found = []
+    for clock in CLOCKS:
+        if ":" in clock and (begins := compiled(clock + " ").match(stamp)):
+            dates = [date for date in DATES if compiled(date).fullmatch(stamp, begins.end())]
+            found += [("", f"{clock} {date}") for date in dates]
     for date in (*DATES, *MONTH_DATES):
-        for clock in clocks_after(date):
-            patterns.append((re.compile(regex_of(date + clock)), date, clock))
-    return patterns
+        if begins := compiled(date).match(stamp):
+            for clock in clocks_after(date):
+                if compiled(clock).fullmatch(stamp, begins.end()):
+                    found.append((date, clock))
+    return found
+
+
+@functools.cache
+def compiled(pattern):
+    """The regular expression of a pattern."""
+    return re.compile(regex_of(pattern))
 
 
 def clocks_after(date):
@@ -3347,17 +3895,23 @@ def unevenness(times):
     return gaps.max() / np.median(gaps)
 
 
-def zone_of(sample):
-    """Zone of stamps as pandas wants it: None, "UTC", or their one offset such as "+08:00"."""
-    offsets = sample.str.extract(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
-    found = set(offsets.fillna("").str.replace(":", ""))
-    if found <= {""}:
+def offsets_of(sample):
+    """The different offsets from UTC of stamps as they are written, sorted; "" where one has none.
+
+    Z is one of its own.
+    """
+    offsets = sample.str.extract(r":\d\d(?:[.,]\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
+    return sorted(set(offsets.fillna("").str.replace(":", "")))
+
+
+def zone_of(offsets):
+    """Zone of stamps with such offsets as pandas wants it: None, "UTC", or one such as "+08:00"."""
+    if offsets == [""]:
         return None
-    if len(found) > 1 or found == {"Z"}:
+    if len(offsets) > 1 or offsets == ["Z"]:
         return "UTC"
-    (offset,) = found
-    hours = offset[:3]
-    minutes = offset[3:] or "00"
+    hours = offsets[0][:3]
+    minutes = offsets[0][3:] or "00"
     return f"{hours}:{minutes}"
 
 
@@ -3380,24 +3934,26 @@ def write_stamps(index, form):
     if "%q" in pattern:
         return index.tz_localize(None).to_period("Q").strftime(pattern)
     texts = like_example(index.strftime(pattern), pattern, form.example)
+    if form.has_dots:
+        texts = texts.str.replace("AM", "a.m.").str.replace("PM", "p.m.")
     return pd.Index([text + form.suffix for text in texts])
 
 
 def iso_pattern(example):
     """Pattern of strftime for stamps like an ISO one."""
-    form = r"(?P<date>\d{4}(?P<dash>[-/.]?)\d\d(?:[-/.]?\d\d)?)"
-    form += r"(?P<joiner>[T ])?(?P<clock>[\d:]*)(?P<rest>[.,]\d+)?"
+    form = r"(?P<date>\d{4}\d\d(\d\d)?|\d{4}(?P<dash>[-/.])\d\d?([-/.]\d\d?)?)"
+    form += r"(?P<joiner>[T ])?(?P<clock>\d\d|\d{4}|\d{6}|\d\d?(:\d\d)+)?(?P<rest>[.,]\d+)?"
     form += r"(?P<zone> ?(?:Z|[+-]\d\d(?::?\d\d)?))?"
     found = re.fullmatch(form, example)
     if not found:
         return "%Y-%m-%d %H:%M:%S"
-    dash = found["dash"]
-    digits = sum(map(str.isdigit, found["date"]))
-    pattern = dash.join(["%Y", "%m", "%d"][: (digits - 2) // 2])
-    if found["clock"]:
-        colon = ":" if ":" in found["clock"] else ""
-        digits = len(found["clock"].replace(":", ""))
-        pattern += found["joiner"] + colon.join(["%H", "%M", "%S"][: digits // 2])
+    dash = found["dash"] or ""
+    parts = found["date"].count(dash) + 1 if dash else len(found["date"]) // 2 - 1
+    pattern = dash.join(["%Y", "%m", "%d"][:parts])
+    if clock := found["clock"]:
+        colon = ":" if ":" in clock else ""
+        parts = clock.count(":") + 1 if colon else len(clock) // 2
+        pattern += (found["joiner"] or "") + colon.join(["%H", "%M", "%S"][:parts])
     if found["rest"]:
         pattern += f"{found['rest'][0]}%f"
     zone = found["zone"] or ""
@@ -3418,19 +3974,34 @@ def like_example(texts, pattern, example):
     elif re.search(r"[+-]\d\d$", example) and pattern.endswith("%z"):
         texts = texts.str.replace(r"\d\d$", "", regex=True)
     if "%f" in pattern:
-        digits = len(re.search(r"[.,](\d+)", example)[1])
-        texts = texts.str.replace(rf"([.,]\d{{{min(digits, 6)}}})\d*", r"\1", regex=True)
+        digits = len(re.findall(r"[.,](\d+)", example)[-1])
+        six = r"(?<=[.,])\d{6}(?!\d)"
+        texts = texts.str.replace(six, lambda found: found[0][:digits], regex=True)
     if re.search("%[bB]", pattern) and example.isupper():
         texts = texts.str.upper()
-    has_short_number = re.search(r"(?<!\d)\d(?!\d)", re.split(r"[ T,]*\d{1,2}:", example)[0])
-    if has_short_number:
-        head = r"(?<!\d)0(\d)(?=\D|$)"
-        ends = [re.search(r"[ T,]*\d{1,2}:|$", text).start() for text in texts]
-        texts = [
-            re.sub(head, r"\1", text[:end]) + text[end:]
-            for text, end in zip(texts, ends, strict=True)
-        ]
-    return pd.Index(texts)
+    date, clock = without_zeros(example)
+    return pd.Index([unpadded(text, date, clock) for text in texts])
+
+
+def without_zeros(example):
+    """Whether the date of a stamp has a number of one digit, and whether its clock begins so."""
+    clock = re.search(r"\d{1,2}:", example)
+    date = example if clock is None else example[: clock.start()]
+    has_short_date = re.search(r"(?<!\d)\d(?!\d)", date) is not None
+    return has_short_date, clock is not None and len(clock[0]) == 2
+
+
+def unpadded(text, of_date, of_clock):
+    """A stamp without the zeros in front of the numbers of its date, or of its hour."""
+    clock = re.search(r"\d{1,2}:", text)
+    start = len(text) if clock is None else clock.start()
+    date = text[:start]
+    rest = text[start:]
+    if of_date:
+        date = re.sub(r"(?<!\d)0(\d)(?!\d)", r"\1", date)
+    if of_clock:
+        rest = re.sub(r"^0(\d)", r"\1", rest)
+    return date + rest
 
 
 # -- The regular grid ------------------------------------------------------------------------------
@@ -3553,17 +4124,29 @@ def business_grid(times, step):
     return Grid(positions, "B")
 
 
+def refuse_uneven_days(times, step):
+    """Raise Unusable, as timestamps lie some days apart but by no fixed step."""
+    weekdays = times.dayofweek.unique().sort_values()
+    if len(weekdays) < 7:
+        raise Unusable(
+            "on some days of the week only ({}), which are no even steps: --time_column none takes"
+            " the rows as they stand",
+            ", ".join(pd.Timestamp(1990, 1, day + 1).day_name()[:3] for day in weekdays),
+        )
+    raise Unusable(
+        "about every {:g} days, but by a calendar that starts anew each month or year: make the"
+        " steps even (pandas: resample); --time_column none takes the rows as they stand",
+        step / DAY,
+    )
+
+
 def fixed_step_grid(times, step):
     """Grid of equal steps, laid so that the timestamps lie around it evenly."""
     stamps = times.asi8
     # As angles of a circle of one step, so that 59 and 1 of 60 average to 0 and not to 30.
     angles = np.exp(2j * np.pi * (stamps % step) / step)
     if step >= 2 * DAY and abs(angles.mean()) < MOST_IN_PHASE:
-        raise Unusable(
-            "about every {:g} days, but by a calendar that starts anew each month or year: make the"
-            " steps even (pandas: resample); --time_column none takes the rows as they stand",
-            step / DAY,
-        )
+        refuse_uneven_days(times, step)
     first_is_late_by = np.angle(angles[0] / angles.mean()) / (2 * np.pi)
     steps_after_first = (stamps - stamps[0]) / step + first_is_late_by
     positions = np.rint(steps_after_first).astype(np.int64) + 1  # never the -1 of "off the grid"
@@ -3638,6 +4221,7 @@ class Placed:
     stamps: pd.DatetimeIndex  # the last 12 at most
     rows: int  # how many found a place of their own
     conflicting: int  # rows left out, as a later one has the same stamp
+    crowded: int  # rows left out, as another one lies at the same step, or as they lie at none
 
 
 class Duplicated(Unusable):
@@ -3669,13 +4253,27 @@ def on_grid(times, values):
         raise Unusable(
             "irregular timestamps: only {} of {} fit one step ({})", placed, len(is_on), grid.freq
         )
-    length = int(positions.max() - positions.min()) + 1
-    if length > 10 * placed + 1000:
-        raise Unusable("sparse timestamps: {} rows over {} steps of {}", placed, length, grid.freq)
+    refuse_sparse(positions, placed, grid.freq)
 
-    regular = np.full(length, np.nan)
+    regular = np.full(int(np.ptp(positions)) + 1, np.nan)
     regular[positions - positions.min()] = table.to_numpy()  # of two in one place the later stays
-    return Placed(regular, grid.freq, stamps, placed, conflicting)
+    return Placed(regular, grid.freq, stamps, placed, conflicting, len(is_on) - placed)
+
+
+def refuse_sparse(positions, rows, freq):
+    """Raise Unusable where most steps have no row. The longest gap does not count."""
+    gaps = np.diff(positions)
+    longest = int(gaps.max(initial=1))
+    steps = int(np.ptp(positions)) + 1
+    missing = steps - rows
+    missing_elsewhere = missing - (longest - 1)
+    if missing_elsewhere > MOST_MISSING * (steps - longest) or steps > 10 * rows + 1000:
+        raise Unusable(
+            "sparse timestamps: {:,} of {:,} steps ({}) have no row: add them (pandas: asfreq),"
+            " with 0 if that is meant; for hours of trade and the like, --time_column none takes"
+            " the rows as they stand",
+            *(missing, steps, freq),
+        )
 
 
 # -- Columns ---------------------------------------------------------------------------------------
@@ -3705,6 +4303,11 @@ class Columns:
     behind: int = 0  # columns behind the first numeric one, which are not looked at
 
 
+NUMBER_WITH_SIGNS = re.compile(
+    r"-?(?:[A-Z]{0,3}[$€£¥₹]|[A-Z]{3} |[<>~(])\s?[+-]?\d[\d.,]*\s?[^\d\s]{0,3}"  # $12.50
+    r"|[+-]?\d[\d.,]*\s?[^\d\s.,:]{1,4}"  # 3.2M, 12 %
+    r"|[+-]?\d{1,3}(?:[ '’\u00a0\u202f]\d{3})+(?:[.,]\d+)?"  # 1 049
+)
 NO_NUMBER = Message("is no number")
 COUNTER = Message("only rises, or only falls, as a counter or a clock does")
 INDEX = Message("is an index by its name")
@@ -3731,7 +4334,7 @@ def pick_columns(table, config):
             continue
         numbers = as_numbers(frame[name], table.layout)
         if numbers is None or numbers.share < MOST_NUMBERS:
-            pass_over_text(name, numbers, columns)
+            pass_over_text(name, frame[name], numbers, columns)
         elif not config.names_columns and (why := why_no_value(name, numbers.values, columns)):
             columns.passed_over[name] = why
         else:
@@ -3739,7 +4342,12 @@ def pick_columns(table, config):
     if not columns.values:
         refuse_without_values(frame, columns)
     if times is None and config.time_column == ["auto"]:
-        refuse_newest_first(frame)
+        refuse_newest_first(frame, columns)
+        refuse_years_alone(frame)
+    if not config.names_columns:
+        columns.warnings += warnings_of_few_values(columns)
+    if config.id_columns == ["auto"] and not ids:
+        columns.warnings += warnings_of_texts(frame, columns)
     return columns
 
 
@@ -3755,6 +4363,8 @@ def refuse_without_values(frame, columns):
                     *(first_names(frame), name, cells.iloc[0][:40]),
                 )
         raise Unusable("no numeric column among {}", first_names(frame))
+    if len(frame) < SHORTEST_FILE:
+        raise Unusable("too short: {} rows", len(frame))
     reasons = [Message("{} {}", (name, columns.passed_over[name])) for name in told[:5]]
     numeric = [name for name in told if is_number(frame[name])]
     if not numeric:
@@ -3785,12 +4395,17 @@ def find_ids(table, config):
 def codes_of(frame, ids):
     """((rows,) which series a row belongs to, the texts of the ids of each), in order of the ids.
 
-    Whole numbers are in order of their size.
+    Whole numbers are in order of their size. Raises Unusable where nearly each row has its own.
     """
     if not ids:
         return np.zeros(len(frame), np.int64), [()]
     codes, unique = pd.MultiIndex.from_frame(frame[ids].astype(str)).factorize()
     keys = [*unique]
+    if len(keys) > max(1, len(frame) / FEWEST_ROWS):
+        raise Unusable(
+            "--id_columns {}: {:,} different ids in {:,} rows, too few of each for a series",
+            *(" ".join(ids), len(keys), len(frame)),
+        )
 
     def sort_key(number):
         parts = []
@@ -3842,16 +4457,27 @@ def numbers_of(column, layout):
     return pd.to_numeric(text, errors="coerce")
 
 
-def pass_over_text(name, numbers, columns):
-    """Note in Columns that a column is not numeric; loudly where much of it is."""
-    if numbers is None or numbers.share < 0.5:
+def pass_over_text(name, column, numbers, columns):
+    """Note in Columns that a column is not numeric; loudly where much of it is, or nearly."""
+    if numbers is not None and numbers.share >= 0.5:
+        share = 100 * numbers.share
+        why = Message("is only {:.0f} % numbers, the rest such as {!r}", (share, numbers.example))
+    elif example := number_with_signs(column):
+        why = Message("holds no plain numbers, but cells such as {!r}", (example,))
+    else:
         columns.passed_over[name] = NO_NUMBER
         return
-    why = Message(
-        "is only {:.0f} % numbers, the rest such as {!r}", (100 * numbers.share, numbers.example)
-    )
     columns.passed_over[name] = why
     columns.warnings.append(Message("{} is passed over: it {}", (name, why)))
+
+
+def number_with_signs(column):
+    """A cell of a column most of whose cells are as $12.50, 3.2M, 12 % or 1 049 is; else ""."""
+    sample = cells_of(column).astype(str).str.strip()
+    is_so = sample.str.fullmatch(NUMBER_WITH_SIGNS)
+    if sample.nunique() < 2 or is_so.mean() <= 0.5:
+        return ""
+    return sample[is_so].iloc[0]
 
 
 def why_no_value(name, values, columns):
@@ -3862,6 +4488,8 @@ def why_no_value(name, values, columns):
     if any(called in names for names in (*PARTS_OF_DATE.values(), OTHER_PARTS_OF_TIME)):
         return Message("is a part of a date by its name")
     known = values[~np.isnan(values)]
+    if len(known) < FEWEST_KNOWN * len(values):
+        return Message("is nearly empty: {} of {:,} cells hold a number", (len(known), len(values)))
     if (known == known[0]).all():
         return Message("is constant")
     if is_part_of_date(values, columns.times) or are_dates_or_years(known):
@@ -3911,31 +4539,82 @@ def are_dates_or_years(known):
     return parsed is not None and parsed[1].pattern.startswith("%Y%m%d")
 
 
-def refuse_newest_first(frame):
-    """Raise Unusable where there are no stamps and a column counts down: the end comes first."""
+def refuse_newest_first(frame, columns):
+    """Raise Unusable where whole numbers beside the values only fall: the end may come first."""
     for name in frame.columns:
-        is_integer = pd.api.types.is_integer_dtype(frame[name])
-        if is_integer and len(frame) > 2 and (frame[name].diff().dropna() == -1).all():
+        if name in columns.values or not is_number(frame[name]):
+            continue
+        known = frame[name].dropna()
+        steps = known.diff().dropna()
+        is_whole = (known % 1 == 0).all()
+        if is_whole and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
             raise Unusable(
-                "{} counts down and there are no timestamps: do the newest rows come first?"
+                "{} only falls and there are no timestamps: do the newest rows come first?"
                 " Turn the file round; --time_column none takes the rows as they stand",
                 name,
             )
 
 
+def refuse_years_alone(frame):
+    """Raise Unusable where years were found, but not what makes stamps of them."""
+    for name in frame.columns:
+        if name.lower() in PARTS_OF_DATE["year"] and frame[name].duplicated().any():
+            raise Unusable(
+                "{} is a part of a date, but no other part was found: --time_column {} ... names"
+                " them, --time_column none takes the rows as they stand",
+                *(name, name),
+            )
+
+
+def warnings_of_few_values(columns):
+    """List of Message: values that may be a flag or a class."""
+    warnings = []
+    for name, numbers in columns.values.items():
+        known = numbers.values[~np.isnan(numbers.values)]
+        distinct = pd.unique(known)
+        if len(distinct) <= FEW_VALUES:
+            shown = ", ".join(f"{value:g}" for value in np.sort(distinct))
+            warnings.append(
+                Message(
+                    "{} takes only the values {}: if it is a flag or a class, --columns names"
+                    " another one",
+                    (name, shown),
+                )
+            )
+    return warnings
+
+
+def warnings_of_texts(frame, columns):
+    """List of Message: texts that come in blocks, or by turns, as the ids of several series do."""
+    warnings = []
+    taken = [*columns.values, *(columns.times.names if columns.times else [])]
+    for name in frame.columns:
+        if name in taken or pd.api.types.is_numeric_dtype(frame[name]):
+            continue
+        codes = pd.factorize(frame[name])[0]
+        count = codes.max() + 1
+        if not 2 <= count <= len(frame) / FEWEST_ROWS:
+            continue
+        blocks = 1 + np.count_nonzero(np.diff(codes))
+        is_by_turns = (codes == np.arange(len(frame)) % count).all()
+        is_calendar = count in (7, 12) or looks_like_stamps(frame[name], is_called_so=False)
+        if (blocks == count or is_by_turns) and not is_calendar:
+            warnings.append(Message("if {} tells the series apart: --id_columns {}", (name, name)))
+    return warnings
+
+
 def refuse_series_in_rows(frame):
     """Raise Unusable where each series is a row: columns are dates, years, or d_1, d_2, d_3, ..."""
     names = [str(name) for name in frame.columns]
-    tail = names[len(names) // 2 :]
-    if len(tail) < 5:
+    if len(names) < 6:
         return
-    has_dates = all(re.search(r"\d\D+\d", name) for name in tail) and are_dates(tail)
-    numbers = [re.fullmatch(r"(?P<word>[A-Za-z_]*)(?P<number>\d+)", name) for name in tail]
-    runs = False
-    if all(numbers) and not is_number(frame.iloc[:, 0]) and parse_text(frame.iloc[:, 0]) is None:
-        steps = np.diff([int(found["number"]) for found in numbers])
-        runs = (steps == 1).all() and len({found["word"] for found in numbers}) == 1
-    if has_dates or (runs and len(tail) >= 10):
+    tail = names[-max(5, len(names) // 2) :]
+    in_rows = are_dates(tail)
+    if not in_rows and run_on(tail):
+        first = frame.iloc[:, 0]
+        has_stamps = parse_numbers(first) if is_number(first) else parse_text(first)
+        in_rows = not has_stamps and (are_years(tail) or holds_keys(first))
+    if in_rows:
         raise Unusable(
             "its series lie in rows ({}, ..., {}): reshape it to long format, a row for each time"
             " (pandas.melt)",
@@ -3943,33 +4622,74 @@ def refuse_series_in_rows(frame):
         )
 
 
+def run_on(names):
+    """Whether the names of columns are words with numbers of one step; or years, or parts of it."""
+    numbers = [re.fullmatch(r"(?P<word>[A-Za-z_]*)(?P<number>\d+)", name) for name in names]
+    if not all(numbers) or len({found["word"] for found in numbers}) > 1:
+        return False
+    steps = np.diff([int(found["number"]) for found in numbers])
+    if steps.min() <= 0 <= steps.max():
+        return False
+    if are_years(names) and len(names[0]) > 4:  # 202012 is followed by 202101
+        return True
+    return (steps == steps[0]).all() and (are_years(names) or len(names) >= 10)
+
+
+def are_years(names):
+    """Whether the names of columns are years, or months and days such as 202001 and 20200131."""
+    form = r"(?:1[789]|20)\d\d(?:(?:0[1-9]|1[0-2])(?:[0-3]\d)?)?"
+    return all(re.fullmatch(form, name) for name in names)
+
+
+def holds_keys(column):
+    """Whether a column holds texts, or whole numbers in no order, without repetition."""
+    if not is_number(column):
+        return True
+    is_whole = (column % 1 == 0).all()
+    is_in_order = column.is_monotonic_increasing or column.is_monotonic_decreasing
+    return is_whole and column.is_unique and not is_in_order
+
+
 def are_dates(names):
-    """Whether the names of columns are dates."""
+    """Whether the names of columns are dates, such as 1/22/20, Jan-20, 2020M01, 1990 [YR1990].
+
+    So are clocks, of which a row is a day.
+    """
+    if all(re.fullmatch(r"\d{1,2}:\d\d(?::\d\d)?|[1-4]Q\d\d(?:\d\d)?", name) for name in names):
+        return True
+    if not all(re.search(r"\d\D+\d|[A-Za-z]{3}\D*\d", name) for name in names):
+        return False
     texts = pd.Series(names, dtype="string")
+    texts = texts.str.replace(r"^(\d{4}) \[YR\d{4}\]$", r"\1-01", regex=True)
+    texts = texts.str.replace(r"^(\d{4})M(\d\d)$", r"\1-\2", regex=True)
     patterns = best_patterns(texts)
     return bool(patterns) and read_stamps(texts, *patterns[0]).notna().mean() > 0.9
 
 
-def find_sentinel(values):
-    """A value that seems to stand for a missing one: round, repeated, and far from the rest.
+def find_sentinels(values):
+    """The values that seem to stand for missing ones: repeated, and far from the rest.
 
-    None where there is none. 0 is never one.
+    They are among the two smallest and the two largest; 0 is never one.
     """
     known = values[~np.isnan(values)]
-    if len(known) < 20:
-        return None
-    for extreme in (known.min(), known.max()):
-        count = np.count_nonzero(known == extreme)
-        rest = known[known != extreme]
-        is_rich = len(np.unique(rest[:1000])) >= 10
-        is_round = extreme == round(extreme, 1)
-        if extreme == 0 or not is_round or count < FEWEST_SENTINELS or not is_rich:
-            continue
-        low, high = np.quantile(rest, [0.01, 0.99])
-        distance = np.abs(rest - extreme).min()
-        if distance > (high - low) / 2 and distance > abs(extreme) / 2:
-            return float(extreme)
-    return None
+    if len(known) < 20 or len(np.unique(known[:1000])) < 10:
+        return []
+    edges = {known.min(), known.max()}
+    inner = known[(known > min(edges)) & (known < max(edges))]
+    if len(inner):
+        edges |= {inner.min(), inner.max()}
+    rest = known[~np.isin(known, [*edges])]
+    if not len(rest):
+        return []
+    low, high = np.quantile(rest, [0.01, 0.99])
+    sentinels = []
+    for value in sorted(edges - {0.0}):
+        count = np.count_nonzero(known == value)
+        distance = max(rest.min() - value, value - rest.max())
+        is_far = distance > (high - low) / 2 and distance > abs(value) / 2
+        if is_far and count >= FEWEST_SENTINELS:
+            sentinels.append(float(value))
+    return sentinels
 
 
 # -- Files -----------------------------------------------------------------------------------------
@@ -3999,7 +4719,8 @@ def read_series(path, name, config):
     table = read_table(path, config)
     columns = pick_columns(table, config)
     times = columns.times
-    unread = refuse_unread(times, columns.codes) if times else 0
+    refuse_second_table(table.frame)
+    unread = count_unread(times, columns.codes) if times else 0
     report = Report(facts=[], warnings=[*table.warnings], skipped=[])
     if unread:
         row = np.flatnonzero(times.stamps.isna())[0]
@@ -4028,8 +4749,44 @@ def read_series(path, name, config):
     series = [one for one, _ in placed]
     report.facts = facts_of(table, columns, placed)
     if times:
-        report.warnings += warnings_of_duplicates([place for _, place in placed])
+        report.warnings += warnings_of_places([place for _, place in placed])
     return FileRead(series, report, table.layout, times)
+
+
+def refuse_second_table(frame):
+    """Raise Unusable where a row has words in all columns of values, as a header has."""
+    if any(is_number(frame[name]) for name in frame.columns):
+        return
+    holds_words = []  # (rows,) bool each
+    for name in frame.columns:
+        has_number = frame[name].astype("string").str.contains(r"(?<![\w.])\d").fillna(True)
+        if has_number.mean() >= 1 - FEW_UNREAD:
+            holds_words.append(~has_number)
+    if len(holds_words) < 2:
+        return
+    is_header = np.logical_and.reduce(holds_words)
+    is_header[0] = False  # units; `warnings_of_column` tells of them
+    if is_header.any():
+        row = int(is_header.argmax())
+        raise Unusable(
+            "row {} holds no values, but {}: if it is the header of a second table, delete it;"
+            " what is below it may be of a file of its own",
+            *(row + 1, ", ".join(frame.iloc[row].astype(str))[:60]),
+        )
+
+
+def count_unread(times, codes):
+    """How many stamps are unread. Raises Unusable where they are too many, or at the end."""
+    try:
+        return refuse_unread(times, codes)
+    except Unusable as problem:
+        last = times.text[times.stamps.isna()].astype("string").iloc[-1]
+        if not is_number(times.text) and (pd.isna(last) or not re.search(r"\d", last)):
+            raise Unusable(
+                "{}; if it is a total, a note or the header of a second table, delete that row",
+                problem,
+            ) from None
+        raise
 
 
 def rows_again(frame, columns):
@@ -4090,12 +4847,7 @@ def hint_of_duplicates(frame, columns):
     taken = [*columns.ids, *times.names]
     rest = [name for name in frame.columns if name not in taken]
     for name in rest:
-        if not is_number(frame[name]) and is_clock(frame[name]):
-            return Message(
-                "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
-            )
-    for name in rest:
-        if name.lower() in PARTS_OF_DATE["hour"]:
+        if name.lower() in PARTS_OF_DATE["hour"] or is_time_of_day(frame[name]):
             return Message(
                 "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
             )
@@ -4106,8 +4858,24 @@ def hint_of_duplicates(frame, columns):
             continue
         if not key.assign(other=frame[name].to_numpy()).duplicated().any():
             flag = " ".join(str(name) for name in [*columns.ids, name])
+            if is_number(frame[name]):
+                return Message(
+                    "if {} tells the series apart: --id_columns {}; if it counts minutes or periods"
+                    " of the day, write it as a clock such as 13:30: --time_column {} {}",
+                    (name, flag, times.names[0], name),
+                )
             return Message("if {} tells the series apart: --id_columns {}", (name, flag))
     return Message("is an id column missing (--id_columns)?")
+
+
+def is_time_of_day(column):
+    """Whether a column holds clocks, or all hours of the day as numbers (0 to 23, or 0 to 2300)."""
+    if not is_number(column):
+        return is_clock(column)
+    hours = column.dropna().unique()
+    if are_clock_numbers(pd.Series(hours).astype("string")):
+        return {0, 2400} & {*hours} != set()
+    return {*hours} in ({*range(24)}, {*range(1, 25)})
 
 
 def facts_of(table, columns, placed):
@@ -4124,6 +4892,13 @@ def facts_of(table, columns, placed):
                 (" ".join(columns.times.names), steps, stamps.min(), stamps.max()),
             )
         )
+        facts += columns.times.form.notes
+        if runs_backwards(stamps, columns.codes):
+            facts.append(Message("newest rows first: turned round"))
+        steps = sum(len(place.values) for place in places)
+        missing = steps - sum(place.rows for place in places)
+        if missing:
+            facts.append(Message("{:,} of {:,} steps have no row", (missing, steps)))
         rows = sum(place.rows for place in places) // len(columns.values)
     else:
         facts.append(Message("no timestamps: the rows in their order"))
@@ -4155,6 +4930,12 @@ def facts_of(table, columns, placed):
     return facts
 
 
+def runs_backwards(stamps, codes):
+    """Whether most timestamps (rows,) are older than the one above, in the same series."""
+    steps = np.diff(stamps.asi8)[np.diff(codes) == 0]
+    return bool(len(steps) and (steps < 0).mean() > 0.5)
+
+
 def warnings_of_column(name, numbers):
     """List of Message: what of a column may be wrong."""
     warnings = []
@@ -4167,8 +4948,7 @@ def warnings_of_column(name, numbers):
                 (numbers.unread, name, numbers.example),
             )
         )
-    sentinel = find_sentinel(numbers.values)
-    if sentinel is not None:
+    for sentinel in find_sentinels(numbers.values):
         count = np.count_nonzero(numbers.values == sentinel)
         warnings.append(
             Message(
@@ -4180,8 +4960,8 @@ def warnings_of_column(name, numbers):
     return warnings
 
 
-def warnings_of_duplicates(places):
-    """List of Message: rows that were left out as others have the same stamp."""
+def warnings_of_places(places):
+    """List of Message: rows that were left out, and steps that have none."""
     warnings = []
     conflicting = sum(place.conflicting for place in places)
     if conflicting:
@@ -4190,6 +4970,20 @@ def warnings_of_duplicates(places):
                 "{:,} rows have the stamp of another one and other values: the last one is used",
                 (conflicting,),
             )
+        )
+    crowded = sum(place.crowded for place in places)
+    if crowded:
+        warnings.append(
+            Message(
+                "{:,} rows lie at the same step ({}) as another one: the last one is used",
+                (crowded, ", ".join(sorted({place.freq for place in places if place.crowded}))),
+            )
+        )
+    steps = sum(len(place.values) for place in places)
+    missing = steps - sum(place.rows for place in places)
+    if missing > MUCH_MISSING * steps:
+        warnings.append(
+            Message("{:.0f} % of the steps have no row: they are missing", (100 * missing / steps,))
         )
     return warnings
 
@@ -6065,6 +6859,20 @@ class BlockFile:
             there.update(range(min(self.count, checksums // 32)))
         return [n for n in sorted(there) if n < self.count and self.read(n) is not None]
 
+    def share_there(self):
+        """Share of the blocks that are there by their sizes; none is read, as they may be many."""
+        if self.path.is_file():
+            checksums = self.path.stat().st_size - self.row * self.windows  # bytes
+            return min(self.count, max(0, checksums // 32)) / self.count
+        largest = self.row * self.block + 32  # bytes
+        there = 0
+        for name in listed(self.blocks):
+            path = self.blocks / name
+            is_block = re.fullmatch(r"\d{8,18}\.bin", name) and path.is_file()
+            if is_block and 32 < path.stat().st_size <= largest:
+                there += 1
+        return min(1.0, there / self.count)
+
     def join(self):
         """Make one file of the blocks, where there are any."""
         if not self.blocks.is_dir():
@@ -6073,6 +6881,8 @@ class BlockFile:
         with atomic(self.path) as file:
             for number in range(self.count):
                 content = self.read(number)
+                if content is None:
+                    raise removed(self.path.parent)
                 file.write(content)
                 checksums.append(hashlib.sha256(content).digest())
             file.write(b"".join(checksums))
@@ -6120,7 +6930,13 @@ class LabelFile:
         return 1e-6 * self.windows * sum(part.row for part in self.parts)
 
     def write(self, number, labels):
-        """Keep the WindowLabels of a block. Points that are there stay as they are."""
+        """Keep the WindowLabels of a block. Points that are there stay as they are.
+
+        Raises UserError where the folder was removed; that quantiles are added to it does no harm.
+        """
+        there = read_manifest(self.folder) or {}
+        if there | {"quantiles": None} != self.manifest | {"quantiles": None}:
+            raise removed(self.folder)
         known = self.points.read(number)
         if known is None:
             self.points.write(number, labels.points)
@@ -6146,6 +6962,10 @@ class LabelFile:
     @property
     def is_whole(self):
         return len(self.made()) == self.points.count
+
+    def share_there(self):
+        """Share of the blocks of which all parts are there by their sizes."""
+        return min(part.share_there() for part in self.parts)
 
     def join(self):
         """Make one file of the blocks of each part, where there are any."""
@@ -6238,6 +7058,14 @@ def has_quantiles(manifest):
     return tuple(manifest.get("quantiles") or ()) == LEVELS
 
 
+def is_label_cache(folder):
+    """Whether a folder holds label files of this program."""
+    try:
+        return any(read_manifest(path) for path in user_path(folder).glob("*/"))
+    except UserError:  # in the home folder of somebody who is not known here
+        return False
+
+
 def find_labels(task):
     """A whole LabelFile of a task in the cache, or None.
 
@@ -6248,11 +7076,20 @@ def find_labels(task):
     cache = user_path(request.label_cache)
     weights = fingerprint(request.teacher_model, request.teacher_revision)
     key = label_key(task, weights)
-    folders = [key_folder(cache, key)] if weights else sorted(cache.glob("*"))
+    loose = {}  # facts of the key that do not matter
+    if not weights:
+        loose = {"weights": None}
+    elif request.teacher_point == "median" and not draws_samples(
+        request.teacher_model, request.teacher_revision
+    ):
+        loose = {"point": None, "samples": None}
+    folders = [key_folder(cache, key)]
+    if loose:  # the exact one first
+        folders += sorted(cache.glob("*"))
     found = []
     for folder in folders:
         manifest = read_manifest(folder)
-        if not manifest or manifest["key"] | {"weights": None} != key | {"weights": None}:
+        if not manifest or manifest["key"] | loose != key | loose:
             continue
         if not set(task.windows.freqs) <= manifest["patch_sizes"].keys():
             continue
@@ -6270,6 +7107,18 @@ def find_labels(task):
         )
     found.sort(key=lambda file: file.quantiles is None)
     return found[0] if found else None
+
+
+def draws_samples(name, revision):
+    """Whether the median of a teacher that is at hand is one of samples.
+
+    A MOIRAI 2.0 gives its quantiles: with other --num_samples its labels are the same.
+    """
+    try:
+        settings = read_json(model_file(name, revision, "config.json"))
+    except ValueError:  # damaged: told where it is loaded
+        return True
+    return find_generation(name, settings).package != "moirai2"
 
 
 def is_of_teacher(manifest, request):
@@ -6524,12 +7373,18 @@ def make_labels(task, job):
     weights = fingerprint(request.teacher_model, request.teacher_revision)
     folder = key_folder(cache, label_key(task, weights))
     job.on_rank_zero(lambda: begin_labels(folder, task, teacher, weights, job))
-    file = LabelFile(folder, read_manifest(folder), request.with_quantiles)
+    manifest = read_manifest(folder)
+    if manifest is None:  # that of another program's folder, or a link, which stays
+        raise UserError(
+            "{}: its manifest cannot be used, nor be replaced; remove this folder", folder
+        )
+    file = LabelFile(folder, manifest, request.with_quantiles)
     for place in (folder, *[part.blocks for part in file.parts]):
         job.on_rank_zero(functools.partial(remove_leftovers, place))
     request = dataclasses.replace(request, teacher_patch_size=file.manifest["patch_sizes"])
     missing = job.on_rank_zero(file.missing)
     total = sum(len(file.points.index(number)) for number in missing)
+    news = News(total)
     with job.stop.hold(), job.voice.bar("labelling", total=total, unit="window") as bar:
         for first in range(0, len(missing), job.world_size):
             turn = missing[first : first + job.world_size]  # of blocks, one for each process
@@ -6538,11 +7393,36 @@ def make_labels(task, job):
                 index = file.points.index(number)
                 labels = label_windows(teacher, task.windows, index, request, number)
                 file.write(number, labels)
-            bar.update(sum(len(file.points.index(number)) for number in turn))
+            labelled = sum(len(file.points.index(number)) for number in turn)
+            bar.update(labelled)
+            if bar.disable:  # a log has no bar
+                news.tell(labelled, job.voice)
             if signum := job.signal():
                 job.voice.note("the labels made so far are kept in {}", file.folder)
                 raise Interrupted(signum)
     return file
+
+
+class News:
+    """Says now and then how many windows are labelled."""
+
+    def __init__(self, total):
+        self.total = total
+        self.done = 0
+        self.began = self.told = time.monotonic()
+
+    def tell(self, more, voice):
+        """Take note of more windows; say where it stands, if that is long ago."""
+        self.done += more
+        now = time.monotonic()
+        if now - self.told < NEWS_EVERY or self.done == self.total:
+            return
+        self.told = now
+        minutes = (now - self.began) / self.done * (self.total - self.done) / 60
+        voice.note(
+            "labelled {:,} of {:,} windows, about {:.0f} min to go",
+            *(self.done, self.total, minutes),
+        )
 
 
 # == Training ======================================================================================
@@ -6799,6 +7679,7 @@ def fit(student, training, job, content=None):
     events = EventFile(training.folder / "tensorboard", progress.epoch + 1)
     save = functools.partial(save_run, training, learner, progress, job.voice)
     with job.stop.hold():
+        job.on_rank_zero(lambda: training.folder.mkdir(parents=True, exist_ok=True))
         job.on_rank_zero(save)
         while progress.epoch < config.num_epochs and not is_out_of_patience(progress, config):
             began = time.perf_counter()
@@ -7133,6 +8014,8 @@ def save_run(training, learner, progress, voice, is_best=False):
     names the best), the metrics; then the older best goes. The TensorBoard events were before.
     """
     folder = training.folder
+    if not folder.is_dir():
+        raise removed(folder)
     content = io.BytesIO()  # into memory first: torch.save does not tell that a disk is full
     torch.save(checkpoint(training.facts, learner, progress), content)
     names = [progress.best_file, "last.pt"] if is_best else ["last.pt"]
@@ -7188,6 +8071,9 @@ class EventFile:
 
     def add(self, line):
         """Append the metrics of an epoch. Raises UserError where they cannot be written."""
+        folder = self.path.parent
+        if not folder.parent.is_dir():
+            raise removed(folder.parent)
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -7203,7 +8089,7 @@ class EventFile:
                 points.append(Summary.Value(tag=name, simple_value=value))
         events.append(Event(step=line["epoch"], summary=Summary(value=points)))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
             with open(self.path, "ab") as file:
                 writer = RecordWriter(file)
                 for event in events:
@@ -7456,10 +8342,11 @@ def advise(args, progress, rows, windows, voice):
             "the best epoch was the last one: it was still learning;"
             " raise --num_epochs or --learning_rate"
         )
+    steps = math.ceil(windows / args.batch_size)  # of an epoch
     is_slow = args.learning_rate < ADVISED_RATE
+    is_short = steps * progress.epoch < FEW_STEPS
     is_bad = is_worse_than_naive(rows["student"], rows)
-    if is_at_its_end or (is_bad and is_slow):
-        steps = math.ceil(windows / args.batch_size)
+    if is_at_its_end or (is_slow and (is_bad or is_short)):
         voice.note("to learn more, try\n  {}", command_to_learn_more(args, steps))
     elif is_bad:
         voice.note(
@@ -7649,15 +8536,17 @@ def refuse_misfit(content, facts, folder):
         differences.append(Message("the data is not the same"))
     teacher = content.get("teacher")
     if now["alpha"] != 0 and teacher:
+        name, revision = now["teacher_model"], now["teacher_revision"]
+        weights = fingerprint(name, revision)
         point = point_in_key(now["teacher_point"], now["num_samples"])
-        if teacher.get("key", {}).get("point") != point:
+        is_sampled = not weights or draws_samples(name, revision)
+        if is_sampled and teacher.get("key", {}).get("point") != point:
             differences.append(
                 Message(
                     "its labels are of an earlier version (the lower of the two middle samples is"
                     " not their median); start without --resume"
                 )
             )
-        weights = fingerprint(now["teacher_model"], now["teacher_revision"])
         if weights and weights != teacher.get("key", {}).get("weights"):
             differences.append(Message("the teacher's weights are not the same"))
         if not weights:  # then labels are looked for by the teacher's name
@@ -7849,11 +8738,11 @@ def draw(path, panels):
             axis.axvline(on_clock(panel.begins), color="0.8", linestyle="--", zorder=0)
         set_ticks(axis, panel)
         # Without mathematics, as $ in a name is a dollar.
-        axis.set_title(shortened_name(panel.title, 90), fontsize="small", parse_math=False)
-        axis.set_xlabel(panel.x_label, fontsize="small", parse_math=False)
-        axis.set_ylabel(shortened_name(panel.y_label, 24), fontsize="small", parse_math=False)
+        axis.set_title(picture_text(panel.title, 90), fontsize="small", parse_math=False)
+        axis.set_xlabel(picture_text(panel.x_label, 90), fontsize="small", parse_math=False)
+        axis.set_ylabel(picture_text(panel.y_label, 24), fontsize="small", parse_math=False)
     figure.suptitle(panels[0].heading, fontsize="medium", parse_math=False)
-    names = [shortened_name(name, 28) for name in lines]
+    names = [picture_text(name, 28) for name in lines]
     legend = figure.legend(lines.values(), names, loc="outside right upper", fontsize="small")
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -7894,6 +8783,11 @@ def set_ticks(axis, panel):
         axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _place: f"{value:g}"))
         axis.yaxis.set_minor_formatter(ticker.NullFormatter())
     axis.tick_params(labelsize="small")
+
+
+def picture_text(name, most):
+    """A name as a picture shows it: control characters as escapes, the end of a long one."""
+    return shortened_name(printable(str(name)), most)
 
 
 def shortened_name(name, most):
@@ -7947,9 +8841,6 @@ def evaluate(args, voice, stop):
     request = None
     if args.with_teacher:
         request = pick(TeacherRequest, inherited)
-        known_sizes = (pupil.content.get("teacher") or {}).get("patch_sizes")
-        if known_sizes and not args.teacher_patch_size:
-            request.teacher_patch_size = known_sizes
     compare(students, data, request, folder, job)
 
 
@@ -7984,7 +8875,10 @@ def has_own_labels(pupil):
     places = (run_config.get("save_dir"), run_config.get("label_cache"))
     if not pupil.path or not made_with or not all(places):
         return False
-    save_dir, cache = (user_path(place) for place in places)
+    try:
+        save_dir, cache = (user_path(place) for place in places)
+    except UserError:  # in the home folder of somebody who is not known here
+        return False
     if pupil.path.parent.resolve() != save_dir.resolve() or not made_with.get("key"):
         return False
     manifest = read_manifest(key_folder(cache, made_with["key"]))
@@ -8015,18 +8909,47 @@ def inherit_arguments(args, first, pupil):
     values["data_dir"] = ""
     for name, value in first.content.get("run_config", {}).items():
         is_place = name.endswith(("_dir", "_cache"))
+        if name == "label_cache" and not is_label_cache(value):  # a stranger's word is no place
+            continue
         if first.path or not is_place:  # an exported student names no place of this machine
             values[name] = value
-    for field in dataclasses.fields(TeacherRequest):
-        of_pupil = pupil.content.get("run_config", {})
-        if field.name != "label_cache" and field.name in of_pupil:
-            values[field.name] = of_pupil[field.name]
+    values |= arguments_of_teacher(args, pupil)
     for name, value in vars(args).items():
         if value is not None:
             values[name] = value
     values["context_length"] = first.student.context_length
     values["prediction_length"] = first.student.prediction_length
     return argparse.Namespace(**values)
+
+
+def arguments_of_teacher(args, pupil):
+    """Arguments of the teacher group (name -> value) that are as in the run of a student.
+
+    The revision and the patch sizes are so for the run's own teacher alone.
+    """
+    of_pupil = pupil.content.get("run_config", {})
+    found = {}
+    for field in dataclasses.fields(TeacherRequest):
+        if field.name != "label_cache" and field.name in of_pupil:
+            found[field.name] = of_pupil[field.name]
+    if args.teacher_model and not is_teacher_of(pupil, args):
+        return found | {"teacher_revision": None, "teacher_patch_size": "auto"}
+    known_sizes = (pupil.content.get("teacher") or {}).get("patch_sizes")
+    if known_sizes:
+        found["teacher_patch_size"] = known_sizes
+    return found
+
+
+def is_teacher_of(pupil, args):
+    """Whether a student was made by the teacher that is named to evaluate, wherever it lies."""
+    run_config = pupil.content.get("run_config", {})
+    made_with = pupil.content.get("teacher") or {}
+    weights = fingerprint(args.teacher_model, args.teacher_revision)
+    known = made_with.get("key", {}).get("weights")
+    if weights and known:
+        return weights == known
+    name = made_with.get("teacher") or run_config.get("teacher_model", "")
+    return last_part(name) == last_part(args.teacher_model)
 
 
 def evaluation_folder(args, first):
@@ -8505,12 +9428,18 @@ def predict(args, voice, _stop):
             tell_backtest(forecast, run_config.get("season", "auto"), voice)
     output = user_path(args.output)
     save_forecasts(output, forecasts, file, args.levels)
-    picture = output.with_suffix(".png")
+    picture = picture_beside(output)
     if args.plot:
         draw_forecasts(picture, forecasts, held_out, run_config.get("season", "auto"))
         voice.say("Forecast: {}, {}", output, picture)
     else:
         voice.say("Forecast: {}", output)
+
+
+def picture_beside(output):
+    """Path of the picture of a forecast: f.png beside f.csv and f.csv.gz."""
+    is_packed = output.suffix.lower() == ".gz"
+    return (output.with_suffix("") if is_packed else output).with_suffix(".png")
 
 
 def forecasts_of(file, opened, held_out):
@@ -8646,7 +9575,10 @@ def is_inside(path, data_dir):
     if not data_dir:
         return False
     place = user_path(path).resolve()
-    root = user_path(data_dir).resolve()
+    try:
+        root = user_path(data_dir).resolve()
+    except UserError:  # in the home folder of somebody who is not known here
+        return False
     return root in (place, *place.parents)
 
 
@@ -8750,6 +9682,7 @@ def save_forecasts(output, forecasts, file, levels):
     stamps = {forecasts[0].index.name: table.index}
     if file.times:
         stamps = stamp_columns(table.index, file.times)
+    stamps = {as_text_cell(str(name)): texts for name, texts in stamps.items()}
     layout = file.layout
     separator = layout.separator
     frame = pd.concat([pd.DataFrame(stamps), table.reset_index(drop=True)], axis=1)
@@ -8799,7 +9732,7 @@ def draw_forecasts(picture, forecasts, held_out, season):
         panels.append(panel)
     if len(forecasts) > len(panels):
         panels[0].heading = f"{len(panels)} of {len(forecasts):,} series"
-    draw(picture, panels)
+    draw(Path(os.path.realpath(picture)), panels)  # as for the CSV, a link leads to its target
 
 
 # -- export ----------------------------------------------------------------------------------------
@@ -8868,21 +9801,20 @@ def export_onnx(student, path, contexts):
             verbose=False,
         )
     program.model.metadata_props.update(onnx_facts(student))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        file = Path(folder, path.name)
-        program.save(file, external_data=False)
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        found = []
-        for part in contexts.split([len(contexts) - 1, 1]):  # a batch, and a single one
-            found.append(session.run(outputs, {"context": part.numpy()}))
-        truths = truths if with_quantiles else [truths]
-        largest = max(map(largest_difference, zip(*found, strict=True), truths, [contexts] * 2))
-        if not largest < ONNX_TOLERANCE:
-            raise UserError(
-                "{}: not kept: it differs from PyTorch by {:.1e} deviations", path, largest
-            )
-        os.replace(file, path)
+    content = program.model_proto.SerializeToString(deterministic=True)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = []
+    for part in contexts.split([len(contexts) - 1, 1]):  # a batch, and a single one
+        found.append(session.run(outputs, {"context": part.numpy()}))
+    truths = truths if with_quantiles else [truths]
+    differences = []
+    for parts, truth in zip(zip(*found, strict=True), truths, strict=True):
+        differences.append(largest_difference(parts, truth, contexts))
+    largest = max(differences)
+    if not largest < ONNX_TOLERANCE:
+        raise UserError("{}: not kept: it differs from PyTorch by {:.1e} deviations", path, largest)
+    with output_file(path) as file:
+        file.write(content)
     return largest
 
 
@@ -8940,8 +9872,7 @@ def export_hub(opened, output, evaluation_file):
         there = {path.name for path in output.iterdir() if not path.name.startswith(".")}
         if there - set(names):
             raise UserError("--output {}: holds other files; choose another folder", output)
-    output.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(output.parent) as temporary:
+    with new_folders(output), temporary_folder(output.parent) as temporary:
         opened.student.save_pretrained(temporary)
         for name in names:
             follow_umask(Path(temporary, name))
@@ -9001,7 +9932,7 @@ def list_labels(cache, voice):
             continue
         file = LabelFile(folder, manifest, has_quantiles(manifest))
         key = manifest["key"]
-        done = len(file.made()) / file.points.count
+        done = file.share_there()
         facts = [
             manifest["teacher"],
             Message("{:,} windows", (file.windows,)),
@@ -9258,6 +10189,8 @@ def check_output_file(args):
         return [Message("--output {}: is the input", (args.output,))]
     if args.plot and output.suffix == ".png":
         return [Message("--output {}: is where --plot puts the picture", (args.output,))]
+    if args.plot and is_special(args.output):
+        return [Message("--output {}: is no file: --plot has no place beside it", (args.output,))]
     return []
 
 
