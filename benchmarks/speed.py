@@ -273,9 +273,11 @@ def bare_call(module, context):
     return lambda: module(*args, **kwargs)
 
 
-def label_call(teacher, windows, count, patch, samples=SAMPLES):
-    """Call that labels the first windows."""
-    request = teacher_request("", teacher_patch_size={"h": patch}, num_samples=samples)
+def label_call(teacher, windows, count, patch, samples=SAMPLES, quantiles="off"):
+    """Call that labels the first windows, with or without quantiles."""
+    request = teacher_request(
+        "", teacher_patch_size={"h": patch}, num_samples=samples, quantiles=quantiles
+    )
     index = np.arange(count)
     return lambda: md.label_windows(teacher, windows, index, request, seed=0)
 
@@ -383,6 +385,14 @@ def labelling(device):
         text += f", {network_of(module).floors(LABELLED, is_training=False)}"
         ratios = ratios_of(took, "labels", "bare")
         figures.append(figure(f"labels / bare forward, {shape}", ratios, text, at_most=bare_most))
+
+        fan = label_call(teacher, windows, LABELLED, PATCH, quantiles="on")
+        took = race({"points": labels, "quantiles": fan}, repeats, device)
+        text = f"{median_ms(took['quantiles'], LABELLED):.2f} ms a window"
+        text += f", points alone {median_ms(took['points'], LABELLED):.2f}"
+        ratios = ratios_of(took, "quantiles", "points")
+        what = f"labels with quantiles / points alone, {shape}"
+        figures.append(figure(what, ratios, text, at_most=1.1))
 
         for patch, count, least in (
             (PATCH, LABELLED, own_least),

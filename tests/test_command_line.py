@@ -23,7 +23,7 @@ import moirai_distill as md
 DATA = "data_dir max_files context_length prediction_length split_by split_ratio split_seed"
 DATA += " max_gap season stride max_windows"
 TEACHER = "teacher_model teacher_revision teacher_patch_size teacher_point num_samples"
-TEACHER += " teacher_batch_size teacher_precision label_cache"
+TEACHER += " teacher_batch_size teacher_precision quantiles label_cache"
 MACHINE = "device devices num_nodes lang"
 STUDENT = "d_model num_layers num_heads patch_size dropout"
 TRAINING = "alpha batch_size num_epochs learning_rate weight_decay max_grad_norm augment patience"
@@ -37,7 +37,7 @@ FLAGS = {
         f"{DATA} {READING} {TEACHER} {MACHINE}"
         " checkpoint with_teacher with_forecaster horizon output_dir"
     ),
-    "predict": f"{READING} checkpoint input output horizon plot backtest lang",
+    "predict": f"{READING} checkpoint input output horizon levels plot backtest lang",
     "export": "checkpoint format output lang",
 }
 REQUIRED = {

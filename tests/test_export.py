@@ -106,13 +106,13 @@ def test_onnx_forecasts_as_the_student_in_raw_units_at_any_batch_size(
 ):
     session = session_of(onnx_file)
     (given,) = session.get_inputs()
-    (result,) = session.get_outputs()
+    result, _ = session.get_outputs()
     assert given.shape[1:] == [64]
     assert result.shape[1:] == [16]
     assert not isinstance(given.shape[0], int)
 
     context = walks(count, scale, offset)
-    (forecast,) = session.run(None, {given.name: context})
+    forecast, _ = session.run(None, {given.name: context})
     student = md.PatchStudent.from_pretrained(trained / "distilled")
     with torch.inference_mode():
         expected = student(torch.from_numpy(context)).numpy()
@@ -126,8 +126,8 @@ def test_onnx_forecasts_small_movements_of_a_large_value(onnx_file):
     """A meter that counts up moves by a hundred-millionth of its value; float32 sees none of it."""
     session = session_of(onnx_file)
     movement = walks(4)
-    (expected,) = session.run(None, {"context": movement})
-    (forecast,) = session.run(None, {"context": movement + 1e8})
+    expected, _ = session.run(None, {"context": movement})
+    forecast, _ = session.run(None, {"context": movement + 1e8})
     assert np.abs(forecast - 1e8 - expected).max() < 1e-4 * movement.std(1).min()
     assert expected.std(1).min() > 1e-3 * movement.std(1).min()
 
@@ -138,7 +138,7 @@ def test_onnx_refuses_float32_with_what_it_expects(onnx_file):
 
 
 def test_a_constant_context_gives_that_constant_under_onnx(onnx_file):
-    (forecast,) = session_of(onnx_file).run(None, {"context": np.full((2, 64), 7.0)})
+    forecast, _ = session_of(onnx_file).run(None, {"context": np.full((2, 64), 7.0)})
     assert (forecast == 7).all()
 
 

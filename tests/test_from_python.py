@@ -126,8 +126,8 @@ def test_a_frame_gives_the_frame_that_predict_writes(form, student, trained, tmp
     assert isinstance(table.index, pd.DatetimeIndex)
     assert table.index.name == "date"
     assert [*table.index] == [*expected.index]
-    assert [*table.columns] == ["value"]
-    np.testing.assert_allclose(table["value"], expected["value"], rtol=1e-12)
+    assert [*table.columns] == [*expected.columns] == ["value", "value_q0.1", "value_q0.9"]
+    np.testing.assert_allclose(table, expected, rtol=1e-12)
     pd.testing.assert_frame_equal(frame, before)
 
 
@@ -137,7 +137,7 @@ def test_columns_and_long_frames_give_a_column_for_each_series(student):
     table = md.forecast_frame(student, frame, columns=["a", "b"])
     np.testing.assert_allclose(table["b"], 10 * table["a"], rtol=1e-4)
     long = pd.concat([hourly(90, seed=number).assign(id=f"s{number}") for number in range(3)])
-    assert [*md.forecast_frame(student, long).columns] == ["s0", "s1", "s2"]
+    assert [*md.forecast_frame(student, long, levels=()).columns] == ["s0", "s1", "s2"]
     without = md.forecast_frame(student, frame[["b"]])
     assert without.index.tolist() == [*range(1, H + 1)]
 
@@ -163,6 +163,7 @@ def test_the_guides_snippet_runs(trained, tmp_path, monkeypatch, capsys):
     exec(compile(code, str(Path(GUIDE.name)), "exec"), space)
     assert space["ahead"].shape == (H,)
     assert np.isfinite(space["ahead"]).all()
-    assert space["table"].shape == (H, 1)
+    assert space["table"].shape == (H, 3)
+    assert space["fan"].shape == (9, H)
     assert space["table"].index[0] == pd.Timestamp("2024-01-09 08:00")
     assert "2024-01-09" in capsys.readouterr().out

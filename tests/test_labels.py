@@ -916,12 +916,13 @@ def test_a_hole_as_long_as_the_labels_of_a_manifest_is_listed_unread(lab, capsys
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["key"]["windows"] = 10**9
     manifest["block"] = 1
+    manifest["quantiles"] = None
     (folder / "manifest.json").write_text(json.dumps(manifest))
     folder = folder.rename(md.key_folder(lab.cache, manifest["key"]))
     with open(folder / "labels.bin", "wb") as file:
         file.truncate(10**9 * (4 * manifest["key"]["horizon"] + 32))
     capsys.readouterr()
-    monkeypatch.setattr(md.LabelFile, "read", None)
+    monkeypatch.setattr(md.BlockFile, "read", None)
     began = time.monotonic()
     assert md.main(["label", "--list", "--label_cache", str(lab.cache), "--lang", "en"]) == 0
     assert time.monotonic() - began < 5
@@ -931,15 +932,16 @@ def test_a_hole_as_long_as_the_labels_of_a_manifest_is_listed_unread(lab, capsys
 @pytest.mark.parametrize("blocks", [1, 3])
 def test_list_tells_what_share_of_unfinished_labels_is_made(lab, capsys, blocks):
     assert lab.run(LABEL)[0] == 0
-    file = md.LabelFile(lab.folder(), md.read_manifest(lab.folder()))
-    contents = [file.read(number) for number in range(blocks)]
-    file.path.unlink()
-    for number, content in enumerate(contents):
-        file.write(number, np.frombuffer(content, "<f4"))
+    file = md.LabelFile(lab.folder(), md.read_manifest(lab.folder()), with_quantiles=True)
+    for part in file.parts:
+        contents = [part.read(number) for number in range(blocks)]
+        part.path.unlink()
+        for number, content in enumerate(contents):
+            part.write(number, np.frombuffer(content, part.kind))
     (lab.folder() / "blocks" / "mine.txt").write_text("no block")
     capsys.readouterr()
     assert md.main(["label", "--list", "--label_cache", str(lab.cache), "--lang", "en"]) == 0
-    assert f" {100 * blocks / file.count:.0f} % made" in capsys.readouterr().out
+    assert f" {100 * blocks / file.points.count:.0f} % made" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe", "linked folder"])
