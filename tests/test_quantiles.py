@@ -395,7 +395,7 @@ def test_learning_lowers_the_loss_and_leaves_the_point_as_it_is(csv_folder, tmp_
     student = student_of()
     plain = copy.deepcopy(student)
     job = make_job()
-    fan = md.quantile_forecaster(plain, job)
+    fan = md.quantile_forecaster(plain, plain.prediction_length, job)
     before = md.score_quantiles(fan, training.validation, 64, job)
     after = md.learn_quantiles(student, training, 60, job)
     assert after.wql < 0.9 * before.wql
