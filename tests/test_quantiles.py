@@ -428,12 +428,29 @@ def test_calibration_mends_a_band_of_a_wrong_width(csv_folder, tmp_path, width, 
         return width * softplus(values)
 
     monkeypatch.setattr(md.F, "softplus", wrong)
-    right = md.calibrate(student, training.validation, job)
+    fan = md.quantile_forecaster(student, job)
+    before = md.score_quantiles(fan, training.validation, 64, job)
+    after = md.calibrate(student, training.validation, job)
     factors = student.quantile_head.calibration
     assert (factors > 1).all() if width < 1 else (factors < 1).all()
-    assert 0.75 <= right.coverage_80 <= 0.85
-    for share in right.coverage_80_by_third:
-        assert 0.75 <= share <= 0.85
+    assert abs(after.coverage_80 - 0.8) < 0.5 * abs(before.coverage_80 - 0.8)
+    assert after.wql < before.wql
+
+
+def test_calibration_takes_what_all_quarters_of_validation_need(csv_folder, tmp_path, monkeypatch):
+    training = training_of(csv_folder, tmp_path)
+    job = make_job()
+    asked = [[0.5, 0.5, 1.0], [0.5, 1.0, 1.0], [0.5, 1.0, 2.0], [0.5, 0.9, 2.0]]
+    answers = iter(torch.tensor(asked))
+    monkeypatch.setattr(md, "covering_factors", lambda *_: next(answers))
+    student = student_of()
+    with torch.no_grad():  # far too wide a band: narrower is better everywhere
+        student.quantile_head.widen.bias.add_(3.0)
+    md.calibrate(student, training.validation, job)
+    factors = student.quantile_head.calibration
+    assert float(factors[0]) == pytest.approx(0.5, rel=1e-3)  # all agree
+    assert factors[H // 2] == 1  # one alone asks for it
+    assert factors[-1] == 1
 
 
 def test_a_calibration_that_does_not_help_is_not_kept(csv_folder, tmp_path, monkeypatch):

@@ -166,7 +166,7 @@ def test_a_disk_that_is_full_while_saving_leaves_the_earlier_checkpoint(
 
 
 def test_a_disk_that_is_full_while_labelling_loses_no_block(data, teacher_folder, tmp_path, capsys):
-    argv = words(data, tmp_path, teacher_folder)
+    argv = words(data, tmp_path, teacher_folder, "--quantiles", "off")
     with full_disk(limit=2000):  # the manifest and a block fit, all blocks do not
         assert md.main(argv) == 2
     assert "labels.bin: cannot be written" in one_line(capsys.readouterr().err)
@@ -270,7 +270,7 @@ def test_two_runs_share_a_cache_at_the_same_time(
         """No manifest was found, and none is written yet."""
         others.append(Forked(argv_of("b", block=3), tmp_path / "output"))
         deadline = time.monotonic() + 60
-        while not list((tmp_path / "labels").glob("*/blocks/*.bin")):
+        while not list((tmp_path / "labels").glob("*/quantile_blocks/*.bin")):  # its second part
             assert time.monotonic() < deadline
             time.sleep(0.001)
         others[0].send_signal(signal.SIGSTOP)
