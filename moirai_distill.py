@@ -87,13 +87,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from huggingface_hub import (
-    ModelCard,
-    PyTorchModelHubMixin,
-    errors,
-    hf_hub_download,
-    try_to_load_from_cache,
-)
 from pandas.tseries.frequencies import to_offset
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -1163,29 +1156,29 @@ class Voice:
 
 # == Files and signals =============================================================================
 
-HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
+HUB_REMEDIES = (  # (error of huggingface_hub, what to do): the first that fits is told
     (
-        errors.HFValidationError,
+        "HFValidationError",
         "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base",
     ),
     (
-        errors.GatedRepoError,
+        "GatedRepoError",
         "access is not granted: ask for it on its hub page, then run `hf auth login`",
     ),
     (
-        errors.RepositoryNotFoundError,
+        "RepositoryNotFoundError",
         "no such model, or a private one: check the id, or run `hf auth login`",
     ),
     (
-        errors.RevisionNotFoundError,
+        "RevisionNotFoundError",
         "no such revision: check --teacher_revision",
     ),
     (
-        errors.LocalEntryNotFoundError,
+        "LocalEntryNotFoundError",
         "not in the local cache, and the hub is out of reach or switched off",
     ),
     (
-        errors.EntryNotFoundError,
+        "EntryNotFoundError",
         "the model has no such file: is it a MOIRAI?",
     ),
 )
@@ -1877,6 +1870,16 @@ def last_part(path):
 # -- The hub ---------------------------------------------------------------------------------------
 
 
+def hub_remedy(error):
+    """What to do about an error while a file was fetched."""
+    from huggingface_hub import errors
+
+    for kind, text in HUB_REMEDIES:
+        if isinstance(error, getattr(errors, kind)):
+            return text
+    return "the download failed"
+
+
 def model_file(name, revision, filename):
     """Local path of one file of a model; `name` is a folder or a hub id.
 
@@ -1893,6 +1896,8 @@ def model_file(name, revision, filename):
         if folder.is_dir():
             path = folder / filename
         else:
+            from huggingface_hub import hf_hub_download  # not at the top: a third of a second
+
             path = Path(hf_hub_download(name, filename, revision=revision))
         # Where the hub knows the sha256 of a file, its copy here has that name.
         blob = path.resolve().name
@@ -1901,8 +1906,7 @@ def model_file(name, revision, filename):
         return path
     except Exception as error:
         # Of the hub, of HTTP, of the disk: all of them end here, with the remedy that fits.
-        fitting = (text for kind, text in HUB_REMEDIES if isinstance(error, kind))
-        remedy = next(fitting, "the download failed")
+        remedy = hub_remedy(error)
         advice = (
             "or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror,"
             " or give a local folder"
@@ -2108,10 +2112,28 @@ def is_alive(owner, path):
 
 
 @dataclasses.dataclass
+class OneProcess:
+    """What a command that does not train asks of a Fabric, where there is one process.
+
+    Lightning itself takes longer to import than torch and pandas together.
+    """
+
+    device: torch.device
+    global_rank = 0
+    world_size = 1
+
+    def broadcast(self, value):
+        return value
+
+    def to_device(self, values):
+        return values.to(self.device)
+
+
+@dataclasses.dataclass
 class Job:
     """What a command works with: its processes and device, its voice, and the wish to stop."""
 
-    fabric: object  # a launched lightning.fabric.Fabric
+    fabric: object  # a launched lightning.fabric.Fabric, or OneProcess
     voice: Voice
     stop: Stop
 
@@ -4551,7 +4573,7 @@ def complete_context(values, length):
     return LastContext(context, filled, carried)
 
 
-class PatchStudent(nn.Module, PyTorchModelHubMixin):
+class PatchStudent(nn.Module):
     """Univariate patch Transformer: context (B, L) -> forecast (B, H), both in the series' units.
 
     A weighted sum of the context's earlier periods of `season` steps is added to what the
@@ -4572,6 +4594,16 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         season=0,
     ):
         super().__init__()
+        self.sizes = {  # all that builds the same student again, as config.json has it
+            "context_length": context_length,
+            "prediction_length": prediction_length,
+            "d_model": d_model,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "patch_size": patch_size,
+            "dropout": dropout,
+            "season": season,
+        }
         self.context_length = context_length
         self.prediction_length = prediction_length
         self.patch_size = patch_size
@@ -4584,7 +4616,10 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
             earlier = math.ceil(context_length / season)
             self.periods = nn.Parameter(torch.zeros(ahead, earlier))
         self.embed = nn.Linear(patch_size, d_model)
-        self.position = nn.Parameter(torch.randn(patches, d_model) * 0.02)
+        self.position = nn.Parameter(torch.empty(patches, d_model))
+        if not self.position.is_meta:  # nothing is drawn there, but torch's compiler is imported
+            with torch.no_grad():
+                self.position.normal_().mul_(0.02)
         self.blocks = nn.Sequential(
             *[Block(d_model, num_heads, dropout) for _ in range(num_layers)]
         )
@@ -4675,17 +4710,34 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         """
         return open_student(source, revision).student
 
-    def save_pretrained(self, save_directory, **settings):
+    def save_pretrained(self, save_directory):
         """Write config.json, weights and card; the config tells by a digest which weights it is of.
 
-        `settings` are those of huggingface_hub's mixin.
+        They are as PyTorchModelHubMixin writes them, which takes long to import.
         """
-        self.info["weights"] = weights_digest(self)
-        return super().save_pretrained(save_directory, **settings)
+        from safetensors.torch import save_model
 
-    def generate_model_card(self, *_args, **_kwargs):
-        """The card that huggingface_hub's save_pretrained and push_to_hub write."""
-        return ModelCard(model_card(self))
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.info["weights"] = weights_digest(self)
+        save_model(self, str(folder / "model.safetensors"))
+        config = self.sizes | {"info": self.info}
+        (folder / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2))
+        (folder / "README.md").write_text(model_card(self), encoding="utf-8")
+
+    def push_to_hub(self, repo_id, token=None, private=None, **settings):
+        """Upload what `save_pretrained` writes to the hub. Returns the address of the commit.
+
+        `token` and `private` are those of huggingface_hub's create_repo, `settings` those of its
+        upload_folder, such as commit_message and revision.
+        """
+        from huggingface_hub import HfApi
+
+        hub = HfApi(token=token)
+        repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.upload_folder(repo_id=repo_id, folder_path=folder, **settings)
 
 
 @dataclasses.dataclass
@@ -5236,6 +5288,8 @@ def median(samples):
 
 def fingerprint(name, revision):
     """sha256 of a teacher's two files where they are at hand without the network, else None."""
+    from huggingface_hub import errors, try_to_load_from_cache
+
     folder = user_path(name)
     digest = hashlib.sha256()
     for filename in ("config.json", "model.safetensors"):
@@ -6348,8 +6402,6 @@ def start_job(args, precision, voice, stop):
 
     Raises UserError where torchrun or srun started another number of processes than is asked for.
     """
-    from lightning.fabric import Fabric  # not at the top: it takes seconds, forecasting needs none
-
     wanted = args.devices * args.num_nodes
     started_by = launcher()
     if started_by and started_by.world_size != wanted:
@@ -6358,16 +6410,40 @@ def start_job(args, precision, voice, stop):
             " of devices on a node and of nodes that it was told",
             *(started_by.name, started_by.world_size, args.devices, args.num_nodes, wanted),
         )
-    kind, _, index = args.device.partition(":")
+    kind = args.device.partition(":")[0]
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.command == "train" or wanted > 1 or started_by:
+        fabric = launch_fabric(args, kind, precision, started_by)
+    else:
+        fabric = OneProcess(device_of_one_process(args, kind))
+    voice.is_on = fabric.global_rank == 0
+    if args.device == "auto" and kind == "cpu":
+        voice.note("no CUDA GPU found: this runs on the CPU")
+    return Job(fabric, voice, stop)
+
+
+def device_of_one_process(args, kind):
+    """torch.device of this kind; of several GPUs the one that --device names, else the first."""
+    device = torch.device(kind)
+    if kind == "cuda":
+        device = torch.device(kind, int(args.device.partition(":")[2] or 0))
+        torch.cuda.set_device(device)
+    return device
+
+
+def launch_fabric(args, kind, precision, started_by):
+    """A Fabric on devices of this kind, launched: from here on each of its processes runs."""
+    from lightning.fabric import Fabric  # not at the top: it takes seconds
+
+    index = args.device.partition(":")[2]
     try:
         fabric = Fabric(
             accelerator=kind,
             devices=[int(index)] if index else args.devices,
             num_nodes=args.num_nodes,
             precision=precision,
-            strategy="ddp" if wanted > 1 else "auto",
+            strategy="ddp" if args.devices * args.num_nodes > 1 else "auto",
             plugins=cluster(started_by, args.num_nodes),
         )
         fabric.launch()
@@ -6375,10 +6451,7 @@ def start_job(args, precision, voice, stop):
         if started_by and started_by.name == "srun":  # its numbers contradict each other
             raise UserError("srun: {}", error) from error
         raise
-    voice.is_on = fabric.is_global_zero
-    if args.device == "auto" and kind == "cpu":
-        voice.note("no CUDA GPU found: this runs on the CPU")
-    return Job(fabric, voice, stop)
+    return fabric
 
 
 def cluster(started_by, num_nodes):

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import hourly, load_teacher, quiet_voice
+from conftest import hourly, load_teacher, modules_after, quiet_voice
 
 import moirai_distill as md
 
@@ -560,3 +560,11 @@ def test_a_checkpoint_with_a_pickle_is_refused_and_nothing_is_executed(tmp_path,
         assert "Traceback" not in error
         assert len(error.strip().splitlines()) == 1
     assert (tmp_path / "precious").is_dir()
+
+
+def test_evaluate_imports_neither_lightning_nor_torchs_compiler_nor_the_hub(trained, tmp_path):
+    """They would take longer than the rest."""
+    words = ["evaluate", "--checkpoint", trained / "twin", "--device", "cpu"]
+    found = modules_after(*words, "--output_dir", tmp_path)
+    assert found & {"lightning", "torch._dynamo", "sympy", "huggingface_hub", "uni2ts"} == set()
+    assert (tmp_path / "evaluation.json").is_file()
