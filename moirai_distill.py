@@ -236,9 +236,9 @@ CHECKPOINT_HELP = "a run's folder (its best), a .pt, an exported folder or a hub
 
 
 # What a newcomer types: shown by --help, and where the script is started without arguments.
-FIRST_COMMANDS = f"""\
+FIRST_COMMANDS = """\
   python moirai_distill.py --demo
-      everything once, offline, in minutes, under {DEMO["save_dir"]}
+      everything once, offline, in minutes, under {}
   python moirai_distill.py --data_dir my.csv --context_length 48 --prediction_length 12 \\
       --num_epochs 60 --learning_rate 1e-3 --save_dir checkpoints/mine
       train on a small CSV of your own; where the lengths do not fit, it says which ones do
@@ -252,7 +252,10 @@ def build_parser(demo):
         prog="moirai_distill.py",
         description=__doc__.partition("\n")[0],
         usage="python moirai_distill.py [COMMAND] [--FLAG VALUE ...]",
-        epilog=f"To begin:\n{FIRST_COMMANDS}\n\n`COMMAND --help` lists the flags of a command.",
+        epilog=(
+            f"To begin:\n{FIRST_COMMANDS.format(DEMO['save_dir'])}"
+            "\n\n`COMMAND --help` lists the flags of a command."
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -310,12 +313,12 @@ def build_parser(demo):
             "--lang",
             choices=["en", "zh"],
             default=language_of_locale(),
-            help="of results; default: the locale's",
+            help="of what is printed; default: the locale's",
         )
     return program
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Message:
     """An English sentence with places for values, and the values that stand in them.
 
@@ -336,9 +339,14 @@ class Message:
         return self.sentence.format(*texts)
 
 
+def linked(messages, mark):
+    """Message of several ones, or of texts, with a mark between each two of them."""
+    return Message(mark.join(["{}"] * len(messages)), tuple(messages))
+
+
 def lines_of(messages):
     """Message of several ones, which bring their own line ends."""
-    return Message("{}" * len(messages), tuple(messages))
+    return linked(messages, "")
 
 
 class Told(Exception):
@@ -360,11 +368,18 @@ class UserError(Told):
     """
 
 
+class WrongText(Told, argparse.ArgumentTypeError):
+    """A text that cannot be the value of a flag, for argparse."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises a UserError where argparse would print its usage and exit."""
 
     def error(self, message):
-        raise UserError(f"{message} (python {self.prog} --help lists the flags)")
+        problem = sys.exception()  # the ArgumentError whose text is the message, or None
+        if problem and isinstance(problem.__context__, WrongText):
+            message = Message("argument {}: {}", (problem.argument_name, problem.__context__))
+        raise UserError("{} (python {} --help lists the flags)", message, self.prog)
 
 
 def int_or_auto(text):
@@ -372,7 +387,7 @@ def int_or_auto(text):
     try:
         return text if text == "auto" else int(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number or auto") from error
+        raise WrongText("{} is not a whole number or auto", repr(text)) from error
 
 
 def float_or_auto(text):
@@ -380,7 +395,7 @@ def float_or_auto(text):
     try:
         return text if text == "auto" else float(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number or auto") from error
+        raise WrongText("{} is not a number or auto", repr(text)) from error
 
 
 def ratio(text):
@@ -390,7 +405,7 @@ def ratio(text):
     except ValueError:
         shares = ()
     if len(shares) != 3 or not all(0 < share < math.inf for share in shares):
-        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers above 0, such as 8:1:1")
+        raise WrongText("{} is not three numbers above 0, such as 8:1:1", repr(text))
     return shares
 
 
@@ -407,17 +422,17 @@ def language_of_locale():
 
 def at_least(low):
     """(test, words) of a range in RANGES."""
-    return (lambda value: value >= low), f"at least {low}"
+    return (lambda value: value >= low), Message("at least {}", (low,))
 
 
 def above(low):
     """(test, words) of a range in RANGES."""
-    return (lambda value: value > low), f"greater than {low}"
+    return (lambda value: value > low), Message("greater than {}", (low,))
 
 
 def between(low, high):
     """(test, words) of a range in RANGES."""
-    return (lambda value: low <= value <= high), f"at least {low} and at most {high}"
+    return (lambda value: low <= value <= high), Message("at least {} and at most {}", (low, high))
 
 
 # What the value of a flag must be; `auto`, where the flag knows it, is always right.
@@ -491,6 +506,13 @@ OTHER_PARTS_OF_TIME = (
     "dow",
     "dayofyear",
     "doy",
+    "season",
+    "holiday",
+    "isholiday",
+    "is_holiday",
+    "workingday",
+    "weekend",
+    "is_weekend",
 )
 DATES = (  # with or without a clock behind them, beside ISO 8601
     "%Y-%m-%d",
@@ -511,15 +533,21 @@ DATES = (  # with or without a clock behind them, beside ISO 8601
     "%d-%b-%Y",
     "%d-%b-%y",
     "%d %b %Y",
+    "%d %b %y",
     "%d %B %Y",
     "%b %d, %Y",
     "%B %d, %Y",
     "%b %d %Y",
     "%a, %d %b %Y",
+    "%A, %B %d, %Y",
+    "%a %b %d %H:%M:%S %Y",
+    "%Y-%j",
+    "%G-W%V-%u",
 )
 MONTH_DATES = (  # of months, quarters and weeks (%q: see DIRECTIVES)
     "%b %Y",
     "%B %Y",
+    "%B-%Y",
     "%b-%Y",
     "%b-%y",
     "%b %y",
@@ -532,7 +560,9 @@ MONTH_DATES = (  # of months, quarters and weeks (%q: see DIRECTIVES)
     "%m.%Y",
     "%m-%Y",
     "%Y年%m月",
+    "%YM%m",
     "%YQ%q",
+    "%Yq%q",
     "%Y-Q%q",
     "%Y Q%q",
     "Q%q %Y",
@@ -545,17 +575,23 @@ CLOCKS = (
     "%H:%M",
     "%H:%M:%S",
     "%H:%M:%S.%f",
+    "%H:%M:%S,%f",
     "%I:%M %p",
     "%I:%M:%S %p",
     "%I:%M%p",
     "%I:%M:%S%p",
+    "%I %p",
+    "%I%p",
+    "%I.%M.%S.%f %p",
     "%H.%M",
     "%H.%M.%S",
+    "%H%M",
     "%H",
     "%H时",
     "%H时%M分",
 )
 OLDEST_YEAR = 1700  # of dates that are whole numbers
+LATEST_YEAR = 2035  # of years of two digits, which pandas takes for those of 1969 to 2068
 MOST_STAMPS = 0.9  # share of readable stamps that makes a time column
 FEW_UNREAD = 0.01  # share of its stamps that may be unread ...
 LAST_ROWS = 10  # ... but none of so many at the end of a series
@@ -565,10 +601,16 @@ SAMPLE_PIECES = 20  # ... and so many pieces from all over it, as long as that t
 SAMPLE_CELLS = 1000  # different cells of a column that show what marks its numbers have
 LONGEST_LINE = 2_000_000  # bytes
 MOST_COLUMNS = 50_000
+MOST_PREFACE = 30  # lines above the header in which another table is looked for
 MOST_PACKED = 1032  # by gzip, which cannot pack better: times that a file may grow
 FEWEST_ROWS = 3  # of a series of the long format, in the mean
-FEWEST_SENTINELS = 3  # times that a value far from the rest seems to mean "missing"
+SHORTEST_FILE = 5  # rows; with fewer no column is the value by default
+FEWEST_KNOWN = 0.02  # share of the cells that holds a number in a column that is a value by default
+FEW_VALUES = 5  # so many different ones, or fewer, seem to be of a flag or a class
+FEWEST_SENTINELS = 2  # times that a value far from the rest seems to mean "missing"
 MOST_IN_PHASE = 0.8  # length of the mean phase of stamps that keep to one step; 1 = exactly
+MUCH_MISSING = 0.05  # share of the steps of a file without a row that is warned of
+MOST_MISSING = 0.5  # share of the steps of a series that may be without a row, but for one gap
 FEW_DUPLICATES = 0.01  # share of exact duplicates among the stamps, without an id column
 MOST_NUMBERS = 0.9  # share of its values that makes a column numeric
 MOST_ON_RULE = 0.95  # share of the stamps that must lie on a calendar rule
@@ -845,6 +887,16 @@ CHINESE = {
     "a PDF": "PDF 文件",
     "a picture": "图片",
     "a web page: was it downloaded from the wrong address?": "网页: 是否下载地址有误？",
+    "JSON: save it as CSV (pandas.read_json)": "JSON: 请另存为 CSV (pandas.read_json)",
+    "XML: save its table as CSV": "XML: 请将其中的表格另存为 CSV",
+    "an ARFF file: save it as CSV": "ARFF 文件: 请另存为 CSV",
+    "a dump of an SQL database: export the table as CSV": "SQL 数据库转储: 请将表格导出为 CSV",
+    "unreadable: its name ends with .gz, but it is not packed by gzip": (
+        "无法读取: 文件名以 .gz 结尾，但不是 gzip 压缩"
+    ),
+    "unreadable: damaged, or bytes that are no gzip follow its end": (
+        "无法读取: 已损坏，或末尾之后有不属于 gzip 的字节"
+    ),
     "a pointer of Git LFS: `git lfs pull` fetches the file itself": (
         "Git LFS 指针: 用 `git lfs pull` 取得文件本身"
     ),
@@ -859,13 +911,108 @@ CHINESE = {
     "numbers such as {} and {}: which mark is the decimal one? --decimal . or --decimal ,": (
         "有 {} 和 {} 这样的数字: 哪个是小数点？--decimal . 或 --decimal ,"
     ),
-    "its rows hold more fields than its header": "数据行的字段比表头多",
+    "its rows hold more fields than its header: {}": "数据行的字段比表头多: {}",
+    "the last such as {!r}": "最后一个例如 {!r}",
+    "each row ends with a separator too many; write one behind the header": (
+        "每行末尾多一个分隔符；请在表头末尾也加一个"
+    ),
+    "each row begins with its number; write a name for it into the header": (
+        "每行以行号开头；请在表头中为它加一个列名"
+    ),
+    (
+        "line {} has names ({}) as its first one does: if the table begins there, --skip_rows {} "
+        "leaves out what stands above"
+    ): ("第 {} 行与第一行一样是列名 ({}): 如果表格从那里开始，用 --skip_rows {} 跳过上面的内容"),
+    (
+        "columns {} and {} hold whole numbers, and one has no name: if {},{} is one number with a "
+        "decimal comma, write it with a point, or in quotes; else name the column"
+    ): (
+        "第 {} 列和第 {} 列是整数，其中一列没有列名: 如果 {},{} 是一个用逗号作小数点的数，"
+        "请改用点号，或加引号；否则请为该列命名"
+    ),
+    (
+        "no separator found (tab ; , or |): its lines are such as {!r}; if {!r} is it, write the "
+        "file with commas"
+    ): ("没有找到分隔符 (制表符 ; , 或 |): 行例如 {!r}；如果 {!r} 是分隔符，请改用逗号"),
+    (
+        "numbers such as {} and {}: if the mark of the first is of thousands, --thousands {}; else "
+        "write all columns with one mark of decimals"
+    ): (
+        "数字例如 {} 和 {}: 如果前者的符号是千位分隔，用 --thousands {}；"
+        "否则请让所有列使用同一种小数点"
+    ),
+    (
+        "cells such as {!r} between commas: a number with a decimal comma (--decimal ,), or two "
+        "values, which columns of their own should hold?"
+    ): (
+        "以逗号分隔的单元格例如 {!r}: 是用逗号作小数点的数 (--decimal ,)，"
+        "还是应当分在两列的两个值？"
+    ),
+    "--id_columns {}: {:,} different ids in {:,} rows, too few of each for a series": (
+        "--id_columns {}: {:,} 个不同的标识，共 {:,} 行，每个标识的行数太少，不成序列"
+    ),
+    "holds no plain numbers, but cells such as {!r}": "不是纯数字，单元格例如 {!r}",
+    "is nearly empty: {} of {:,} cells hold a number": "几乎为空: {} / {:,} 个单元格有数字",
+    (
+        "{} is a part of a date, but no other part was found: --time_column {} ... names them, "
+        "--time_column none takes the rows as they stand"
+    ): (
+        "{} 是日期的一部分，但没有找到其他部分: 用 --time_column {} ... 指明各列，"
+        "--time_column none 按行的顺序使用"
+    ),
+    "{} takes only the values {}: if it is a flag or a class, --columns names another one": (
+        "{} 只取值 {}: 如果是标志或类别，用 --columns 指定另一列"
+    ),
+    (
+        "row {} holds no values, but {}: if it is the header of a second table, delete it; what "
+        "is below it may be of a file of its own"
+    ): ("第 {} 行没有数值，而是 {}: 如果是第二个表格的表头，请删除；其下的内容可能属于另一个文件"),
+    "{}; if it is a total, a note or the header of a second table, delete that row": (
+        "{}；如果是合计、备注或第二个表格的表头，请删除该行"
+    ),
+    "too short: {} rows": "太短: {} 行",
     (
         "the stamps of {} cannot be read, such as {!r}: --time_format says how they are "
         "written, --time_column none takes the rows as they stand"
     ): (
         "{} 的时间戳无法读取，例如 {!r}: 用 --time_format 说明格式，或用 --time_column "
         "none 按行的顺序使用"
+    ),
+    (
+        "the stamps of {} cannot be read, such as {!r} (names of months are read in English "
+        "only): --time_format says how they are written, --time_column none takes the rows as "
+        "they stand"
+    ): (
+        "{} 的时间戳无法读取，例如 {!r} (月份名称只识别英文): 用 --time_format 说明格式，或用 "
+        "--time_column none 按行的顺序使用"
+    ),
+    (
+        "{} seems to hold dates, such as {}: --time_format {} says so, --time_column none takes "
+        "the rows as they stand"
+    ): ("{} 似乎是日期，例如 {}: 用 --time_format {} 确认，或用 --time_column none 按行的顺序使用"),
+    (
+        "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it "
+        "rounded? --time_column none takes the rows as they stand"
+    ): (
+        "{} 似乎是 1970 年起的秒数，例如 {:g}，但步长不均匀: 是否被四舍五入？--time_column none "
+        "按行的顺序使用"
+    ),
+    (
+        "its years have two digits, and one would be {}: write them with four digits; "
+        "--time_column none takes the rows as they stand"
+    ): "年份只有两位，其中一个会是 {}: 请写成四位；--time_column none 按行的顺序使用",
+    (
+        "the stamps are of the zones {}: write them with offsets from UTC, such as "
+        "2024-07-01 12:00+02:00"
+    ): "时间戳属于时区 {}: 请写成相对 UTC 的偏移，例如 2024-07-01 12:00+02:00",
+    "several offsets ({}): read and written in UTC": "多种时区偏移 ({}): 按 UTC 读写",
+    "of ranges such as {!r} the start": "时间段例如 {!r}，取其开始",
+    "{!r} behind the stamps is left out": "时间戳后的 {!r} 不使用",
+    "newest rows first: turned round": "最新的行在前: 已倒过来",
+    "{:,} of {:,} steps have no row": "{:,} / {:,} 个步长没有行",
+    "{:.0f} % of the steps have no row: they are missing": "{:.0f} % 的步长没有行: 视为缺失",
+    "{:,} rows lie at the same step ({}) as another one: the last one is used": (
+        "{:,} 行与另一行落在同一步长 ({}) 上: 使用最后一行"
     ),
     "no column {}; it has {}": "没有列 {}；有 {}",
     "the stamps of {} cannot be read, such as {!r}: --time_format says how they are written": (
@@ -875,6 +1022,14 @@ CHINESE = {
         "{} of {} stamps of {} cannot be read, such as {} in row {}; --time_format says how "
         "they are written"
     ): ("{} / {} 个 {} 的时间戳无法读取，例如 {} (第 {} 行)；用 --time_format 说明格式"),
+    (
+        "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is no row of data, "
+        "as a total is none, delete it"
+    ): ("{} / {} 个 {} 的时间戳无法读取，例如 {} (第 {} 行): 如果不是数据行 (例如合计)，请删除"),
+    (
+        "on some days of the week only ({}), which are no even steps: --time_column none takes "
+        "the rows as they stand"
+    ): "只在一周的某些天 ({})，步长不均匀: --time_column none 按行的顺序使用",
     (
         "about every {:g} days, but by a calendar that starts anew each month or year: make "
         "the steps even (pandas: resample); --time_column none takes the rows as they stand"
@@ -887,7 +1042,14 @@ CHINESE = {
     "irregular timestamps: only {} of {} fit one step ({})": (
         "时间戳不规则: 只有 {} / {} 个符合同一步长 ({})"
     ),
-    "sparse timestamps: {} rows over {} steps of {}": "时间戳稀疏: {} 行分布在 {} 个步长 ({}) 上",
+    (
+        "sparse timestamps: {:,} of {:,} steps ({}) have no row: add them (pandas: asfreq), with "
+        "0 if that is meant; for hours of trade and the like, --time_column none takes the rows "
+        "as they stand"
+    ): (
+        "时间戳稀疏: {:,} / {:,} 个步长 ({}) 没有行: 请补上 (pandas: asfreq)，若表示 0 则填 0；"
+        "交易时段之类用 --time_column none 按行的顺序使用"
+    ),
     "no numeric column among {}": "这些列中没有数字列: {}",
     "no numeric column among {}; {} holds cells such as {!r}": (
         "这些列中没有数字列: {}；{} 的单元格例如 {!r}"
@@ -911,7 +1073,9 @@ CHINESE = {
     "  ... and {} more files": "  ... 还有 {} 个文件",
     "skipped: {}": "跳过: {}",
     "unreadable: {}": "无法读取: {}",
-    "it is no UTF-8; read as {} (--encoding)": "不是 UTF-8；按 {} 读取 (--encoding)",
+    "it is no UTF-8; read as {}, such as {!r} (--encoding)": (
+        "不是 UTF-8；按 {} 读取，例如 {!r} (--encoding)"
+    ),
     "its first line ({}) is taken for the names of the columns": "第一行 ({}) 被当作列名",
     "no CSV: it has a line of more than {:,} bytes": "不是 CSV: 有一行超过 {:,} 字节",
     "no CSV but {}": "不是 CSV，而是 {}",
@@ -924,13 +1088,20 @@ CHINESE = {
         "时间戳例如 {!r} 可能是 {} 或 {}: 用 --time_format 决定"
     ),
     (
-        "{} counts down and there are no timestamps: do the newest rows come first? Turn the "
+        "{} only falls and there are no timestamps: do the newest rows come first? Turn the "
         "file round; --time_column none takes the rows as they stand"
     ): (
         "{} 逐行递减且没有时间戳: 最新的行在前吗？请把文件倒过来；--time_column none 按行的顺序使用"
     ),
     "{} of {} stamps of {} cannot be read, such as {}: these rows are left out": (
         "{} / {} 个 {} 的时间戳无法读取，例如 {}: 这些行不使用"
+    ),
+    (
+        "if {} tells the series apart: --id_columns {}; if it counts minutes or periods of the "
+        "day, write it as a clock such as 13:30: --time_column {} {}"
+    ): (
+        "如果 {} 区分各序列: --id_columns {}；如果它是一天中的分钟数或时段号，"
+        "请写成时刻，例如 13:30: --time_column {} {}"
     ),
     "if {} tells the series apart: --id_columns {}": "如果 {} 区分各序列: --id_columns {}",
     "time {} by step {}, {} to {}": "时间 {}，步长 {}，{} 至 {}",
@@ -1079,6 +1250,238 @@ CHINESE = {
         "请用 --teacher_model 指定要加载的教师"
     ),
     "{}: larger than any teacher ({:,} bytes)": "{}: 超过任何教师模型的大小 ({:,} 字节)",
+    "{} (python {} --help lists the flags)": "参数有误: {} (python {} --help 列出所有参数)",
+    "argument {}: {}": "参数 {}: {}",
+    "{} is not a whole number or auto": "{} 不是整数，也不是 auto",
+    "{} is not a number or auto": "{} 不是数字，也不是 auto",
+    "{} is not three numbers above 0, such as 8:1:1": "{} 不是三个大于 0 的数字，例如 8:1:1",
+    "at least {}": "至少为 {}",
+    "greater than {}": "大于 {}",
+    "at least {} and at most {}": "在 {} 和 {} 之间",
+    "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base": (
+        "没有这个文件夹，也不是 hub 上的模型名 (例如 Salesforce/moirai-1.1-R-base)"
+    ),
+    "access is not granted: ask for it on its hub page, then run `hf auth login`": (
+        "没有访问权限: 请在其 hub 页面上申请，然后运行 `hf auth login`"
+    ),
+    "no such model, or a private one: check the id, or run `hf auth login`": (
+        "没有这个模型，或它是私有的: 请检查模型名，或运行 `hf auth login`"
+    ),
+    "no such revision: check --teacher_revision": "没有这个版本: 请检查 --teacher_revision",
+    "not in the local cache, and the hub is out of reach or switched off": (
+        "不在本地缓存中，且无法连接 hub 或已设为离线"
+    ),
+    "the model has no such file: is it a MOIRAI?": "模型中没有这个文件: 它是 MOIRAI 吗？",
+    "the download failed": "下载失败",
+    (
+        "{} ({}): {}; or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror, or "
+        "give a local folder [{}]"
+    ): ("{} ({}): {}；或检查网络和 HF_HUB_OFFLINE，把 HF_ENDPOINT 设为镜像，或改用本地文件夹 [{}]"),
+    "{}: cannot be written ({}); what was there before is as it was": (
+        "{}: 无法写入 ({})；原有内容未改动"
+    ),
+    "{} is not a folder to write to": "{} 不是可写的文件夹",
+    "{}: no such checkpoint": "{}: 没有这个检查点",
+    "{}: refused: damaged, or not plain data ({})": "{}: 拒绝读取: 已损坏，或不是纯数据 ({})",
+    "{}: not a checkpoint of this program": "{}: 不是本程序的检查点",
+    "{}: of a newer format ({}); update moirai_distill.py": (
+        "{}: 格式版本较新 ({})；请更新 moirai_distill.py"
+    ),
+    "{}: no {} in this folder: neither a model's nor a run's with a best epoch": (
+        "{}: 该文件夹中没有 {}: 既不是模型的文件夹，也不是有最佳 epoch 的训练目录"
+    ),
+    "\nstopping as soon as the work in hand is saved; once more stops at once": (
+        "\n保存手头的工作后停止；再按一次立即停止"
+    ),
+    "{} problem(s) with the arguments\n  {}": "参数有 {} 个问题\n  {}",
+    FIRST_COMMANDS: """\
+  python moirai_distill.py --demo
+      离线演示全部流程，只需几分钟，结果在 {}
+  python moirai_distill.py --data_dir my.csv --context_length 48 --prediction_length 12 \\
+      --num_epochs 60 --learning_rate 1e-3 --save_dir checkpoints/mine
+      用自己的小 CSV 训练；长度不合适时，会给出合适的长度
+  python moirai_distill.py predict --checkpoint checkpoints/mine --input my.csv --plot
+      预测其后的值，输出 CSV 和图片""",
+    "--{} {}: must be {}": "--{} {}: 必须{}",
+    "True or False": "是 True 或 False",
+    "a list of texts, such as ['first']": "是文本列表，例如 ['first']",
+    "one of {}": "是其中之一: {}",
+    "a whole number": "是整数",
+    "a number": "是数字",
+    "a whole number or 'auto'": "是整数或 'auto'",
+    "a number or 'auto'": "是数字或 'auto'",
+    "a text in quotes, as it is typed": "是带引号的文本，与命令行写法相同",
+    "{}: not an argument of {}": "{}: 不是 {} 的参数",
+    "{}; the command comes first, before all flags": "{}；命令写在最前面，所有参数之前",
+    "{}; did you mean {}?": "{}；您是不是想用 {}?",
+    "--checkpoint {}: no such file or folder": "--checkpoint {}: 没有这个文件或文件夹",
+    "--data_dir {}: no such folder or file": "--data_dir {}: 没有这个文件夹或文件",
+    "--input {}: no such folder or file": "--input {}: 没有这个文件夹或文件",
+    "--teacher_model {}: is a file; a folder or a hub id is expected": (
+        "--teacher_model {}: 是一个文件；这里需要文件夹或 hub 上的模型名"
+    ),
+    "--teacher_model {}: no such folder": "--teacher_model {}: 没有这个文件夹",
+    "--output {}: is a file; a folder is to be written": (
+        "--output {}: 是一个文件；这里要写入文件夹"
+    ),
+    "--output {}: is a folder; a file is to be written": (
+        "--output {}: 是一个文件夹；这里要写入文件"
+    ),
+    "--output {}: is the input": "--output {}: 与输入文件相同",
+    "--output {}: is where --plot puts the picture": "--output {}: 与 --plot 的图片同名",
+    "--thousands {}: must be one mark, such as , or none": (
+        "--thousands {}: 必须是一个符号 (例如 ,) 或 none"
+    ),
+    "--thousands {}: is the --decimal mark, too": "--thousands {}: 与 --decimal 的小数点相同",
+    "--device {}: is not auto, cpu, cuda, cuda:1 or mps": (
+        "--device {}: 不是 auto、cpu、cuda、cuda:1 或 mps"
+    ),
+    "--device {}: is not here (PyTorch finds {} CUDA GPUs); use --device cpu": (
+        "--device {}: 不可用 (PyTorch 找到 {} 个 CUDA GPU)；请用 --device cpu"
+    ),
+    "--teacher_precision bf16: needs a GPU; use 32": "--teacher_precision bf16: 需要 GPU；请用 32",
+    "--devices {}: not with --device {}": "--devices {}: 不能与 --device {} 同用",
+    "--devices {}: PyTorch finds {} GPUs": "--devices {}: PyTorch 找到 {} 个 GPU",
+    "--num_heads {}: does not divide --d_model {}": "--num_heads {}: 不能整除 --d_model {}",
+    "--patch_size {}: longer than --context_length {}": "--patch_size {}: 大于 --context_length {}",
+    "--resume: no {} to go on from; start without --resume": (
+        "--resume: 没有可供继续的 {}；请去掉 --resume 重新开始"
+    ),
+    "this is Python {}; it takes {} or newer": "当前是 Python {}；需要 {} 或更新版本",
+    "input or output": "输入或输出",
+    "unreadable: it holds NUL bytes: damaged, or UTF-16 without its mark (--encoding)": (
+        "无法读取: 含有 NUL 字节: 已损坏，或是没有 BOM 的 UTF-16 (--encoding)"
+    ),
+    "unreadable: not in --encoding {} ({})": "无法读取: 不是 --encoding {} 的编码 ({})",
+    "unreadable: --encoding {}: no such encoding": "无法读取: --encoding {}: 没有这种编码",
+    "--data_dir {}: no .csv file in this folder or below": (
+        "--data_dir {}: 该文件夹及其子文件夹中没有 .csv 文件"
+    ),
+    "constant, or nothing but missing values": "是常数，或全是缺失值",
+    "values too large or too close for float64": "数值过大或彼此过近，超出 float64 的精度",
+    "nearly constant: its values differ from {:g} by rounding errors": (
+        "几乎是常数: 数值与 {:g} 只差舍入误差"
+    ),
+    "--split_ratio leaves none of {} usable files for training; use --split_by time": (
+        "按 --split_ratio，{} 个可用文件中没有一个留给训练；请用 --split_by time"
+    ),
+    "{}: not a student of this program, or damaged ({})": "{}: 不是本程序的学生模型，或已损坏 ({})",
+    "--teacher_point mean: only for a MOIRAI 1.0 or 1.1; use median": (
+        "--teacher_point mean: 仅适用于 MOIRAI 1.0 或 1.1；请用 median"
+    ),
+    "out of GPU memory: the teacher goes on with {} windows a call": (
+        "显存不足: 教师改为每次调用 {} 个窗口"
+    ),
+    "{}: config.json is not JSON ({}); download it again": (
+        "{}: config.json 不是 JSON ({})；请重新下载"
+    ),
+    "--teacher_precision bf16: not for a MOIRAI-MoE; use 32": (
+        "--teacher_precision bf16: 不适用于 MOIRAI-MoE；请用 32"
+    ),
+    "uni2ts cannot be imported ({}); pip install -r requirements.txt": (
+        "无法导入 uni2ts ({})；请运行 pip install -r requirements.txt"
+    ),
+    "{}: config.json or model.safetensors is damaged or of another model ({}: {})": (
+        "{}: config.json 或 model.safetensors 已损坏，或属于其他模型 ({}: {})"
+    ),
+    "{}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base": (
+        "{}: 是另一类模型，不是 MOIRAI (例如 Salesforce/moirai-1.1-R-base)"
+    ),
+    "{}: config.json has {}, which no MOIRAI has": "{}: config.json 中有 {}，MOIRAI 没有这一项",
+    "{}: {} in config.json is {}; it must be {} from {} to {}": (
+        "{}: config.json 中 {} 的值是 {}；类型必须是 {}，范围从 {} 到 {}"
+    ),
+    "{}: distr_output in config.json is no output distribution of uni2ts; refused ({})": (
+        "{}: config.json 中的 distr_output 不是 uni2ts 的输出分布；拒绝读取 ({})"
+    ),
+    "{} holds labels of several teachers named {}; put its weights at hand": (
+        "{} 中有多个名为 {} 的教师的标签；请提供它的权重"
+    ),
+    "--teacher_patch_size {}: with these lengths the teacher takes {}": (
+        "--teacher_patch_size {}: 在这些长度下教师可用的大小: {}"
+    ),
+    "none": "无",
+    "going on with the unfinished labels in {}": "继续制作 {} 中未完成的标签",
+    "--label_cache: {}, and the labels are not in it": "--label_cache: {}，其中也没有所需的标签",
+    "the labels made so far are kept in {}": "已制作的标签保存在 {}",
+    "the same command with --resume goes on from here": "用同一命令加 --resume 可从这里继续",
+    "the same command with --resume repeats the trials": "用同一命令加 --resume 会重新试训",
+    "saved {}; {}": "已保存 {}；{}",
+    (
+        "{} steps in a row with a non-finite loss or gradient in epoch {}; try a lower "
+        "--learning_rate; the best checkpoint so far is kept"
+    ): (
+        "连续 {} 步的损失或梯度不是有限值 (epoch {})；请调小 --learning_rate；"
+        "已有的最佳检查点仍然保留"
+    ),
+    "{} steps with a non-finite loss or gradient were skipped": (
+        "跳过了 {} 步，其损失或梯度不是有限值"
+    ),
+    "only the first {} by name are read (--max_files {}; 0 = all)": (
+        "只读取按名称排序的前 {} 个文件 (--max_files {}；0 = 全部)"
+    ),
+    "at most {} training windows of each series, spread over it (--max_windows; 0 = all)": (
+        "每个序列最多 {} 个训练窗口，均匀分布 (--max_windows；0 = 全部)"
+    ),
+    "files without timestamps are taken as hourly: season 24 (--season changes it)": (
+        "没有时间戳的文件视为每小时一行: 季节周期 24 (用 --season 更改)"
+    ),
+    "{} windows have a non-finite label; where they train, they train on truth alone": (
+        "{} 个窗口的标签不是有限值；训练时这些窗口只用真值"
+    ),
+    "no CUDA GPU found: this runs on the CPU": "没有找到 CUDA GPU: 在 CPU 上运行",
+    "--resume: {} was trained on labels of other teacher weights": (
+        "--resume: {} 是用另一个教师权重的标签训练的"
+    ),
+    "{} (step {})": "{} (步长 {})",
+    "no epoch gave a finite validation loss; try a lower --learning_rate": (
+        "所有 epoch 的验证损失都不是有限值；请调小 --learning_rate"
+    ),
+    "no alpha gave a finite validation loss; try a lower --learning_rate": (
+        "所有 alpha 的验证损失都不是有限值；请调小 --learning_rate"
+    ),
+    "--resume: {} does not fit this command\n  {}": "--resume: {} 与当前命令不符\n  {}",
+    "--{} was {}, is {}": "--{} 原为 {}，现为 {}",
+    "the data is not the same": "数据不同",
+    (
+        "its labels are of an earlier version (the lower of the two middle samples is not their "
+        "median); start without --resume"
+    ): ("其标签来自旧版本 (两个中间样本取较小者并非中位数)；请去掉 --resume 重新开始"),
+    "the teacher's weights are not the same": "教师权重不同",
+    "an earlier run lay in {}; its files are now in {}": (
+        "{} 中原有一次训练的结果；其文件已移到 {}"
+    ),
+    "the data of {} ({}) is not here; give --data_dir": (
+        "找不到 {} 的数据 ({})；请给出 --data_dir"
+    ),
+    "it does not say where": "其中没有记录位置",
+    "these are not the test windows of {}'s own run: it may have been trained on them": (
+        "这些不是 {} 训练时的测试窗口: 它可能用这些数据训练过"
+    ),
+    "--checkpoint: these have no windows in common ({}); give one of them": (
+        "--checkpoint: 以下各项没有共同的窗口 ({})；请只给其中一个"
+    ),
+    "the flags": "命令行参数",
+    "{}; give --output_dir": "{}；请给出 --output_dir",
+    "{} {} and {}": "{} {} 与 {}",
+    "other training data": "训练数据不同",
+    "other validation data": "验证数据不同",
+    "{}: its last {} values are missing, the forecast cannot be compared": (
+        "{}: 最后 {} 个值缺失，无法比较预测"
+    ),
+    "{}: not kept: it differs from PyTorch by {:.1e} deviations": (
+        "{}: 未保存: 与 PyTorch 相差 {:.1e} 个标准差"
+    ),
+    "--output {}: holds other files; choose another folder": (
+        "--output {}: 其中有其他文件；请换一个文件夹"
+    ),
+    "{}: damaged ({}); evaluate writes it anew": "{}: 已损坏 ({})；evaluate 会重新写入",
+    "  {}  MSE {:.4f}  MAE {:.4f}  MASE {:.4f}{}": "  {}  MSE {:.4f}  MAE {:.4f}  MASE {:.4f}{}",
+    "{:>12,} parameters {:>5.1f} MB {:>6.1f} ms": "{:>12,} 个参数 {:>5.1f} MB {:>6.1f} ms",
+    "{:.1f} MB": "{:.1f} MB",
+    "{:,} windows": "{:,} 个窗口",
+    "{:.0f} % made": "已完成 {:.0f} %",
+    "patch {}": "patch {}",
     "out of GPU memory ({}); lower --batch_size or --teacher_batch_size": (
         "显存不足 ({})；请调小 --batch_size 或 --teacher_batch_size"
     ),
@@ -1159,27 +1562,27 @@ class Voice:
 HUB_REMEDIES = (  # (error of huggingface_hub, what to do): the first that fits is told
     (
         "HFValidationError",
-        "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base",
+        Message("no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base"),
     ),
     (
         "GatedRepoError",
-        "access is not granted: ask for it on its hub page, then run `hf auth login`",
+        Message("access is not granted: ask for it on its hub page, then run `hf auth login`"),
     ),
     (
         "RepositoryNotFoundError",
-        "no such model, or a private one: check the id, or run `hf auth login`",
+        Message("no such model, or a private one: check the id, or run `hf auth login`"),
     ),
     (
         "RevisionNotFoundError",
-        "no such revision: check --teacher_revision",
+        Message("no such revision: check --teacher_revision"),
     ),
     (
         "LocalEntryNotFoundError",
-        "not in the local cache, and the hub is out of reach or switched off",
+        Message("not in the local cache, and the hub is out of reach or switched off"),
     ),
     (
         "EntryNotFoundError",
-        "the model has no such file: is it a MOIRAI?",
+        Message("the model has no such file: is it a MOIRAI?"),
     ),
 )
 
@@ -1211,7 +1614,7 @@ def atomic(path, replace=True):
     except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path}: cannot be written ({reason}); what was there before is as it was"
+            "{}: cannot be written ({}); what was there before is as it was", path, reason
         ) from error
     finally:
         with contextlib.suppress(OSError):  # most often it has its name already
@@ -1369,12 +1772,12 @@ def user_path(text):
 
 
 def unwritable(folder):
-    """Why a folder cannot be written to or made; empty if it can."""
+    """Message: why a folder cannot be written to or made; None if it can."""
     wanted = user_path(folder).absolute()
     there = next((path for path in (wanted, *wanted.parents) if path.exists()), wanted)
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-        return ""
-    return f"{there} is not a folder to write to"
+        return None
+    return Message("{} is not a folder to write to", (there,))
 
 
 def file_sha256(path):
@@ -1671,7 +2074,7 @@ def open_checkpoint(path, check):
     What is raised inside tells that the file is damaged.
     """
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such checkpoint")
+        raise UserError("{}: no such checkpoint", path)
     try:
         with open(path, "rb") as file:
             size = check_archive(file)
@@ -1685,10 +2088,10 @@ def open_checkpoint(path, check):
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
+        raise UserError("{}: no such checkpoint", path) from error
     except Exception as error:  # torch.load raises a dozen types for a damaged or foreign file
         raise UserError(
-            f"{path}: refused: damaged, or not plain data ({repr(error)[:99]})"
+            "{}: refused: damaged, or not plain data ({})", path, repr(error)[:99]
         ) from error
 
 
@@ -1697,10 +2100,10 @@ def check_outline(path, content, check):
     needed = {"format", "model_state_dict", "student_config"}
     is_ours = isinstance(content, dict) and needed <= content.keys()
     if not is_ours or not isinstance(content["format"], int):
-        raise UserError(f"{path}: not a checkpoint of this program")
+        raise UserError("{}: not a checkpoint of this program", path)
     if content["format"] > FORMAT:
         raise UserError(
-            f"{path}: of a newer format ({content['format']}); update moirai_distill.py"
+            "{}: of a newer format ({}); update moirai_distill.py", path, content["format"]
         )
     try:
         check(content)
@@ -1871,13 +2274,13 @@ def last_part(path):
 
 
 def hub_remedy(error):
-    """What to do about an error while a file was fetched."""
+    """Message: what to do about an error while a file was fetched."""
     from huggingface_hub import errors
 
-    for kind, text in HUB_REMEDIES:
+    for kind, remedy in HUB_REMEDIES:
         if isinstance(error, getattr(errors, kind)):
-            return text
-    return "the download failed"
+            return remedy
+    return Message("the download failed")
 
 
 def model_file(name, revision, filename):
@@ -1890,7 +2293,8 @@ def model_file(name, revision, filename):
         raise UserError("{}: is a file; a folder or a hub id is expected", name)
     if folder.is_dir() and not (folder / filename).is_file():
         raise UserError(
-            f"{name}: no {filename} in this folder: neither a model's nor a run's with a best epoch"
+            "{}: no {} in this folder: neither a model's nor a run's with a best epoch",
+            *(name, filename),
         )
     try:
         if folder.is_dir():
@@ -1907,12 +2311,12 @@ def model_file(name, revision, filename):
     except Exception as error:
         # Of the hub, of HTTP, of the disk: all of them end here, with the remedy that fits.
         remedy = hub_remedy(error)
-        advice = (
-            "or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror,"
-            " or give a local folder"
-        )
         reason = " ".join(str(error).split())[:250]
-        raise UserError(f"{name} ({filename}): {remedy}; {advice} [{reason}]") from error
+        raise UserError(
+            "{} ({}): {}; or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror,"
+            " or give a local folder [{}]",
+            *(name, filename, remedy, reason),
+        ) from error
 
 
 # -- Signals and processes -------------------------------------------------------------------------
@@ -1929,7 +2333,8 @@ class Stop:
     (for all processes, by `Job.signal`) where it can be stopped. A second signal is not held.
     """
 
-    def __init__(self):
+    def __init__(self, language="en"):
+        self.language = language  # in which it answers a signal that is held
         self.signum = 0  # of the signal that came
         self.is_held = False
 
@@ -1938,8 +2343,10 @@ class Stop:
         self.signum = signum
         if came_again or not self.is_held:
             raise Interrupted(signum)
-        message = "\nstopping as soon as the work in hand is saved; once more stops at once"
-        print(message, file=sys.stderr)
+        message = Message(
+            "\nstopping as soon as the work in hand is saved; once more stops at once"
+        )
+        print(in_language(message, self.language), file=sys.stderr)
 
     @contextlib.contextmanager
     def hold(self):
@@ -2244,11 +2651,20 @@ OTHER_KINDS = (
     (b"7z\xbc\xaf", Message("a 7z archive: unpack it")),
     (b"%PDF", Message("a PDF")),
     (b"\x89PNG", Message("a picture")),
-    (b"<!DOCTYPE", Message("a web page: was it downloaded from the wrong address?")),
-    (b"<html", Message("a web page: was it downloaded from the wrong address?")),
     (
         b"version https://git-lfs",
         Message("a pointer of Git LFS: `git lfs pull` fetches the file itself"),
+    ),
+)
+# The same of texts, as regular expressions.
+OTHER_TEXTS = (
+    (rb"\{|\[\s*[\[{]", Message("JSON: save it as CSV (pandas.read_json)")),
+    (rb"<!doctype|<html", Message("a web page: was it downloaded from the wrong address?")),
+    (rb"<\?xml|<[a-z]+[\s>]", Message("XML: save its table as CSV")),
+    (rb"@relation\s|%.*\s@relation\s", Message("an ARFF file: save it as CSV")),
+    (
+        rb"(-- |/\*)|(create|drop|insert)\s+(table|into|database)\s",
+        Message("a dump of an SQL database: export the table as CSV"),
     ),
 )
 
@@ -2257,7 +2673,6 @@ OTHER_KINDS = (
 class Layout:
     """How a CSV is written. A forecast of it is written likewise."""
 
-    encoding: str
     separator: str
     skip: int  # lines above the header
     names: list  # of the columns, as the header has them
@@ -2277,37 +2692,43 @@ class Table:
 def read_table(path, config):
     """Table of a CSV. Raises Unusable."""
     try:
-        raw = read_bytes(path, config.max_file_mb)
-        refuse_other_kinds(raw)
-        encoding, text = decode(raw, config.encoding)
+        encoding, text = read_text(path, config)
         lines = sample_lines(text)
-        layout = find_layout(lines, encoding, config)
-        cells = marked_cells(cell for fields in split_lines(lines, layout) for cell in fields)
-        layout.decimal, layout.thousands = find_marks(cells, layout.separator, config)
-        frame = read_frame(raw, layout, config)
-        # What the sample of the lines did not show, a column that is no number for pandas may.
-        if odd_cells := marked_cells(text_cells(frame)):
-            decimal = layout.decimal
-            marks = find_marks(cells + odd_cells, layout.separator, config)
-            layout.decimal, layout.thousands = marks
-            if layout.decimal != decimal:
-                frame = read_frame(raw, layout, config)
+        layout = find_layout(lines, config)
+        content = text.encode()
+        warnings = warnings_of_text(encoding, text, layout)
+        del text  # it may be large
+        frame = read_by_marks(content, lines, layout, config)
     except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
         # (pandas' errors are ValueErrors)
         raise Unusable("unreadable: {}", " ".join(str(error).split())) from error
-
     frame = without_blank_end(frame)
     if frame.empty:
         raise Unusable("no rows")
-    table = Table(frame, layout, warnings=[])
+    return Table(frame, layout, warnings)
+
+
+def read_text(path, config):
+    """(encoding, text) of a file. Raises Unusable, or ValueError."""
+    raw = read_bytes(path, config.max_file_mb)
+    refuse_other_kinds(raw)
+    return decode(raw, config.encoding)
+
+
+def warnings_of_text(encoding, text, layout):
+    """List of Message: what of the names may be wrong."""
+    warnings = []
     if encoding not in ("utf-8-sig", "utf-16") and not text.isascii():
-        table.warnings.append(Message("it is no UTF-8; read as {} (--encoding)", (encoding,)))
+        example = re.search(r"\w*[^\x00-\x7f]+\w*", text)[0][:40]
+        warnings.append(
+            Message("it is no UTF-8; read as {}, such as {!r} (--encoding)", (encoding, example))
+        )
     if all(looks_like_value(name) for name in layout.names):
         first = layout.separator.join(layout.names)
-        table.warnings.append(
+        warnings.append(
             Message("its first line ({}) is taken for the names of the columns", (first[:60],))
         )
-    return table
+    return warnings
 
 
 def without_blank_end(frame):
@@ -2330,16 +2751,27 @@ def read_bytes(path, max_mb):
     limit = max_mb * 10**6 if max_mb else math.inf
     size = path.stat().st_size
     is_packed = path.name.lower().endswith(".gz")
+    if is_packed and not is_gzip(path):
+        raise Unusable("unreadable: its name ends with .gz, but it is not packed by gzip")
     if is_packed and size * MOST_PACKED > limit:
         size = unpacked_size(path, limit)
     if size > limit:
         raise Unusable(
             "larger than {:,} MB when it is unpacked; --max_file_mb raises the limit", max_mb
         )
-    with (gzip.open if is_packed else open)(path, "rb") as file:
-        raw = file.read()
+    try:
+        with (gzip.open if is_packed else open)(path, "rb") as file:
+            raw = file.read()
+    except gzip.BadGzipFile as error:
+        raise Unusable("unreadable: damaged, or bytes that are no gzip follow its end") from error
     refuse_long_lines(raw)
     return raw
+
+
+def is_gzip(path):
+    """Whether a file begins as one that gzip packed."""
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
 
 
 def unpacked_size(path, limit):
@@ -2367,6 +2799,10 @@ def refuse_other_kinds(raw):
     for beginning, kind in OTHER_KINDS:
         if first_bytes.startswith(beginning):
             raise Unusable("no CSV but {}", kind)
+    first_text = first_bytes.removeprefix("\ufeff".encode())
+    for pattern, kind in OTHER_TEXTS:
+        if re.match(pattern, first_text, re.IGNORECASE | re.DOTALL):
+            raise Unusable("no CSV but {}", kind)
 
 
 def decode(raw, encoding):
@@ -2376,7 +2812,9 @@ def decode(raw, encoding):
     """
     has_mark = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
     if not has_mark and encoding == "auto" and b"\0" in raw:  # pandas would cut a number there
-        raise ValueError("it holds NUL bytes: damaged, or UTF-16 without its mark (--encoding)")
+        raise Unusable(
+            "unreadable: it holds NUL bytes: damaged, or UTF-16 without its mark (--encoding)"
+        )
     candidates = ["utf-16" if has_mark else "utf-8-sig", "gb18030"]
     if encoding != "auto":
         candidates = [encoding]
@@ -2385,9 +2823,11 @@ def decode(raw, encoding):
             return name, raw.decode(name)
         except UnicodeDecodeError as error:
             if encoding != "auto":
-                raise ValueError(f"not in --encoding {encoding} ({error.reason})") from error
+                raise Unusable(
+                    "unreadable: not in --encoding {} ({})", encoding, error.reason
+                ) from error
         except LookupError as error:
-            raise ValueError(f"--encoding {encoding}: no such encoding") from error
+            raise Unusable("unreadable: --encoding {}: no such encoding", encoding) from error
     return "latin-1", raw.decode("latin-1")  # which knows every byte
 
 
@@ -2433,15 +2873,15 @@ def sample_lines(text):
     return lines
 
 
-def find_layout(lines, encoding, config):
+def find_layout(lines, config):
     """Layout of a CSV that begins with these lines, but for its marks. Raises Unusable."""
     skip = 0 if config.skip_rows == "auto" else config.skip_rows
     told = re.fullmatch(r'"?sep=(.)"?', lines[0].strip("\ufeff")) if lines else None
     if told and config.skip_rows == "auto":  # as Excel writes it
-        layout = Layout(encoding, told[1], skip=1, names=[])
+        layout = Layout(told[1], skip=1, names=[])
     else:
         filled = [line for line in lines[skip:] if line.strip()]
-        layout = Layout(encoding, find_separator(filled), skip, names=[])
+        layout = Layout(find_separator(filled), skip, names=[])
 
     rows = split_lines(lines, layout)
     if not rows:
@@ -2453,28 +2893,80 @@ def find_layout(lines, encoding, config):
             *(len(layout.names), MOST_COLUMNS),
         )
     if config.skip_rows == "auto":
-        refuse_preface(lines, rows)
+        places = [place for place, line in enumerate(lines) if line.strip()]
+        places = places[layout.skip :]  # the line of each row
+        refuse_preface(places, rows)
+        refuse_table_above(places, rows)
+    if layout.separator == ",":
+        refuse_spare_comma(rows)
     return layout
 
 
-def refuse_preface(lines, rows):
-    """Raise Unusable where the first lines have fewer fields than most: a title, or the like."""
+def refuse_preface(places, rows):
+    """Raise Unusable where the first lines have fewer fields than most: a title, or the like.
+
+    `places` are the numbers of the rows' lines, from 0 on.
+    """
     counts = [len(row) for row in rows]
     usual = most_common(counts)
     above = counts.index(usual)
     is_short_header = above == 1 and any(looks_like_value(cell) for cell in rows[1])
     if counts[0] >= usual or is_short_header:  # `read_frame` tells what to think of the latter
         return
-    filled = [number for number, line in enumerate(lines) if line.strip()]
     raise Unusable(
         "its first lines have fewer fields than the others; if they are no part of the table,"
         " --skip_rows {} leaves them out",
-        filled[above],
+        places[above],
     )
 
 
+def refuse_table_above(places, rows):
+    """Raise Unusable where a small table stands above, as wide as the one below it or wider.
+
+    What stands below is the names of another table: words after a blank line or in another
+    number, with values both above and below. `places` are as in `refuse_preface`.
+    """
+    for number in range(2, min(len(rows) - 1, MOST_PREFACE)):
+        row = rows[number]
+        is_apart = places[number] > places[number - 1] + 1 or len(row) != len(rows[0])
+        has_names = all(cell.strip() and not looks_like_value(cell) for cell in row)
+        neighbours = (rows[number - 1], rows[number + 1])
+        have_values = all(any(looks_like_value(cell) for cell in other) for other in neighbours)
+        if is_apart and has_names and len(row) > 1 and have_values:
+            raise Unusable(
+                "line {} has names ({}) as its first one does: if the table begins there,"
+                " --skip_rows {} leaves out what stands above",
+                *(places[number] + 1, ", ".join(row)[:60], places[number]),
+            )
+
+
+def refuse_spare_comma(rows):
+    """Raise Unusable where two columns, one without a name, may be the halves of one number.
+
+    So a header `time,value,` has as many commas as a row 2024-01-01,50,13 has.
+    """
+    names = [name.strip() for name in rows[0]]
+    for left in range(len(names) - 1):
+        if names[0] == "" and left == 0:  # an index
+            continue
+        if names[left] and names[left + 1]:
+            continue
+        halves = [row[left : left + 2] for row in rows[1:] if len(row) > left + 1]
+        halves = [(whole, decimals) for whole, decimals in halves if decimals.strip()]
+        are_whole = all(re.fullmatch(r"[+-]?\d+,\d+", ",".join(pair)) for pair in halves)
+        if halves and are_whole:
+            raise Unusable(
+                "columns {} and {} hold whole numbers, and one has no name: if {},{} is one number"
+                " with a decimal comma, write it with a point, or in quotes; else name the column",
+                *(left + 1, left + 2, *halves[0]),
+            )
+
+
 def find_separator(lines):
-    """Tab, semicolon, comma or bar: the one that cuts most lines into equally many fields."""
+    """Tab, semicolon, comma or bar: the one that cuts most lines into equally many fields.
+
+    Raises Unusable where it is another one.
+    """
 
     def agreement(mark):
         try:
@@ -2487,7 +2979,26 @@ def find_separator(lines):
         return counts.count(most_common(several)) / len(counts)
 
     best = max(SEPARATORS, key=agreement)
-    return best if agreement(best) else ","
+    if agreement(best):
+        return best
+    refuse_other_separator(lines)
+    return ","
+
+
+def refuse_other_separator(lines):
+    """Raise Unusable where spaces, or other marks, cut the header and most lines equally."""
+    if len(lines) < 2:
+        return
+    for mark in (" ", "^", "~", ":", "#", "\x01"):
+        counts = [len(row) for row in csv.reader(lines, delimiter=mark, skipinitialspace=True)]
+        usual = most_common(counts[1:])
+        # R writes the names of the rows, too, and none for their column.
+        if counts[0] > 1 and usual in (counts[0], counts[0] + 1):
+            raise Unusable(
+                "no separator found (tab ; , or |): its lines are such as {!r}; if {!r} is it,"
+                " write the file with commas",
+                *(lines[1][:60], mark),
+            )
 
 
 def split_lines(lines, layout):
@@ -2507,6 +3018,24 @@ def looks_like_value(cell):
 
 
 # -- Decimal and thousands marks -------------------------------------------------------------------
+
+
+def read_by_marks(content, lines, layout, config):
+    """DataFrame of a CSV (bytes of UTF-8); its marks are found and noted in the Layout.
+
+    Raises Unusable.
+    """
+    cells = marked_cells(cell for fields in split_lines(lines, layout) for cell in fields)
+    layout.decimal, layout.thousands = find_marks(cells, layout.separator, config)
+    frame = read_frame(content, layout, config)
+    # What the sample of the lines did not show, a column that is no number for pandas may.
+    odd_cells = marked_cells(text_cells(frame))
+    if odd_cells:
+        decimal = layout.decimal
+        layout.decimal, layout.thousands = find_marks(cells + odd_cells, layout.separator, config)
+        if layout.decimal != decimal:
+            frame = read_frame(content, layout, config)
+    return frame
 
 
 def marked_cells(cells):
@@ -2549,45 +3078,73 @@ def marks_of(cell):
     return (last, before[0], "") if is_number else ("", "", "")
 
 
+@dataclasses.dataclass
+class Votes:
+    """What the numbers in a file say of its marks."""
+
+    decimals: dict  # decimal mark -> a number that has it for certain
+    unsure: dict  # mark -> a number in which it may be of decimals or of thousands
+    grouping: set  # marks that are of thousands for certain
+    padded: str = ""  # such as +0501,1: a number with decimals does not begin with 0
+
+
+def votes_of(cells, stated):
+    """Votes of numbers that are texts; `stated` is --thousands."""
+    votes = Votes({}, {}, grouping={stated} & {".", ","})
+    for cell in cells:
+        decimal, thousands, either = marks_of(cell)
+        if decimal and decimal != stated:
+            votes.decimals.setdefault(decimal, cell)
+        if decimal == "," and re.match(r"[+-]?0\d", cell):
+            votes.padded = cell
+        if thousands:
+            votes.grouping.add(thousands)
+        if either and either != stated:
+            votes.unsure.setdefault(either, cell)
+    return votes
+
+
 def find_marks(cells, separator, config):
     """(decimal mark, thousands mark or "") of a file by the numbers in it. Raises Unusable."""
-    votes = [marks_of(cell) for cell in cells]
+    votes = votes_of(cells, config.thousands)
     decimal = config.decimal
     if decimal == "auto":
-        decimal = find_decimal(cells, votes, separator, config.thousands)
+        decimal = find_decimal(votes, separator)
     if config.thousands != "auto":
         return decimal, "" if config.thousands == "none" else config.thousands
     other = "," if decimal == "." else "."
-    is_seen = any(other in (thousands, either) for _, thousands, either in votes)
+    is_seen = other in votes.grouping or other in votes.unsure
+    # 1.012 beside 50,13 in another column may be a thousand, or written with another mark. Between
+    # commas a number such as "1,012" has quotes, which a thousand needs there.
+    is_sure = other in votes.grouping or config.decimal != "auto" or separator == ","
+    if is_seen and not is_sure:
+        raise Unusable(
+            "numbers such as {} and {}: if the mark of the first is of thousands, --thousands {};"
+            " else write all columns with one mark of decimals",
+            *(votes.unsure[other], votes.decimals[decimal], other),
+        )
     return decimal, other if is_seen else ""
 
 
-def find_decimal(cells, votes, separator, stated):
-    """The decimal mark of a file by the votes of its cells; `stated` is --thousands.
-
-    Raises Unusable.
-    """
-    examples = {}  # decimal mark -> a number that has it for certain
-    unsure = {}  # mark -> a number in which it may be of decimals or of thousands
-    grouping = {stated} & {".", ","}  # marks of thousands
-    for cell, (decimal, thousands, either) in zip(cells, votes, strict=True):
-        if decimal and decimal != stated:
-            examples.setdefault(decimal, cell)
-        if thousands:
-            grouping.add(thousands)
-        if either and either != stated:
-            unsure.setdefault(either, cell)
-    if len(examples) == 2:
+def find_decimal(votes, separator):
+    """The decimal mark of a file by the Votes of its cells. Raises Unusable."""
+    if len(votes.decimals) == 2:
         raise Unusable(
             "numbers such as {} and {}: which mark is the decimal one? --decimal . or --decimal ,",
-            *(examples["."], examples[","]),
+            *(votes.decimals["."], votes.decimals[","]),
         )
-    if examples:
-        return next(iter(examples))
-    if len(grouping) == 1:
-        return "." if grouping == {","} else ","
-    for mark, cell in unsure.items():
-        if mark == "," or separator == ";":  # elsewhere a point is the decimal one
+    if votes.padded and separator == ",":
+        raise Unusable(
+            "cells such as {!r} between commas: a number with a decimal comma (--decimal ,),"
+            " or two values, which columns of their own should hold?",
+            votes.padded,
+        )
+    if votes.decimals:
+        return next(iter(votes.decimals))
+    if len(votes.grouping) == 1:
+        return "." if votes.grouping == {","} else ","
+    for mark, cell in votes.unsure.items():
+        if mark == "," or separator != ",":  # between commas a point is the decimal mark
             raise Unusable(
                 "numbers such as {}: is the mark of decimals (--decimal {}) or of thousands"
                 " (--thousands {})?",
@@ -2596,16 +3153,15 @@ def find_decimal(cells, votes, separator, stated):
     return "."
 
 
-def read_frame(raw, layout, config):
-    """DataFrame of a CSV by pandas; cells of id columns stay as they are written."""
+def read_frame(content, layout, config):
+    """DataFrame of a CSV (bytes of UTF-8) by pandas; ids stay as they are written."""
     ids = [name for name in layout.names if name.lower() in ID_NAMES]
     if config.id_columns != ["auto"]:
         ids = config.id_columns
     as_text = [*ids, *(config.time_column if len(config.time_column) > 1 else [])]
     positions = [place for place, name in enumerate(layout.names) if name in as_text]
     frame = pd.read_csv(
-        io.BytesIO(raw),
-        encoding=layout.encoding,
+        io.BytesIO(content),
         sep=layout.separator,
         decimal=layout.decimal,
         skiprows=layout.skip,
@@ -2613,12 +3169,23 @@ def read_frame(raw, layout, config):
         converters=dict.fromkeys(positions, str.strip),
         low_memory=False,
     )
-    if not isinstance(frame.index, pd.RangeIndex):
-        raise Unusable("its rows hold more fields than its header")
+    refuse_surplus(frame)
     names = [str(name).strip() for name in frame.columns]
     if len(set(names)) == len(names):
         frame.columns = names
     return frame
+
+
+def refuse_surplus(frame):
+    """Raise Unusable where pandas took the first fields for names of the rows."""
+    if isinstance(frame.index, pd.RangeIndex):
+        return
+    surplus = Message("the last such as {!r}", (str(frame.iloc[0, -1]),))
+    if frame.iloc[:, -1].isna().all():
+        surplus = Message("each row ends with a separator too many; write one behind the header")
+    elif is_number(frame.index) and (np.diff(frame.index[:100]) == 1).all():
+        surplus = Message("each row begins with its number; write a name for it into the header")
+    raise Unusable("its rows hold more fields than its header: {}", surplus)
 
 
 # -- Timestamps ------------------------------------------------------------------------------------
@@ -2631,9 +3198,12 @@ DIRECTIVES = {
     "%m": r"\d{1,2}",
     "%d": r"\d{1,2}",
     "%V": r"\d\d",
+    "%u": r"[1-7]",
+    "%j": r"\d{3}",
     "%q": r"(?P<q>[1-4])",
     "%b": r"[A-Za-z]{3}",
     "%a": r"[A-Za-z]{3}",
+    "%A": r"[A-Za-z]{6,9}",
     "%B": r"[A-Za-z]{4,9}",
     "%H": r"\d{1,2}",
     "%I": r"\d{1,2}",
@@ -2646,14 +3216,31 @@ DIRECTIVES = {
 DIGITS = {  # how many digits a whole number has -> which date it may be
     4: "%Y",
     6: "%Y%m",
+    7: "%Y%j",
     8: "%Y%m%d",
     10: "%Y%m%d%H",
     12: "%Y%m%d%H%M",
     14: "%Y%m%d%H%M%S",
 }
 EPOCHS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # unit -> how many are a second
+NAME_OF_MONTH = rf"(?i:\b(?:{'|'.join(MONTHS)}))"
 CLOCK = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
-LIKE_A_STAMP = rf"\d{{1,4}}[-/.年 ]\d{{1,2}}[-/.月 ]|\d:\d\d|(?i:\b(?:{'|'.join(MONTHS)}))"
+LIKE_A_STAMP = (
+    r"\d{1,4}[-/.年 ]\d{1,2}[-/.月 ]"
+    r"|\d:\d\d"
+    rf"|{NAME_OF_MONTH}"
+    r"|\b(?:1[6-9]|20)\d\d(?:\b|[A-Za-z]\d)"  # a year, as in 3 août 2024 or 2024M01
+    r"|^[^\W\d]{3,9}\.?[- ]\d\d$"  # Okt-24
+)
+# Two dates, or a date with a clock and what follows: the first is group 1, 2 or 3.
+RANGE = (
+    r"^(.*\d:\d\d\S*) +[-–] +\d.*$"
+    r"|^(\d[\d./-]{5,}) +[-–] +\d[\d./-]{5,}$"
+    r"|^(\d{4}-\S+)/\d{4}-\S+$"
+)
+DOTS_OF_AM = r"(?<=\d [AaPp])\.\s?[Mm]\."
+WORD_BEHIND = r"(?<=\d)(\s*[A-Za-z]+)$"
+HOUR_24 = r"^(\d{8}|.*\D)24((?::?00){0,2}(?:[.,]0+)?(?: ?Z| ?[+-]\d\d:?\d\d|时)?)$"
 
 
 @dataclasses.dataclass
@@ -2662,7 +3249,9 @@ class StampForm:
 
     pattern: str  # of strftime, with %q for a quarter; or "ISO8601", "epoch s", "epoch ms", ...
     example: str = ""  # one of the file's stamps
-    suffix: str = ""  # " UTC", where all stamps end with it
+    suffix: str = ""  # " UTC" or " Uhr", where all stamps end with it
+    has_dots: bool = False  # a.m. for AM
+    notes: list = dataclasses.field(default_factory=list)  # of Message: what to tell of them
 
 
 @dataclasses.dataclass
@@ -2685,8 +3274,7 @@ class Times:
 def find_times(frame, ids, config):
     """Times of a table, or None where its rows are taken as they stand. Raises Unusable.
 
-    Columns that are named in TIME_NAMES come first, numbers last. Numbers are stamps only if they
-    run evenly, or by their name.
+    Columns that are named in TIME_NAMES come first, numbers last.
     """
     if config.time_column == ["none"]:
         return None
@@ -2697,40 +3285,67 @@ def find_times(frame, ids, config):
         return name.lower() not in TIME_NAMES, pd.api.types.is_numeric_dtype(frame[name])
 
     refuse_clock_apart(frame)
-    doubtful = []  # columns that look like stamps, which cannot be read
-    for name in sorted(frame.columns, key=sort_key):
-        if name in ids:
-            continue
-        text = frame[name]
-        is_called_so = name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
-        if pd.api.types.is_numeric_dtype(text):
-            parsed = parse_numbers(text, config.time_format)
-            is_even = parsed is not None and runs_evenly(text, frame, ids)
-            if parsed and parsed[1].pattern == "%Y":
-                is_sure = is_called_so and is_even  # beside a month, years repeat
-            else:
-                is_sure = is_called_so or is_even
-            if not is_sure:
+    names = sorted((name for name in frame.columns if name not in ids), key=sort_key)
+    for name in names:
+        if pd.api.types.is_numeric_dtype(frame[name]):
+            parsed = parse_numbers(frame[name], config.time_format)
+            if parsed and not are_surely_stamps(name, *parsed, frame, ids):
                 parsed = None
         else:
-            parsed = parse_text(text, config.time_format)
-            if parsed is None and looks_like_stamps(text, is_called_so):
-                doubtful.append(name)
+            parsed = parse_text(frame[name], config.time_format)
         if parsed:
             stamps, form = parsed
-            return Times(stamps.rename(name), [name], form, text)
+            return Times(stamps.rename(name), [name], form, frame[name])
 
     parts = date_in_parts(frame)
     if parts:
         return times_by_name(frame, parts, config.time_format)
-    if doubtful:
-        name = doubtful[0]
-        raise Unusable(
-            "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
-            " written, --time_column none takes the rows as they stand",
-            *(name, str(frame[name].dropna().iloc[0])),
-        )
+    for name in names:
+        refuse_unread_column(frame[name], is_called_time(name))
     return None
+
+
+def is_called_time(name):
+    """Whether a column is one of stamps by its name."""
+    return name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
+
+
+def are_surely_stamps(name, stamps, form, frame, ids):
+    """Whether numbers that can be read as stamps are some: by their name, or as they run evenly."""
+    is_even = runs_evenly(frame[name], frame, ids)
+    if form.pattern == "%Y":  # beside a month, years repeat
+        return is_called_time(name) and is_even
+    ticks = pd.Series(stamps.asi8, frame.index).where(stamps.notna())
+    return is_called_time(name) or is_even or runs_evenly(ticks, frame, ids)
+
+
+def refuse_unread_column(column, is_called_so):
+    """Raise Unusable where a column seems to hold stamps, though none were read from it."""
+    if pd.api.types.is_numeric_dtype(column):
+        patterns = other_digits(column, is_called_so)
+        if patterns:
+            raise Unusable(
+                "{} seems to hold dates, such as {}: --time_format {} says so, --time_column none"
+                " takes the rows as they stand",
+                *(column.name, f"{column.dropna().iloc[0]:.0f}", " / ".join(patterns)),
+            )
+        refuse_rounded_epoch(column)
+        return
+    if not looks_like_stamps(column, is_called_so):
+        return
+    example = str(column.dropna().iloc[0])
+    if re.search(r"[^\W\d_]{3,}", example):
+        raise Unusable(
+            "the stamps of {} cannot be read, such as {!r} (names of months are read in English"
+            " only): --time_format says how they are written, --time_column none takes the rows as"
+            " they stand",
+            *(column.name, example),
+        )
+    raise Unusable(
+        "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
+        " written, --time_column none takes the rows as they stand",
+        *(column.name, example),
+    )
 
 
 def refuse_clock_apart(frame):
@@ -2753,6 +3368,13 @@ def is_clock(text):
     """Whether most of some texts are a time of the day alone."""
     sample = cells_of(text).astype(str).str.strip()
     return len(sample) > 0 and sample.str.fullmatch(CLOCK).mean() > 0.5
+
+
+def are_clock_numbers(text):
+    """Whether texts are hours and minutes without a mark between, such as 905 and 1330."""
+    digits = cells_of(text).str.removesuffix(".0")
+    is_fitting = digits.str.fullmatch(r"\d{1,2}|(?:[01]?\d|2[0-4])[0-5]\d")
+    return bool(is_fitting.all() and digits.str.len().max() > 2)
 
 
 def times_by_name(frame, names, time_format):
@@ -2782,15 +3404,18 @@ def times_by_name(frame, names, time_format):
 
 def pattern_of_parts(texts, count):
     """The pattern of joined stamps that has `count` parts; "ISO8601" where none is known."""
-    for regex, date, clock in known_patterns():
-        has_parts = (date + clock).count(" ") == count - 1
-        if has_parts and all(regex.fullmatch(text) for text in texts):
+    common = set.intersection(*(set(known_patterns(text)) for text in texts))
+    for date, clock in known_patterns(texts.iloc[0]):
+        if (date, clock) in common and (date + clock).count(" ") == count - 1:
             return date + clock
     return "ISO8601"
 
 
 def joined(frame, names):
-    """Texts (rows,) of several columns, with a space between; whole numbers without a point."""
+    """Texts (rows,) of several columns, with a space between; whole numbers without a point.
+
+    Behind a date, 905 is 09:05.
+    """
     texts = []
     for name in names:
         column = frame[name]
@@ -2800,6 +3425,9 @@ def joined(frame, names):
         if name.lower() in PARTS_OF_DATE["quarter"]:  # else 1 to 4 would be months
             text = "Q" + text.str.lstrip("Qq")
         texts.append(text)
+    is_date = texts[0].str.len().max() > len("2024")
+    if is_date and are_clock_numbers(texts[-1]):
+        texts[-1] = texts[-1].str.zfill(4)
     return texts[0].str.cat(texts[1:], sep=" ")
 
 
@@ -2835,7 +3463,8 @@ def looks_like_stamps(text, is_called_so):
     if sample.empty or is_clock(sample):
         return False
     looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS
-    return is_called_so or (looks_so and sample.str.contains(r"\d").all())
+    varies = len(sample) == 1 or sample.nunique() > 1
+    return is_called_so or (looks_so and varies and sample.str.contains(r"\d").all())
 
 
 def refuse_unread(times, codes):
@@ -2850,12 +3479,19 @@ def refuse_unread(times, codes):
     from_end = pd.Series(codes).groupby(codes).cumcount(ascending=False).to_numpy()
     at_end = is_unread & (from_end < LAST_ROWS)
     if count > FEW_UNREAD * len(is_unread) or at_end.any():
-        where = np.flatnonzero(at_end if at_end.any() else is_unread)[0]
+        row = np.flatnonzero(at_end if at_end.any() else is_unread)[0]
+        cell = times.text.iloc[row]
+        where = (count, len(is_unread), " ".join(times.names), quoted(cell), row + 1)
+        if pd.isna(cell) or not re.match(rf"\d|{LIKE_A_STAMP}", str(cell)):
+            raise Unusable(
+                "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is no row of"
+                " data, as a total is none, delete it",
+                *where,
+            )
         raise Unusable(
             "{} of {} stamps of {} cannot be read, such as {} in row {}; --time_format says how"
             " they are written",
-            *(count, len(is_unread), " ".join(times.names), quoted(times.text.iloc[where])),
-            where + 1,
+            *where,
         )
     return count
 
@@ -2863,6 +3499,21 @@ def refuse_unread(times, codes):
 def quoted(cell):
     """A cell as it is shown."""
     return "(blank)" if pd.isna(cell) or cell == "" else repr(str(cell))
+
+
+def refuse_rounded_epoch(column):
+    """Raise Unusable where numbers run as seconds since 1970 do, but by no even step."""
+    known = column.dropna()
+    runs = known.is_monotonic_increasing or known.is_monotonic_decreasing
+    is_epoch = any(
+        1e9 * size <= known.min() < known.max() < 2.1e9 * size for size in EPOCHS.values()
+    )
+    if runs and is_epoch:
+        raise Unusable(
+            "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it"
+            " rounded? --time_column none takes the rows as they stand",
+            *(column.name, known.iloc[0]),
+        )
 
 
 # -- Stamps that are numbers -----------------------------------------------------------------------
@@ -2873,17 +3524,16 @@ def parse_numbers(column, time_format="auto"):
     known = column.dropna()
     if known.empty or pd.api.types.is_bool_dtype(column):
         return None
-    is_whole = (known % 1 == 0).all()
-    if is_whole and abs(known).max() < 2**62:
-        text = column.astype("Int64").astype("string")
+    if (known % 1 == 0).all() and abs(known).max() < 2**62:
         pattern = time_format
         if time_format == "auto":
-            lengths = text.dropna().str.len().unique()
+            lengths = known.astype("int64").astype("string").str.len().unique()
             pattern = DIGITS.get(lengths[0]) if len(lengths) == 1 else None
         if pattern:
-            stamps = pd.DatetimeIndex(read_as(text, pattern)).tz_localize(None).as_unit("ns")
-            is_read = stamps.notna().sum() == len(known)
+            text, stamps = digits_as(column, pattern)
+            is_read = stamps.notna().sum() >= MOST_STAMPS * len(known)
             if is_read and stamps.min().year >= OLDEST_YEAR:
+                refuse_far_years(stamps, pattern)
                 return stamps, StampForm(pattern, text[known.index[-1]])
     if time_format != "auto":
         return None
@@ -2892,6 +3542,43 @@ def parse_numbers(column, time_format="auto"):
             stamps = pd.DatetimeIndex(pd.to_datetime(column, unit=unit)).as_unit("ns")
             return stamps, StampForm(f"epoch {unit}", str(known.iloc[-1]))
     return None
+
+
+def digits_as(column, pattern):
+    """(texts (rows,), timestamps (rows,)) of whole numbers that are dates in a pattern.
+
+    Zeros in front, which numbers lose, are put back.
+    """
+    text = column.astype("Int64").astype("string")
+    text = text.str.zfill(len(pd.Timestamp(2000, 1, 1).strftime(pattern)))
+    return text, pd.DatetimeIndex(read_stamps(text, "", pattern)).tz_localize(None).as_unit("ns")
+
+
+def other_digits(column, is_called_so):
+    """The patterns beside DIGITS by which all numbers of a column are dates, as 31122024 is."""
+    known = column.drop_duplicates().dropna()
+    if len(known) < 3 or (known % 1 != 0).any() or known.min() < 10_100 or known.max() > 31_129_999:
+        return []
+    if not is_called_so and known.diff().dropna().nunique() == 1:  # they count
+        return []
+    fitting = []
+    for pattern in ("%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y", "%y%m%d"):
+        _, stamps = digits_as(known, pattern)
+        years = stamps.year
+        if stamps.notna().all() and years.min() >= OLDEST_YEAR and years.max() <= 2100:
+            fitting.append(pattern)
+    return fitting
+
+
+def refuse_far_years(stamps, pattern):
+    """Raise Unusable where years of two digits are late, as those of the last century would be."""
+    latest = stamps.max()
+    if "%y" in pattern and latest.year > LATEST_YEAR:
+        raise Unusable(
+            "its years have two digits, and one would be {}: write them with four digits;"
+            " --time_column none takes the rows as they stand",
+            latest.year,
+        )
 
 
 # -- Stamps that are text --------------------------------------------------------------------------
@@ -2903,47 +3590,92 @@ def parse_text(column, time_format="auto"):
     They keep the offset from UTC that all of them have; with several offsets they are in UTC.
     Raises Unusable where two patterns fit equally well.
     """
-    text = column.astype("string")
-    sample = cells_of(text)
-    if sample.str.contains(r"^\s|\s$").any():
-        text = text.str.strip()
-        sample = sample.str.strip()
+    text, sample, form = plain_stamps(column.astype("string"))
     if sample.empty or sample.str.contains(r"\d").mean() < MOST_STAMPS:
         return None
-    zone = zone_of(sample)
-    suffix = ""
-    if sample.str.contains(r"(?:UTC|GMT)$").all():
-        suffix = re.search(r"\s*(?:UTC|GMT)$", sample.iloc[-1])[0]
-        text = text.str.replace(r"\s*(?:UTC|GMT)$", "", regex=True)
-        sample = text[sample.index]
-        zone = "UTC"
-
     patterns = [("", time_format)]
     if time_format == "auto":
-        patterns = best_patterns(sample)
-    patterns = [
-        (date, clock)
-        for date, clock in patterns
-        if read_stamps(sample, date, clock).notna().mean() >= MOST_STAMPS or time_format != "auto"
-    ]
+        patterns = [
+            (date, clock)
+            for date, clock in best_patterns(sample)
+            if read_stamps(sample, date, clock).notna().mean() >= MOST_STAMPS
+        ]
     readings = {}
     for date, clock in patterns:
         readings[date + clock] = read_stamps(text, date, clock)
     if not readings:
         return None
-    pattern = most_even(readings, sample)
-    times = readings[pattern]
-    stamps = pd.DatetimeIndex(times).tz_convert(zone).as_unit("ns")
-    return stamps, StampForm(pattern, example_of(text.dropna().iloc[-12:], pattern), suffix)
+
+    form.pattern = most_even(readings, sample)
+    offsets = offsets_of(sample)
+    if len(offsets) > 1:
+        form.notes.append(
+            Message("several offsets ({}): read and written in UTC", (", ".join(offsets),))
+        )
+    zone = zone_of(offsets)
+    if form.suffix.strip() in ("UTC", "GMT"):
+        zone = "UTC"
+    stamps = pd.DatetimeIndex(readings[form.pattern]).tz_convert(zone).as_unit("ns")
+    refuse_far_years(stamps, form.pattern)
+    form.example = example_of([*sample, *text.dropna().iloc[-12:]], form.pattern)
+    return stamps, form
+
+
+def plain_stamps(text):
+    """(texts (rows,), a sample of them, StampForm) without what pandas' patterns do not know."""
+    form = StampForm("")
+    sample = cells_of(text)
+    if sample.str.contains(r"^\s|\s$").any():
+        text = text.str.strip()
+        sample = text[sample.index]
+    if sample.empty:
+        return text, sample, form
+    if sample.str.match(RANGE).mean() > 0.5:
+        form.notes.append(Message("of ranges such as {!r} the start", (sample.iloc[0],)))
+        text = text.str.replace(RANGE, r"\1\2\3", regex=True)
+        sample = text[sample.index]
+    form.has_dots = bool(sample.str.contains(DOTS_OF_AM).any())
+    if form.has_dots:
+        text = text.str.replace(DOTS_OF_AM, "m", regex=True)
+        sample = text[sample.index]
+    form.suffix = word_behind(sample)
+    if form.suffix:
+        text = text.str.replace(WORD_BEHIND, "", regex=True)
+        sample = text[sample.index]
+        if form.suffix.strip() not in ("UTC", "GMT"):
+            form.notes.append(Message("{!r} behind the stamps is left out", (form.suffix.strip(),)))
+    return text, sample, form
+
+
+def word_behind(sample):
+    """The word that all of some stamps end with, such as " UTC" or " Uhr"; "" without one.
+
+    Raises Unusable where they end with different zones.
+    """
+    words = sample.str.extract(WORD_BEHIND)[0].fillna("").unique()
+    zones = [word.strip() for word in words]
+    if len(words) == 1:
+        is_meant = zones[0].upper()[:3] in (*MONTHS, "AM", "PM", "Z")
+        is_behind_stamps = sample.str.contains(r"\d:\d|\d[-/.]\d+[-/.]\d").all()  # not 2024 kWh
+        return words[0] if is_behind_stamps and not is_meant else ""
+    if all(re.fullmatch("[A-Z]{1,3}S?T", zone) for zone in zones):
+        raise Unusable(
+            "the stamps are of the zones {}: write them with offsets from UTC, such as"
+            " 2024-07-01 12:00+02:00",
+            ", ".join(zones),
+        )
+    return ""
 
 
 def example_of(texts, pattern):
-    """The text that shows most of how stamps are written: all of a clock, or no zeros in front."""
+    """The text that shows most of how stamps are written: all of a clock, and no zeros in front."""
     if pattern == "ISO8601":
-        return max(texts, key=len)
-    form = re.compile(regex_of(pattern))
-    fitting = [text for text in texts if form.fullmatch(text)]
-    return min(fitting, key=len) if fitting else texts.iloc[-1]
+        marks = [len(re.sub(r"\d", "", text)) for text in texts]  # as many as there are parts
+        fitting = [text for text, count in zip(texts, marks, strict=True) if count == max(marks)]
+    else:
+        form = re.compile(regex_of(pattern))
+        fitting = [text for text in texts if form.fullmatch(text)]
+    return min(fitting, key=len) if fitting else texts[-1]
 
 
 def read_as(text, pattern):
@@ -2953,7 +3685,7 @@ def read_as(text, pattern):
         months = (3 * parts["q"].astype("Int64") - 2).astype("string")
         text = parts["Y"].str.cat(months, sep="-")
         pattern = "%Y-%m"
-    if "%V" in pattern:  # of a week the Monday
+    if "%V" in pattern and "%u" not in pattern:  # of a week the Monday
         text = text + " 1"
         pattern = pattern + " %u"
     try:
@@ -2969,19 +3701,22 @@ def read_stamps(text, date, clock):
     """
     times = read_as(text, date + clock)
     unread = text[times.isna() & text.notna()]
-    if len(unread) and date:
-        for other in clocks_after(date):
-            is_fitting = unread.str.fullmatch(regex_of(date + other)).to_numpy(dtype=bool)
-            fitting = unread[is_fitting]
-            times[fitting.index] = read_as(fitting, date + other)
-            unread = unread[times[unread.index].isna()]
-            if unread.empty:
-                return times
-    is_late = unread.str.contains(r"(?:^|\D)24:00(?::00)?$")
-    late = unread[is_late].str.replace("24:00", "00:00")
+    for other in other_clocks(unread, date):
+        times[unread.index] = read_as(unread, date + other)
+        unread = unread[times[unread.index].isna()]
+    late = unread[unread.str.match(HOUR_24).to_numpy(dtype=bool)]
     if len(late):
-        times[late.index] = read_as(late, date + clock) + pd.Timedelta(1, "D")
+        midnights = late.str.replace(HOUR_24, r"\g<1>00\g<2>", regex=True)
+        times[late.index] = read_stamps(midnights, date, clock) + pd.Timedelta(1, "D")
     return times
+
+
+def other_clocks(texts, date):
+    """What follows a date in some of the texts, as patterns."""
+    found = []
+    for text in cells_of(texts):
+        found += [clock for known, clock in known_patterns(text) if known == date]
+    return dict.fromkeys(found)
 
 
 def best_patterns(sample):
@@ -2991,21 +3726,37 @@ def best_patterns(sample):
         return [*unread]
     longest = sample[sample.str.len() == sample.str.len().max()]  # those with all of a clock
     looked_at = [*sample.iloc[:: max(1, len(sample) // 10)], *longest.iloc[:3]]
-    for regex, date, clock in known_patterns():
-        if any(regex.fullmatch(stamp) for stamp in looked_at):
-            unread[date, clock] = read_as(sample, date + clock).isna().mean()
+    found = [pattern for stamp in looked_at for pattern in known_patterns(stamp)]
+    for date, clock in dict.fromkeys(found):
+        unread[date, clock] = read_as(sample, date + clock).isna().mean()
+    # With a month by its name and a year of four digits, a stamp means one date however it is
+    # written: "mixed" leaves each one to pandas.
+    is_named = sample.str.contains(NAME_OF_MONTH) & sample.str.contains(r"\d{4}")
+    if min(unread.values()) > 1 - MOST_STAMPS and is_named.mean() >= MOST_STAMPS:
+        unread["", "mixed"] = read_as(sample, "mixed").isna().mean()
     fewest = min(unread.values())
     return [pattern for pattern, share in unread.items() if share == fewest < 1]
 
 
-@functools.cache
-def known_patterns():
-    """(compiled form, date, clock) of all the patterns that stamps are tried with."""
-    patterns = []
+def known_patterns(stamp):
+    """List of the patterns (date, clock) that a stamp has; ("", both) with the clock in front."""
+    found = []
+    for clock in CLOCKS:
+        if ":" in clock and (begins := compiled(clock + " ").match(stamp)):
+            dates = [date for date in DATES if compiled(date).fullmatch(stamp, begins.end())]
+            found += [("", f"{clock} {date}") for date in dates]
     for date in (*DATES, *MONTH_DATES):
-        for clock in clocks_after(date):
-            patterns.append((re.compile(regex_of(date + clock)), date, clock))
-    return patterns
+        if begins := compiled(date).match(stamp):
+            for clock in clocks_after(date):
+                if compiled(clock).fullmatch(stamp, begins.end()):
+                    found.append((date, clock))
+    return found
+
+
+@functools.cache
+def compiled(pattern):
+    """The regular expression of a pattern."""
+    return re.compile(regex_of(pattern))
 
 
 def clocks_after(date):
@@ -3049,17 +3800,23 @@ def unevenness(times):
     return gaps.max() / np.median(gaps)
 
 
-def zone_of(sample):
-    """Zone of stamps as pandas wants it: None, "UTC", or their one offset such as "+08:00"."""
-    offsets = sample.str.extract(r":\d\d(?:\.\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
-    found = set(offsets.fillna("").str.replace(":", ""))
-    if found <= {""}:
+def offsets_of(sample):
+    """The different offsets from UTC of stamps as they are written, sorted; "" where one has none.
+
+    Z is one of its own.
+    """
+    offsets = sample.str.extract(r":\d\d(?:[.,]\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
+    return sorted(set(offsets.fillna("").str.replace(":", "")))
+
+
+def zone_of(offsets):
+    """Zone of stamps with such offsets as pandas wants it: None, "UTC", or one such as "+08:00"."""
+    if offsets == [""]:
         return None
-    if len(found) > 1 or found == {"Z"}:
+    if len(offsets) > 1 or offsets == ["Z"]:
         return "UTC"
-    (offset,) = found
-    hours = offset[:3]
-    minutes = offset[3:] or "00"
+    hours = offsets[0][:3]
+    minutes = offsets[0][3:] or "00"
     return f"{hours}:{minutes}"
 
 
@@ -3082,24 +3839,26 @@ def write_stamps(index, form):
     if "%q" in pattern:
         return index.tz_localize(None).to_period("Q").strftime(pattern)
     texts = like_example(index.strftime(pattern), pattern, form.example)
+    if form.has_dots:
+        texts = texts.str.replace("AM", "a.m.").str.replace("PM", "p.m.")
     return pd.Index([text + form.suffix for text in texts])
 
 
 def iso_pattern(example):
     """Pattern of strftime for stamps like an ISO one."""
-    form = r"(?P<date>\d{4}(?P<dash>[-/.]?)\d\d(?:[-/.]?\d\d)?)"
-    form += r"(?P<joiner>[T ])?(?P<clock>[\d:]*)(?P<rest>[.,]\d+)?"
+    form = r"(?P<date>\d{4}\d\d(\d\d)?|\d{4}(?P<dash>[-/.])\d\d?([-/.]\d\d?)?)"
+    form += r"(?P<joiner>[T ])?(?P<clock>\d\d|\d{4}|\d{6}|\d\d?(:\d\d)+)?(?P<rest>[.,]\d+)?"
     form += r"(?P<zone> ?(?:Z|[+-]\d\d(?::?\d\d)?))?"
     found = re.fullmatch(form, example)
     if not found:
         return "%Y-%m-%d %H:%M:%S"
-    dash = found["dash"]
-    digits = sum(map(str.isdigit, found["date"]))
-    pattern = dash.join(["%Y", "%m", "%d"][: (digits - 2) // 2])
-    if found["clock"]:
-        colon = ":" if ":" in found["clock"] else ""
-        digits = len(found["clock"].replace(":", ""))
-        pattern += found["joiner"] + colon.join(["%H", "%M", "%S"][: digits // 2])
+    dash = found["dash"] or ""
+    parts = found["date"].count(dash) + 1 if dash else len(found["date"]) // 2 - 1
+    pattern = dash.join(["%Y", "%m", "%d"][:parts])
+    if clock := found["clock"]:
+        colon = ":" if ":" in clock else ""
+        parts = clock.count(":") + 1 if colon else len(clock) // 2
+        pattern += (found["joiner"] or "") + colon.join(["%H", "%M", "%S"][:parts])
     if found["rest"]:
         pattern += f"{found['rest'][0]}%f"
     zone = found["zone"] or ""
@@ -3120,19 +3879,34 @@ def like_example(texts, pattern, example):
     elif re.search(r"[+-]\d\d$", example) and pattern.endswith("%z"):
         texts = texts.str.replace(r"\d\d$", "", regex=True)
     if "%f" in pattern:
-        digits = len(re.search(r"[.,](\d+)", example)[1])
-        texts = texts.str.replace(rf"([.,]\d{{{min(digits, 6)}}})\d*", r"\1", regex=True)
+        digits = len(re.findall(r"[.,](\d+)", example)[-1])
+        six = r"(?<=[.,])\d{6}(?!\d)"
+        texts = texts.str.replace(six, lambda found: found[0][:digits], regex=True)
     if re.search("%[bB]", pattern) and example.isupper():
         texts = texts.str.upper()
-    has_short_number = re.search(r"(?<!\d)\d(?!\d)", re.split(r"[ T,]*\d{1,2}:", example)[0])
-    if has_short_number:
-        head = r"(?<!\d)0(\d)(?=\D|$)"
-        ends = [re.search(r"[ T,]*\d{1,2}:|$", text).start() for text in texts]
-        texts = [
-            re.sub(head, r"\1", text[:end]) + text[end:]
-            for text, end in zip(texts, ends, strict=True)
-        ]
-    return pd.Index(texts)
+    date, clock = without_zeros(example)
+    return pd.Index([unpadded(text, date, clock) for text in texts])
+
+
+def without_zeros(example):
+    """Whether the date of a stamp has a number of one digit, and whether its clock begins so."""
+    clock = re.search(r"\d{1,2}:", example)
+    date = example if clock is None else example[: clock.start()]
+    has_short_date = re.search(r"(?<!\d)\d(?!\d)", date) is not None
+    return has_short_date, clock is not None and len(clock[0]) == 2
+
+
+def unpadded(text, of_date, of_clock):
+    """A stamp without the zeros in front of the numbers of its date, or of its hour."""
+    clock = re.search(r"\d{1,2}:", text)
+    start = len(text) if clock is None else clock.start()
+    date = text[:start]
+    rest = text[start:]
+    if of_date:
+        date = re.sub(r"(?<!\d)0(\d)(?!\d)", r"\1", date)
+    if of_clock:
+        rest = re.sub(r"^0(\d)", r"\1", rest)
+    return date + rest
 
 
 # -- The regular grid ------------------------------------------------------------------------------
@@ -3255,17 +4029,29 @@ def business_grid(times, step):
     return Grid(positions, "B")
 
 
+def refuse_uneven_days(times, step):
+    """Raise Unusable, as timestamps lie some days apart but by no fixed step."""
+    weekdays = times.dayofweek.unique().sort_values()
+    if len(weekdays) < 7:
+        raise Unusable(
+            "on some days of the week only ({}), which are no even steps: --time_column none takes"
+            " the rows as they stand",
+            ", ".join(pd.Timestamp(1990, 1, day + 1).day_name()[:3] for day in weekdays),
+        )
+    raise Unusable(
+        "about every {:g} days, but by a calendar that starts anew each month or year: make the"
+        " steps even (pandas: resample); --time_column none takes the rows as they stand",
+        step / DAY,
+    )
+
+
 def fixed_step_grid(times, step):
     """Grid of equal steps, laid so that the timestamps lie around it evenly."""
     stamps = times.asi8
     # As angles of a circle of one step, so that 59 and 1 of 60 average to 0 and not to 30.
     angles = np.exp(2j * np.pi * (stamps % step) / step)
     if step >= 2 * DAY and abs(angles.mean()) < MOST_IN_PHASE:
-        raise Unusable(
-            "about every {:g} days, but by a calendar that starts anew each month or year: make the"
-            " steps even (pandas: resample); --time_column none takes the rows as they stand",
-            step / DAY,
-        )
+        refuse_uneven_days(times, step)
     first_is_late_by = np.angle(angles[0] / angles.mean()) / (2 * np.pi)
     steps_after_first = (stamps - stamps[0]) / step + first_is_late_by
     positions = np.rint(steps_after_first).astype(np.int64) + 1  # never the -1 of "off the grid"
@@ -3340,6 +4126,7 @@ class Placed:
     stamps: pd.DatetimeIndex  # the last 12 at most
     rows: int  # how many found a place of their own
     conflicting: int  # rows left out, as a later one has the same stamp
+    crowded: int  # rows left out, as another one lies at the same step, or as they lie at none
 
 
 class Duplicated(Unusable):
@@ -3371,13 +4158,27 @@ def on_grid(times, values):
         raise Unusable(
             "irregular timestamps: only {} of {} fit one step ({})", placed, len(is_on), grid.freq
         )
-    length = int(positions.max() - positions.min()) + 1
-    if length > 10 * placed + 1000:
-        raise Unusable("sparse timestamps: {} rows over {} steps of {}", placed, length, grid.freq)
+    refuse_sparse(positions, placed, grid.freq)
 
-    regular = np.full(length, np.nan)
+    regular = np.full(int(np.ptp(positions)) + 1, np.nan)
     regular[positions - positions.min()] = table.to_numpy()  # of two in one place the later stays
-    return Placed(regular, grid.freq, stamps, placed, conflicting)
+    return Placed(regular, grid.freq, stamps, placed, conflicting, len(is_on) - placed)
+
+
+def refuse_sparse(positions, rows, freq):
+    """Raise Unusable where most steps have no row. The longest gap does not count."""
+    gaps = np.diff(positions)
+    longest = int(gaps.max(initial=1))
+    steps = int(np.ptp(positions)) + 1
+    missing = steps - rows
+    missing_elsewhere = missing - (longest - 1)
+    if missing_elsewhere > MOST_MISSING * (steps - longest) or steps > 10 * rows + 1000:
+        raise Unusable(
+            "sparse timestamps: {:,} of {:,} steps ({}) have no row: add them (pandas: asfreq),"
+            " with 0 if that is meant; for hours of trade and the like, --time_column none takes"
+            " the rows as they stand",
+            *(missing, steps, freq),
+        )
 
 
 # -- Columns ---------------------------------------------------------------------------------------
@@ -3407,6 +4208,11 @@ class Columns:
     behind: int = 0  # columns behind the first numeric one, which are not looked at
 
 
+NUMBER_WITH_SIGNS = re.compile(
+    r"-?(?:[A-Z]{0,3}[$€£¥₹]|[A-Z]{3} |[<>~(])\s?[+-]?\d[\d.,]*\s?[^\d\s]{0,3}"  # $12.50
+    r"|[+-]?\d[\d.,]*\s?[^\d\s.,:]{1,4}"  # 3.2M, 12 %
+    r"|[+-]?\d{1,3}(?:[ '’\u00a0\u202f]\d{3})+(?:[.,]\d+)?"  # 1 049
+)
 NO_NUMBER = Message("is no number")
 COUNTER = Message("only rises, or only falls, as a counter or a clock does")
 INDEX = Message("is an index by its name")
@@ -3433,7 +4239,7 @@ def pick_columns(table, config):
             continue
         numbers = as_numbers(frame[name], table.layout)
         if numbers is None or numbers.share < MOST_NUMBERS:
-            pass_over_text(name, numbers, columns)
+            pass_over_text(name, frame[name], numbers, columns)
         elif not config.names_columns and (why := why_no_value(name, numbers.values, columns)):
             columns.passed_over[name] = why
         else:
@@ -3441,7 +4247,12 @@ def pick_columns(table, config):
     if not columns.values:
         refuse_without_values(frame, columns)
     if times is None and config.time_column == ["auto"]:
-        refuse_newest_first(frame)
+        refuse_newest_first(frame, columns)
+        refuse_years_alone(frame)
+    if not config.names_columns:
+        columns.warnings += warnings_of_few_values(columns)
+    if config.id_columns == ["auto"] and not ids:
+        columns.warnings += warnings_of_texts(frame, columns)
     return columns
 
 
@@ -3457,6 +4268,8 @@ def refuse_without_values(frame, columns):
                     *(first_names(frame), name, cells.iloc[0][:40]),
                 )
         raise Unusable("no numeric column among {}", first_names(frame))
+    if len(frame) < SHORTEST_FILE:
+        raise Unusable("too short: {} rows", len(frame))
     reasons = [Message("{} {}", (name, columns.passed_over[name])) for name in told[:5]]
     numeric = [name for name in told if is_number(frame[name])]
     if not numeric:
@@ -3487,12 +4300,17 @@ def find_ids(table, config):
 def codes_of(frame, ids):
     """((rows,) which series a row belongs to, the texts of the ids of each), in order of the ids.
 
-    Whole numbers are in order of their size.
+    Whole numbers are in order of their size. Raises Unusable where nearly each row has its own.
     """
     if not ids:
         return np.zeros(len(frame), np.int64), [()]
     codes, unique = pd.MultiIndex.from_frame(frame[ids].astype(str)).factorize()
     keys = [*unique]
+    if len(keys) > max(1, len(frame) / FEWEST_ROWS):
+        raise Unusable(
+            "--id_columns {}: {:,} different ids in {:,} rows, too few of each for a series",
+            *(" ".join(ids), len(keys), len(frame)),
+        )
 
     def sort_key(number):
         parts = []
@@ -3544,16 +4362,27 @@ def numbers_of(column, layout):
     return pd.to_numeric(text, errors="coerce")
 
 
-def pass_over_text(name, numbers, columns):
-    """Note in Columns that a column is not numeric; loudly where much of it is."""
-    if numbers is None or numbers.share < 0.5:
+def pass_over_text(name, column, numbers, columns):
+    """Note in Columns that a column is not numeric; loudly where much of it is, or nearly."""
+    if numbers is not None and numbers.share >= 0.5:
+        share = 100 * numbers.share
+        why = Message("is only {:.0f} % numbers, the rest such as {!r}", (share, numbers.example))
+    elif example := number_with_signs(column):
+        why = Message("holds no plain numbers, but cells such as {!r}", (example,))
+    else:
         columns.passed_over[name] = NO_NUMBER
         return
-    why = Message(
-        "is only {:.0f} % numbers, the rest such as {!r}", (100 * numbers.share, numbers.example)
-    )
     columns.passed_over[name] = why
     columns.warnings.append(Message("{} is passed over: it {}", (name, why)))
+
+
+def number_with_signs(column):
+    """A cell of a column most of whose cells are as $12.50, 3.2M, 12 % or 1 049 is; else ""."""
+    sample = cells_of(column).astype(str).str.strip()
+    is_so = sample.str.fullmatch(NUMBER_WITH_SIGNS)
+    if sample.nunique() < 2 or is_so.mean() <= 0.5:
+        return ""
+    return sample[is_so].iloc[0]
 
 
 def why_no_value(name, values, columns):
@@ -3564,6 +4393,8 @@ def why_no_value(name, values, columns):
     if any(called in names for names in (*PARTS_OF_DATE.values(), OTHER_PARTS_OF_TIME)):
         return Message("is a part of a date by its name")
     known = values[~np.isnan(values)]
+    if len(known) < FEWEST_KNOWN * len(values):
+        return Message("is nearly empty: {} of {:,} cells hold a number", (len(known), len(values)))
     if (known == known[0]).all():
         return Message("is constant")
     if is_part_of_date(values, columns.times) or are_dates_or_years(known):
@@ -3613,31 +4444,82 @@ def are_dates_or_years(known):
     return parsed is not None and parsed[1].pattern.startswith("%Y%m%d")
 
 
-def refuse_newest_first(frame):
-    """Raise Unusable where there are no stamps and a column counts down: the end comes first."""
+def refuse_newest_first(frame, columns):
+    """Raise Unusable where whole numbers beside the values only fall: the end may come first."""
     for name in frame.columns:
-        is_integer = pd.api.types.is_integer_dtype(frame[name])
-        if is_integer and len(frame) > 2 and (frame[name].diff().dropna() == -1).all():
+        if name in columns.values or not is_number(frame[name]):
+            continue
+        known = frame[name].dropna()
+        steps = known.diff().dropna()
+        is_whole = (known % 1 == 0).all()
+        if is_whole and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
             raise Unusable(
-                "{} counts down and there are no timestamps: do the newest rows come first?"
+                "{} only falls and there are no timestamps: do the newest rows come first?"
                 " Turn the file round; --time_column none takes the rows as they stand",
                 name,
             )
 
 
+def refuse_years_alone(frame):
+    """Raise Unusable where years were found, but not what makes stamps of them."""
+    for name in frame.columns:
+        if name.lower() in PARTS_OF_DATE["year"] and frame[name].duplicated().any():
+            raise Unusable(
+                "{} is a part of a date, but no other part was found: --time_column {} ... names"
+                " them, --time_column none takes the rows as they stand",
+                *(name, name),
+            )
+
+
+def warnings_of_few_values(columns):
+    """List of Message: values that may be a flag or a class."""
+    warnings = []
+    for name, numbers in columns.values.items():
+        known = numbers.values[~np.isnan(numbers.values)]
+        distinct = pd.unique(known)
+        if len(distinct) <= FEW_VALUES:
+            shown = ", ".join(f"{value:g}" for value in np.sort(distinct))
+            warnings.append(
+                Message(
+                    "{} takes only the values {}: if it is a flag or a class, --columns names"
+                    " another one",
+                    (name, shown),
+                )
+            )
+    return warnings
+
+
+def warnings_of_texts(frame, columns):
+    """List of Message: texts that come in blocks, or by turns, as the ids of several series do."""
+    warnings = []
+    taken = [*columns.values, *(columns.times.names if columns.times else [])]
+    for name in frame.columns:
+        if name in taken or pd.api.types.is_numeric_dtype(frame[name]):
+            continue
+        codes = pd.factorize(frame[name])[0]
+        count = codes.max() + 1
+        if not 2 <= count <= len(frame) / FEWEST_ROWS:
+            continue
+        blocks = 1 + np.count_nonzero(np.diff(codes))
+        is_by_turns = (codes == np.arange(len(frame)) % count).all()
+        is_calendar = count in (7, 12) or looks_like_stamps(frame[name], is_called_so=False)
+        if (blocks == count or is_by_turns) and not is_calendar:
+            warnings.append(Message("if {} tells the series apart: --id_columns {}", (name, name)))
+    return warnings
+
+
 def refuse_series_in_rows(frame):
     """Raise Unusable where each series is a row: columns are dates, years, or d_1, d_2, d_3, ..."""
     names = [str(name) for name in frame.columns]
-    tail = names[len(names) // 2 :]
-    if len(tail) < 5:
+    if len(names) < 6:
         return
-    has_dates = all(re.search(r"\d\D+\d", name) for name in tail) and are_dates(tail)
-    numbers = [re.fullmatch(r"(?P<word>[A-Za-z_]*)(?P<number>\d+)", name) for name in tail]
-    runs = False
-    if all(numbers) and not is_number(frame.iloc[:, 0]) and parse_text(frame.iloc[:, 0]) is None:
-        steps = np.diff([int(found["number"]) for found in numbers])
-        runs = (steps == 1).all() and len({found["word"] for found in numbers}) == 1
-    if has_dates or (runs and len(tail) >= 10):
+    tail = names[-max(5, len(names) // 2) :]
+    in_rows = are_dates(tail)
+    if not in_rows and run_on(tail):
+        first = frame.iloc[:, 0]
+        has_stamps = parse_numbers(first) if is_number(first) else parse_text(first)
+        in_rows = not has_stamps and (are_years(tail) or holds_keys(first))
+    if in_rows:
         raise Unusable(
             "its series lie in rows ({}, ..., {}): reshape it to long format, a row for each time"
             " (pandas.melt)",
@@ -3645,33 +4527,74 @@ def refuse_series_in_rows(frame):
         )
 
 
+def run_on(names):
+    """Whether the names of columns are words with numbers of one step; or years, or parts of it."""
+    numbers = [re.fullmatch(r"(?P<word>[A-Za-z_]*)(?P<number>\d+)", name) for name in names]
+    if not all(numbers) or len({found["word"] for found in numbers}) > 1:
+        return False
+    steps = np.diff([int(found["number"]) for found in numbers])
+    if steps.min() <= 0 <= steps.max():
+        return False
+    if are_years(names) and len(names[0]) > 4:  # 202012 is followed by 202101
+        return True
+    return (steps == steps[0]).all() and (are_years(names) or len(names) >= 10)
+
+
+def are_years(names):
+    """Whether the names of columns are years, or months and days such as 202001 and 20200131."""
+    form = r"(?:1[789]|20)\d\d(?:(?:0[1-9]|1[0-2])(?:[0-3]\d)?)?"
+    return all(re.fullmatch(form, name) for name in names)
+
+
+def holds_keys(column):
+    """Whether a column holds texts, or whole numbers in no order, without repetition."""
+    if not is_number(column):
+        return True
+    is_whole = (column % 1 == 0).all()
+    is_in_order = column.is_monotonic_increasing or column.is_monotonic_decreasing
+    return is_whole and column.is_unique and not is_in_order
+
+
 def are_dates(names):
-    """Whether the names of columns are dates."""
+    """Whether the names of columns are dates, such as 1/22/20, Jan-20, 2020M01, 1990 [YR1990].
+
+    So are clocks, of which a row is a day.
+    """
+    if all(re.fullmatch(r"\d{1,2}:\d\d(?::\d\d)?|[1-4]Q\d\d(?:\d\d)?", name) for name in names):
+        return True
+    if not all(re.search(r"\d\D+\d|[A-Za-z]{3}\D*\d", name) for name in names):
+        return False
     texts = pd.Series(names, dtype="string")
+    texts = texts.str.replace(r"^(\d{4}) \[YR\d{4}\]$", r"\1-01", regex=True)
+    texts = texts.str.replace(r"^(\d{4})M(\d\d)$", r"\1-\2", regex=True)
     patterns = best_patterns(texts)
     return bool(patterns) and read_stamps(texts, *patterns[0]).notna().mean() > 0.9
 
 
-def find_sentinel(values):
-    """A value that seems to stand for a missing one: round, repeated, and far from the rest.
+def find_sentinels(values):
+    """The values that seem to stand for missing ones: repeated, and far from the rest.
 
-    None where there is none. 0 is never one.
+    They are among the two smallest and the two largest; 0 is never one.
     """
     known = values[~np.isnan(values)]
-    if len(known) < 20:
-        return None
-    for extreme in (known.min(), known.max()):
-        count = np.count_nonzero(known == extreme)
-        rest = known[known != extreme]
-        is_rich = len(np.unique(rest[:1000])) >= 10
-        is_round = extreme == round(extreme, 1)
-        if extreme == 0 or not is_round or count < FEWEST_SENTINELS or not is_rich:
-            continue
-        low, high = np.quantile(rest, [0.01, 0.99])
-        distance = np.abs(rest - extreme).min()
-        if distance > (high - low) / 2 and distance > abs(extreme) / 2:
-            return float(extreme)
-    return None
+    if len(known) < 20 or len(np.unique(known[:1000])) < 10:
+        return []
+    edges = {known.min(), known.max()}
+    inner = known[(known > min(edges)) & (known < max(edges))]
+    if len(inner):
+        edges |= {inner.min(), inner.max()}
+    rest = known[~np.isin(known, [*edges])]
+    if not len(rest):
+        return []
+    low, high = np.quantile(rest, [0.01, 0.99])
+    sentinels = []
+    for value in sorted(edges - {0.0}):
+        count = np.count_nonzero(known == value)
+        distance = max(rest.min() - value, value - rest.max())
+        is_far = distance > (high - low) / 2 and distance > abs(value) / 2
+        if is_far and count >= FEWEST_SENTINELS:
+            sentinels.append(float(value))
+    return sentinels
 
 
 # -- Files -----------------------------------------------------------------------------------------
@@ -3701,7 +4624,8 @@ def read_series(path, name, config):
     table = read_table(path, config)
     columns = pick_columns(table, config)
     times = columns.times
-    unread = refuse_unread(times, columns.codes) if times else 0
+    refuse_second_table(table.frame)
+    unread = count_unread(times, columns.codes) if times else 0
     report = Report(facts=[], warnings=[*table.warnings], skipped=[])
     if unread:
         row = np.flatnonzero(times.stamps.isna())[0]
@@ -3730,8 +4654,44 @@ def read_series(path, name, config):
     series = [one for one, _ in placed]
     report.facts = facts_of(table, columns, placed)
     if times:
-        report.warnings += warnings_of_duplicates([place for _, place in placed])
+        report.warnings += warnings_of_places([place for _, place in placed])
     return FileRead(series, report, table.layout, times)
+
+
+def refuse_second_table(frame):
+    """Raise Unusable where a row has words in all columns of values, as a header has."""
+    if any(is_number(frame[name]) for name in frame.columns):
+        return
+    holds_words = []  # (rows,) bool each
+    for name in frame.columns:
+        has_number = frame[name].astype("string").str.contains(r"(?<![\w.])\d").fillna(True)
+        if has_number.mean() >= 1 - FEW_UNREAD:
+            holds_words.append(~has_number)
+    if len(holds_words) < 2:
+        return
+    is_header = np.logical_and.reduce(holds_words)
+    is_header[0] = False  # units; `warnings_of_column` tells of them
+    if is_header.any():
+        row = int(is_header.argmax())
+        raise Unusable(
+            "row {} holds no values, but {}: if it is the header of a second table, delete it;"
+            " what is below it may be of a file of its own",
+            *(row + 1, ", ".join(frame.iloc[row].astype(str))[:60]),
+        )
+
+
+def count_unread(times, codes):
+    """How many stamps are unread. Raises Unusable where they are too many, or at the end."""
+    try:
+        return refuse_unread(times, codes)
+    except Unusable as problem:
+        last = times.text[times.stamps.isna()].astype("string").iloc[-1]
+        if not is_number(times.text) and (pd.isna(last) or not re.search(r"\d", last)):
+            raise Unusable(
+                "{}; if it is a total, a note or the header of a second table, delete that row",
+                problem,
+            ) from None
+        raise
 
 
 def rows_again(frame, columns):
@@ -3792,12 +4752,7 @@ def hint_of_duplicates(frame, columns):
     taken = [*columns.ids, *times.names]
     rest = [name for name in frame.columns if name not in taken]
     for name in rest:
-        if not is_number(frame[name]) and is_clock(frame[name]):
-            return Message(
-                "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
-            )
-    for name in rest:
-        if name.lower() in PARTS_OF_DATE["hour"]:
+        if name.lower() in PARTS_OF_DATE["hour"] or is_time_of_day(frame[name]):
             return Message(
                 "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
             )
@@ -3808,8 +4763,24 @@ def hint_of_duplicates(frame, columns):
             continue
         if not key.assign(other=frame[name].to_numpy()).duplicated().any():
             flag = " ".join(str(name) for name in [*columns.ids, name])
+            if is_number(frame[name]):
+                return Message(
+                    "if {} tells the series apart: --id_columns {}; if it counts minutes or periods"
+                    " of the day, write it as a clock such as 13:30: --time_column {} {}",
+                    (name, flag, times.names[0], name),
+                )
             return Message("if {} tells the series apart: --id_columns {}", (name, flag))
     return Message("is an id column missing (--id_columns)?")
+
+
+def is_time_of_day(column):
+    """Whether a column holds clocks, or all hours of the day as numbers (0 to 23, or 0 to 2300)."""
+    if not is_number(column):
+        return is_clock(column)
+    hours = column.dropna().unique()
+    if are_clock_numbers(pd.Series(hours).astype("string")):
+        return {0, 2400} & {*hours} != set()
+    return {*hours} in ({*range(24)}, {*range(1, 25)})
 
 
 def facts_of(table, columns, placed):
@@ -3826,6 +4797,13 @@ def facts_of(table, columns, placed):
                 (" ".join(columns.times.names), steps, stamps.min(), stamps.max()),
             )
         )
+        facts += columns.times.form.notes
+        if runs_backwards(stamps, columns.codes):
+            facts.append(Message("newest rows first: turned round"))
+        steps = sum(len(place.values) for place in places)
+        missing = steps - sum(place.rows for place in places)
+        if missing:
+            facts.append(Message("{:,} of {:,} steps have no row", (missing, steps)))
         rows = sum(place.rows for place in places) // len(columns.values)
     else:
         facts.append(Message("no timestamps: the rows in their order"))
@@ -3857,6 +4835,12 @@ def facts_of(table, columns, placed):
     return facts
 
 
+def runs_backwards(stamps, codes):
+    """Whether most timestamps (rows,) are older than the one above, in the same series."""
+    steps = np.diff(stamps.asi8)[np.diff(codes) == 0]
+    return bool(len(steps) and (steps < 0).mean() > 0.5)
+
+
 def warnings_of_column(name, numbers):
     """List of Message: what of a column may be wrong."""
     warnings = []
@@ -3869,8 +4853,7 @@ def warnings_of_column(name, numbers):
                 (numbers.unread, name, numbers.example),
             )
         )
-    sentinel = find_sentinel(numbers.values)
-    if sentinel is not None:
+    for sentinel in find_sentinels(numbers.values):
         count = np.count_nonzero(numbers.values == sentinel)
         warnings.append(
             Message(
@@ -3882,8 +4865,8 @@ def warnings_of_column(name, numbers):
     return warnings
 
 
-def warnings_of_duplicates(places):
-    """List of Message: rows that were left out as others have the same stamp."""
+def warnings_of_places(places):
+    """List of Message: rows that were left out, and steps that have none."""
     warnings = []
     conflicting = sum(place.conflicting for place in places)
     if conflicting:
@@ -3892,6 +4875,20 @@ def warnings_of_duplicates(places):
                 "{:,} rows have the stamp of another one and other values: the last one is used",
                 (conflicting,),
             )
+        )
+    crowded = sum(place.crowded for place in places)
+    if crowded:
+        warnings.append(
+            Message(
+                "{:,} rows lie at the same step ({}) as another one: the last one is used",
+                (crowded, ", ".join(sorted({place.freq for place in places if place.crowded}))),
+            )
+        )
+    steps = sum(len(place.values) for place in places)
+    missing = steps - sum(place.rows for place in places)
+    if missing > MUCH_MISSING * steps:
+        warnings.append(
+            Message("{:.0f} % of the steps have no row: they are missing", (100 * missing / steps,))
         )
     return warnings
 
@@ -3910,7 +4907,7 @@ def find_files(data_dir, max_files):
     else:
         paths = {root.name: root}
     if not paths:
-        raise UserError(f"--data_dir {data_dir}: no .csv file in this folder or below")
+        raise UserError("--data_dir {}: no .csv file in this folder or below", data_dir)
     names = sorted(paths)
     if max_files:
         names = names[:max_files]
@@ -4092,7 +5089,7 @@ def fit_scaler(rows):
         raise Unusable("values too large or too close for float64")
     own_deviation = math.sqrt(scaler.var_[0])
     if deviation != own_deviation:  # scikit-learn takes 1 where all of it may be rounding
-        raise Unusable(f"nearly constant: its values differ from {mean:g} by rounding errors")
+        raise Unusable("nearly constant: its values differ from {:g} by rounding errors", mean)
     return mean, deviation, scaler
 
 
@@ -4442,7 +5439,7 @@ def split_files(prepared, config, notes):
     for_training = count - sum(held_out)
     if for_training < 1:
         raise UserError(
-            f"--split_ratio leaves none of {count} usable files for training; use --split_by time"
+            "--split_ratio leaves none of {} usable files for training; use --split_by time", count
         )
     names = sorted(prepared)
     order = np.random.default_rng(config.split_seed).permutation(count)
@@ -4778,7 +5775,7 @@ def open_student(source, revision=None):
         raise
     except Exception as error:  # damaged files, or another model's
         raise UserError(
-            f"{source}: not a student of this program, or damaged ({repr(error)[:199]})"
+            "{}: not a student of this program, or damaged ({})", source, repr(error)[:199]
         ) from error
 
 
@@ -5167,7 +6164,7 @@ class Teacher:
             self.most_windows = max(1, min(self.most_windows, len(scaled)) // 2)
             torch.cuda.empty_cache()
             self.note(
-                f"out of GPU memory: the teacher goes on with {self.most_windows} windows a call"
+                "out of GPU memory: the teacher goes on with {} windows a call", self.most_windows
             )
 
     def predict_distribution(self, context, horizon, patch_size):
@@ -5315,7 +6312,9 @@ def load_teacher(request, device, note):
     try:
         settings = read_json(config_file)
     except ValueError as error:
-        raise UserError(f"{name}: config.json is not JSON ({error}); download it again") from error
+        raise UserError(
+            "{}: config.json is not JSON ({}); download it again", name, error
+        ) from error
     generation = find_generation(name, settings)
     check_settings(name, settings)
     precision = request.teacher_precision if device.type == "cuda" else "32"
@@ -5328,7 +6327,7 @@ def load_teacher(request, device, note):
         package = importlib.import_module(f"uni2ts.model.{generation.package}")
     except ImportError as error:
         raise UserError(
-            f"uni2ts cannot be imported ({error}); pip install -r requirements.txt"
+            "uni2ts cannot be imported ({}); pip install -r requirements.txt", error
         ) from error
     if "distr_output" in settings:
         settings["distr_output"] = build_distribution(name, settings["distr_output"])
@@ -5351,8 +6350,8 @@ def load_teacher(request, device, note):
     except Exception as error:  # damaged weights, or a config that uni2ts or torch refuses
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{name}: config.json or model.safetensors is damaged or of another model"
-            f" ({type(error).__name__}: {reason})"
+            "{}: config.json or model.safetensors is damaged or of another model ({}: {})",
+            *(name, type(error).__name__, reason),
         ) from error
 
     forecast_class = None
@@ -5367,7 +6366,7 @@ def find_generation(name, settings):
     fitting = [generation for generation in GENERATIONS if generation.config_keys <= keys]
     if not fitting:
         raise UserError(
-            f"{name}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base"
+            "{}: another kind of model, not a MOIRAI such as Salesforce/moirai-1.1-R-base", name
         )
     return max(fitting, key=lambda generation: len(generation.config_keys))
 
@@ -5384,11 +6383,11 @@ def check_settings(name, settings):
             kind, low, high = SETTINGS[key]
             items = [value]
         else:
-            raise UserError(f"{name}: config.json has {key[:60]!r}, which no MOIRAI has")
+            raise UserError("{}: config.json has {}, which no MOIRAI has", name, repr(key[:60]))
         if not all(is_between(item, kind, low, high) for item in items):
             raise UserError(
-                f"{name}: {key} in config.json is {str(value)[:60]!r};"
-                f" it must be {kind.__name__} from {low} to {high}"
+                "{}: {} in config.json is {}; it must be {} from {} to {}",
+                *(name, key, repr(str(value)[:60]), kind.__name__, low, high),
             )
 
 
@@ -5427,8 +6426,8 @@ def build_component(name, config):
             if is_known and all(is_between(value, float, 1e-6, 1e6) for value in numbers.values()):
                 return getattr(package, kind)(**numbers)
     raise UserError(
-        f"{name}: distr_output in config.json is no output distribution of uni2ts; refused"
-        f" ({json.dumps(config)[:99]})"
+        "{}: distr_output in config.json is no output distribution of uni2ts; refused ({})",
+        *(name, json.dumps(config)[:99]),
     )
 
 
@@ -5636,8 +6635,8 @@ def find_labels(task):
                 found.append(file)
     if len({file.manifest["key"]["weights"] for file in found}) > 1:
         raise UserError(
-            f"{cache} holds labels of several teachers named {request.teacher_model};"
-            " put its weights at hand"
+            "{} holds labels of several teachers named {}; put its weights at hand",
+            *(cache, request.teacher_model),
         )
     return found[0] if found else None
 
@@ -5751,8 +6750,8 @@ def asked_patch_sizes(teacher, windows, request):
         found[freq] = sizes if size == "auto" else [size]
         if not sizes or not set(found[freq]) <= set(sizes):
             raise UserError(
-                f"--teacher_patch_size {asked}:"
-                f" with these lengths the teacher takes {sizes or 'none'}"
+                "--teacher_patch_size {}: with these lengths the teacher takes {}",
+                *(str(asked), str(sizes) if sizes else Message("none")),
             )
     return found
 
@@ -5773,8 +6772,8 @@ def best_size(errors_of):
 
 def tell_errors(freq, count, errors_of, voice):
     """Print the errors (name -> MSE) on a sample of windows of one frequency."""
-    facts = [f"{name} {error:.4f}" for name, error in errors_of.items()]
-    voice.say("MSE on {} windows of step {}: {}", count, freq or "?", ", ".join(facts))
+    facts = [Message("{} {:.4f}", (name, error)) for name, error in errors_of.items()]
+    voice.say("MSE on {} windows of step {}: {}", count, freq or "?", linked(facts, ", "))
 
 
 def begin_labels(folder, task, teacher, weights, job):
@@ -5783,7 +6782,7 @@ def begin_labels(folder, task, teacher, weights, job):
     old = read_manifest(folder)
     fitting = teacher.patch_sizes(windows.context_length, windows.horizon)
     if old and all(old["patch_sizes"].get(freq) in fitting for freq in windows.freqs):
-        job.voice.note(f"going on with the unfinished labels in {folder}")
+        job.voice.note("going on with the unfinished labels in {}", folder)
         return
     if (folder / "manifest.json").exists():  # a damaged one
         shutil.rmtree(folder, ignore_errors=True)
@@ -5845,7 +6844,7 @@ def make_labels(task, job):
     request = task.request
     cache = user_path(request.label_cache)
     if problem := unwritable(cache):
-        raise UserError(f"--label_cache: {problem}, and the labels are not in it")
+        raise UserError("--label_cache: {}, and the labels are not in it", problem)
     loaded = []
     job.on_rank_zero(lambda: loaded.append(task.load()))  # it may have to fetch it for all
     teacher = loaded[0] if loaded else task.load()
@@ -5869,7 +6868,7 @@ def make_labels(task, job):
                 write_block(file, number, labels)
             bar.update(sum(len(file.index(number)) for number in turn))
             if signum := job.signal():
-                job.voice.note(f"the labels made so far are kept in {file.folder}")
+                job.voice.note("the labels made so far are kept in {}", file.folder)
                 raise Interrupted(signum)
     return file
 
@@ -5912,7 +6911,7 @@ class Training:
     config: TrainConfig
     facts: dict  # go into every checkpoint as they are
     folder: Path  # where the run is kept
-    when_stopped: str = "the same command with --resume goes on from here"
+    when_stopped: Message = Message("the same command with --resume goes on from here")
 
 
 @dataclasses.dataclass
@@ -6021,9 +7020,9 @@ def train_epoch(training, learner, progress, job):
                 update_average(learner, steps_done=progress.epoch * steps + progress.step)
             elif progress.failed >= MAX_FAILED:
                 raise UserError(
-                    f"{MAX_FAILED} steps in a row with a non-finite loss or gradient"
-                    f" in epoch {progress.epoch + 1}; try a lower --learning_rate;"
-                    " the best checkpoint so far is kept"
+                    "{} steps in a row with a non-finite loss or gradient in epoch {};"
+                    " try a lower --learning_rate; the best checkpoint so far is kept",
+                    *(MAX_FAILED, progress.epoch + 1),
                 )
             bar.update()
 
@@ -6154,7 +7153,7 @@ def fit(student, training, job, content=None):
             job.on_rank_zero(functools.partial(save, is_best=is_best))
             if signum := job.signal():
                 last = training.folder / "last.pt"
-                job.voice.note(f"saved {last}; {training.when_stopped}")
+                job.voice.note("saved {}; {}", last, training.when_stopped)
                 raise Interrupted(signum)
     return progress
 
@@ -6296,7 +7295,9 @@ def tell_epoch(progress, config, seconds, voice):
         minutes,
     )
     if line["skipped_steps"]:
-        voice.note(f"{line['skipped_steps']} steps with a non-finite loss or gradient were skipped")
+        voice.note(
+            "{} steps with a non-finite loss or gradient were skipped", line["skipped_steps"]
+        )
 
 
 # -- What is kept ----------------------------------------------------------------------------------
@@ -6490,8 +7491,8 @@ def load_data(config, reading, voice):
     voice.say("Found {} CSV files", files.found)
     if len(files.reports) < files.found:
         voice.note(
-            f"only the first {len(files.reports)} by name are read"
-            f" (--max_files {config.max_files}; 0 = all)"
+            "only the first {} by name are read (--max_files {}; 0 = all)",
+            *(len(files.reports), config.max_files),
         )
 
     data = split_data(files, config)
@@ -6502,8 +7503,8 @@ def load_data(config, reading, voice):
     windows = data.windows["train"]
     if config.max_windows and config.max_windows in np.bincount(windows.series):
         voice.note(
-            f"at most {config.max_windows} training windows of each series, spread over it"
-            " (--max_windows; 0 = all)"
+            "at most {} training windows of each series, spread over it (--max_windows; 0 = all)",
+            config.max_windows,
         )
     voice.say("Datasets loaded: {:,} samples", len(windows))
     voice.say(
@@ -6569,8 +7570,8 @@ def labels_of(windows, training_windows, request, job):
     labels = get_labels(LabelTask(windows, judged_on, request, load, BASELINES), job)
     if labels.damaged:
         voice.note(
-            f"{labels.damaged} windows have a non-finite label;"
-            " where they train, they train on truth alone"
+            "{} windows have a non-finite label; where they train, they train on truth alone",
+            labels.damaged,
         )
     return labels
 
@@ -6605,12 +7606,12 @@ def train_in(folder, args, job):
         labels = labels_of(data.windows["train"], data.windows["train"], request, job)
         teacher = content and content.get("teacher")
         if teacher and teacher.get("key") != labels.manifest["key"]:
-            raise UserError(f"--resume: {folder} was trained on labels of other teacher weights")
+            raise UserError("--resume: {} was trained on labels of other teacher weights", folder)
 
     windows = data.windows["train"]
     pairs = sorted(set(zip(windows.freqs, windows.seasons.tolist(), strict=True)))
-    seasons = ", ".join(f"{season} (step {freq or '?'})" for freq, season in pairs)
-    voice.say("\nSeason in steps: {}", seasons)
+    seasons = [Message("{} (step {})", (season, freq or "?")) for freq, season in pairs]
+    voice.say("\nSeason in steps: {}", linked(seasons, ", "))
     voice.say("\nCreating student...")
     size = sum(weight.numel() for weight in new_student(facts).parameters())
     voice.say("Student parameters: {:,}", size)
@@ -6781,39 +7782,43 @@ def refuse_misfit(content, facts, folder):
     differences = []
     for name in sorted((now.keys() & before.keys()) - MAY_CHANGE):  # older runs have fewer flags
         if before[name] != now[name]:
-            differences.append(f"--{name} was {before[name]}, is {now[name]}")
+            differences.append(was_and_is(name, before, now))
     if content.get("data") != facts["data"]:
-        differences.append("the data is not the same")
+        differences.append(Message("the data is not the same"))
     teacher = content.get("teacher")
     if now["alpha"] != 0 and teacher:
         point = point_in_key(now["teacher_point"], now["num_samples"])
         if teacher.get("key", {}).get("point") != point:
             differences.append(
-                "its labels are of an earlier version (the lower of the two middle samples is not"
-                " their median); start without --resume"
+                Message(
+                    "its labels are of an earlier version (the lower of the two middle samples is"
+                    " not their median); start without --resume"
+                )
             )
         weights = fingerprint(now["teacher_model"], now["teacher_revision"])
         if weights and weights != teacher.get("key", {}).get("weights"):
-            differences.append("the teacher's weights are not the same")
+            differences.append(Message("the teacher's weights are not the same"))
         if not weights:  # then labels are looked for by the teacher's name
             differences += other_teacher(before, now)
     if differences:
-        path = folder / "last.pt"
-        lines = [f"--resume: {path} does not fit this command", *differences]
-        raise UserError("\n  ".join(lines))
+        raise UserError(
+            "--resume: {} does not fit this command\n  {}",
+            *(folder / "last.pt", linked(differences, "\n  ")),
+        )
+
+
+def was_and_is(name, before, now):
+    """Message: the values of a flag in the run_config of an earlier run, and of this one."""
+    return Message("--{} was {}, is {}", (name, str(before[name]), str(now[name])))
 
 
 def other_teacher(before, now):
-    """Differences of the names of two runs' teachers, wherever their folders are."""
+    """Messages: how the names of two runs' teachers differ, wherever their folders are."""
     differences = []
     if last_part(before["teacher_model"]) != last_part(now["teacher_model"]):
-        differences.append(
-            f"--teacher_model was {before['teacher_model']}, is {now['teacher_model']}"
-        )
+        differences.append(was_and_is("teacher_model", before, now))
     if before["teacher_revision"] != now["teacher_revision"]:
-        differences.append(
-            f"--teacher_revision was {before['teacher_revision']}, is {now['teacher_revision']}"
-        )
+        differences.append(was_and_is("teacher_revision", before, now))
     return differences
 
 
@@ -6838,7 +7843,7 @@ def choose_alpha(training, job):
         trial = with_alpha(training, alpha)
         trial.folder = trials / f"{alpha:g}"
         trial.config = dataclasses.replace(trial.config, num_epochs=epochs, patience=0)
-        trial.when_stopped = "the same command with --resume repeats the trials"
+        trial.when_stopped = Message("the same command with --resume repeats the trials")
         job.voice.is_muted = True  # but for the progress
         tried[alpha] = fit(new_student(trial.facts), trial, job).best_loss
         job.voice.is_muted = False
@@ -6889,7 +7894,7 @@ def gather(folder, gathered, target, voice):
     for path in run_files(folder):
         path.rename(gathered / path.name)
     gathered.rename(target)
-    voice.note(f"an earlier run lay in {folder}; its files are now in {target}")
+    voice.note("an earlier run lay in {}; its files are now in {}", folder, target)
 
 
 def end_move(folder, is_resumed, voice):
@@ -7060,8 +8065,8 @@ def evaluate(args, voice, stop):
     inherited = inherit_arguments(args, first, pupil)
     data_dir = inherited.data_dir
     if not data_dir or not user_path(data_dir).exists():
-        where = data_dir or "it does not say where"
-        raise UserError(f"the data of {first_name} ({where}) is not here; give --data_dir")
+        where = data_dir or Message("it does not say where")
+        raise UserError("the data of {} ({}) is not here; give --data_dir", first_name, where)
     folder = evaluation_folder(args, first)
 
     job = start_job(args, "32-true", voice, stop)
@@ -7069,8 +8074,8 @@ def evaluate(args, voice, stop):
     for name, opened in students.items():
         if opened.content.get("data", {}).get("test") != data.windows["test"].digest:
             voice.warn(
-                f"these are not the test windows of {name}'s own run:"
-                " it may have been trained on them"
+                "these are not the test windows of {}'s own run: it may have been trained on them",
+                name,
             )
     request = None
     if args.with_teacher:
@@ -7121,18 +8126,16 @@ def has_own_labels(pupil):
 
 def refuse_other_lengths(students, args):
     """Raise UserError unless all students, and the flags where given, have the same lengths."""
-    lengths = {}
-    for name, opened in students.items():
-        lengths[name] = (opened.student.context_length, opened.student.prediction_length)
-    context_length, horizon = next(iter(lengths.values()))
-    lengths["the flags"] = (
-        args.context_length or context_length,
-        args.prediction_length or horizon,
-    )
-    if len(set(lengths.values())) > 1:
-        listed = ", ".join(f"{name} {length} -> {h}" for name, (length, h) in lengths.items())
+    named = [(name, opened.student) for name, opened in students.items()]
+    lengths = [(name, one.context_length, one.prediction_length) for name, one in named]
+    _, context_length, horizon = lengths[0]
+    of_flags = (args.context_length or context_length, args.prediction_length or horizon)
+    lengths.append((Message("the flags"), *of_flags))
+    if len({(context, steps) for _, context, steps in lengths}) > 1:
+        found = [Message("{} {} -> {}", one) for one in lengths]
         raise UserError(
-            f"--checkpoint: these have no windows in common ({listed}); give one of them"
+            "--checkpoint: these have no windows in common ({}); give one of them",
+            linked(found, ", "),
         )
 
 
@@ -7181,7 +8184,7 @@ def evaluation_folder(args, first):
         if len(args.checkpoint) > 1:  # those of the run alone stay
             folder = folder / "comparison"
     if problem := unwritable(folder):
-        raise UserError(f"{problem}; give --output_dir")
+        raise UserError("{}; give --output_dir", problem)
     remove_leftovers(folder)
     return folder
 
@@ -7315,13 +8318,16 @@ def tell_rows(rows, count, voice):
     width = max(len(name) for name in names.values())
     for name, row in rows.items():
         scores = row.scores
-        line = f"  {names[name]:<{width}}  MSE {scores.mse:.4f}  MAE {scores.mae:.4f}"
-        line += f"  MASE {scores.mase:.4f}"
+        cost = ""
         if row.cost:
-            megabytes = 1e-6 * row.cost.bytes
-            line += f"{row.cost.parameters:>12,} parameters {megabytes:>5.1f} MB"
-            line += f" {row.cost.cpu_ms:>6.1f} ms"
-        voice.say("{}", line)
+            cost = Message(
+                "{:>12,} parameters {:>5.1f} MB {:>6.1f} ms",
+                (row.cost.parameters, 1e-6 * row.cost.bytes, row.cost.cpu_ms),
+            )
+        voice.say(
+            "  {}  MSE {:.4f}  MAE {:.4f}  MASE {:.4f}{}",
+            *(names[name].ljust(width), scores.mse, scores.mae, scores.mase, cost),
+        )
 
 
 def short_names(names):
@@ -7405,7 +8411,7 @@ def tell_beside_twin(name, rows, voice):
     if differences[twin]:
         voice.say(
             "Whether the teacher helped {} cannot be told beside {}, which is no twin: {}",
-            *(name, twin, ", ".join(differences[twin])),
+            *(name, twin, linked(differences[twin], ", ")),
         )
         return
 
@@ -7452,8 +8458,14 @@ def making_of(content):
     return making
 
 
+MADE_OF_OTHER = {  # names of `making_of` that are no flags -> how two students differ in them
+    "training data": Message("other training data"),
+    "validation data": Message("other validation data"),
+}
+
+
 def differences_of(making, other):
-    """In what two students were made in another way, in words."""
+    """Messages: in what two students were made in another way."""
     found = []
     for name in sorted({*making, *other}):
         own_value = making.get(name)
@@ -7461,9 +8473,9 @@ def differences_of(making, other):
         if own_value == other_value:
             continue
         if name.startswith("--"):
-            found.append(f"{name} {own_value} and {other_value}")
+            found.append(Message("{} {} and {}", (name, str(own_value), str(other_value))))
         else:
-            found.append(f"other {name}")
+            found.append(MADE_OF_OTHER[name])
     return found
 
 
@@ -7754,7 +8766,8 @@ def tell_backtest(forecast, season, voice):
     truth = series.values[-horizon:]
     if not np.isfinite(truth).any():
         voice.note(
-            f"{series.name}: its last {horizon} values are missing, the forecast cannot be compared"
+            "{}: its last {} values are missing, the forecast cannot be compared",
+            *(series.name, horizon),
         )
         return
     context = torch.from_numpy(forecast.context.values)[None]  # (1, L)
@@ -7916,7 +8929,7 @@ def export_onnx(student, path, contexts):
         largest = float(difference.abs().max())
         if not largest < ONNX_TOLERANCE:
             raise UserError(
-                f"{path}: not kept: it differs from PyTorch by {largest:.1e} deviations"
+                "{}: not kept: it differs from PyTorch by {:.1e} deviations", path, largest
             )
         os.replace(file, path)
     return largest
@@ -7956,7 +8969,7 @@ def export_hub(opened, output, evaluation_file):
     if output.exists():
         there = {path.name for path in output.iterdir() if not path.name.startswith(".")}
         if there - set(names):
-            raise UserError(f"--output {output}: holds other files; choose another folder")
+            raise UserError("--output {}: holds other files; choose another folder", output)
     output.mkdir(parents=True, exist_ok=True)
     with temporary_folder(output.parent) as temporary:
         opened.student.save_pretrained(temporary)
@@ -7986,7 +8999,7 @@ def read_evaluation(path, opened):
             return None
         return {"windows": table["windows"], "rows": rows}
     except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); evaluate writes it anew") from error
+        raise UserError("{}: damaged ({}); evaluate writes it anew", path, repr(error)) from error
 
 
 # -- label -----------------------------------------------------------------------------------------
@@ -8019,15 +9032,15 @@ def list_labels(cache, voice):
         megabytes = 4e-6 * file.windows * file.horizon
         facts = [
             manifest["teacher"],
-            f"{file.windows:,} windows",
-            f"{key['context']} -> {key['horizon']}",
+            Message("{:,} windows", (file.windows,)),
+            Message("{} -> {}", (key["context"], key["horizon"])),
             key["point"],
-            f"patch {manifest['patch_sizes']}",
-            f"{megabytes:.1f} MB",
-            f"{100 * done:.0f} % made",
+            Message("patch {}", (str(manifest["patch_sizes"]),)),
+            Message("{:.1f} MB", (megabytes,)),
+            Message("{:.0f} % made", (100 * done,)),
             manifest["made"],
         ]
-        voice.say("{}: {}", folder.name, ", ".join(facts))
+        voice.say("{}: {}", folder.name, linked(facts, ", "))
 
 
 # == Entry =========================================================================================
@@ -8049,13 +9062,13 @@ def parse_arguments(argv):
     if not is_of_program and (problems := check_defaults(parser, words[0])):
         raise UserError(
             "{} problem(s) with the defaults in the script\n  {}",
-            *(len(problems), "\n  ".join(problems)),
+            *(len(problems), linked(problems, "\n  ")),
         )
     args, unknown = parser.parse_known_args(words)
     if not argv and not is_there(args.data_dir):
         raise UserError(
             "no arguments, and no data in {} (--data_dir). To begin:\n{}",
-            *(args.data_dir, Message(FIRST_COMMANDS)),
+            *(args.data_dir, Message(FIRST_COMMANDS, (DEMO["save_dir"],))),
         )
     args = fit_patch_size(args, words)
     problems = [tell_unknown(word, args) for word in unknown]
@@ -8070,8 +9083,9 @@ def parse_arguments(argv):
     if args.command == "train":
         problems += check_training(args)
     if problems:
-        count = f"{len(problems)} problem(s) with the arguments"
-        raise UserError("\n  ".join([count, *problems]))
+        raise UserError(
+            "{} problem(s) with the arguments\n  {}", len(problems), linked(problems, "\n  ")
+        )
     return args
 
 
@@ -8091,12 +9105,15 @@ def no_command(word):
     if close:
         hint = Message("; did you mean {}?", (close[0],))
     elif is_there(word):
-        hint = Message("; did you mean {}?", (f"--data_dir {shlex.quote(word)}",))
+        flag = Message("--data_dir {}", (shlex.quote(word),))
+        hint = Message("; did you mean {}?", (flag,))
     return UserError("{}: not a command; these are {}{}", word, ", ".join(COMMANDS), hint)
 
 
 def check_defaults(parser, command):
-    """Problems of the defaults of a command that argparse never looks at, as edits may leave them.
+    """Problems (list of Message, as those of all checks below) of the defaults of a command.
+
+    Of those that argparse never looks at, as edits may leave them.
 
     It reads a default that is a text as if it were typed, but for its choices; others it takes.
     """
@@ -8111,7 +9128,8 @@ def check_defaults(parser, command):
         else:
             is_wrong = not is_of_kind(value, action)
         if is_wrong:
-            problems.append(f"--{action.dest} {value!r}: must be {kind_of(action)}")
+            shown = repr(value)
+            problems.append(Message("--{} {}: must be {}", (action.dest, shown, kind_of(action))))
     return problems
 
 
@@ -8137,20 +9155,20 @@ def is_of_kind(value, action):
 
 
 def kind_of(action):
-    """What a flag takes, in words."""
+    """Message: what a flag takes."""
     if action.nargs == 0:
-        return "True or False"
+        return Message("True or False")
     if action.nargs == "+":
-        return "a list of texts, such as ['first']"
+        return Message("a list of texts, such as ['first']")
     if action.choices:
-        return f"one of {', '.join(action.choices)}"
+        return Message("one of {}", (", ".join(action.choices),))
     kinds = {
-        int: "a whole number",
-        float: "a number",
-        int_or_auto: "a whole number or 'auto'",
-        float_or_auto: "a number or 'auto'",
+        int: Message("a whole number"),
+        float: Message("a number"),
+        int_or_auto: Message("a whole number or 'auto'"),
+        float_or_auto: Message("a number or 'auto'"),
     }
-    return kinds.get(action.type, "a text in quotes, as it is typed")
+    return kinds.get(action.type, Message("a text in quotes, as it is typed"))
 
 
 def fit_patch_size(args, words):
@@ -8163,19 +9181,19 @@ def fit_patch_size(args, words):
 
 
 def tell_unknown(word, args):
-    """What to say of a word that is no argument."""
-    problem = f"{word}: not an argument of {args.command}"
+    """Message: what to say of a word that is no argument."""
+    problem = Message("{}: not an argument of {}", (word, args.command))
     if word in COMMANDS:
-        return f"{problem}; the command comes first, before all flags"
+        return Message("{}; the command comes first, before all flags", (problem,))
     flags = [f"--{name}" for name in vars(args)]
     close = difflib.get_close_matches(word.partition("=")[0], flags, n=1)
     if close:
-        return f"{problem}; did you mean {close[0]}?"
+        return Message("{}; did you mean {}?", (problem, close[0]))
     return problem
 
 
 def check_ranges(args):
-    """Problems (list of str) of numbers that are too small, too large or not finite."""
+    """Problems of numbers that are too small, too large or not finite."""
     problems = []
     for name, (is_right, range_words) in RANGES.items():
         value = getattr(args, name, None)
@@ -8183,7 +9201,7 @@ def check_ranges(args):
             continue
         is_finite = isinstance(value, int) or math.isfinite(value)
         if not is_finite or not is_right(value):
-            problems.append(f"--{name} {value}: must be {range_words}")
+            problems.append(Message("--{} {}: must be {}", (name, value, range_words)))
     return problems
 
 
@@ -8211,20 +9229,22 @@ def check_inputs(args):
         checkpoints = [checkpoints]
     for name in checkpoints:
         if looks_like_path(name) and not is_there(name):
-            problems.append(f"--checkpoint {name}: no such file or folder")
+            problems.append(Message("--checkpoint {}: no such file or folder", (name,)))
 
     data_dir = getattr(args, "data_dir", None)
     is_made = getattr(args, "demo", False) and data_dir == DEMO["data_dir"]
     if data_dir is not None and not is_made and not is_there(data_dir):
-        problems.append(f"--data_dir {data_dir}: no such folder or file")
+        problems.append(Message("--data_dir {}: no such folder or file", (data_dir,)))
     if "input" in args and not is_there(args.input):
-        problems.append(f"--input {args.input}: no such folder or file")
+        problems.append(Message("--input {}: no such folder or file", (args.input,)))
 
     teacher = getattr(args, "teacher_model", None)
     if teacher is not None and getattr(args, "alpha", None) != 0 and user_path(teacher).is_file():
-        problems.append(f"--teacher_model {teacher}: is a file; a folder or a hub id is expected")
+        problems.append(
+            Message("--teacher_model {}: is a file; a folder or a hub id is expected", (teacher,))
+        )
     if teacher is not None and needs_teacher(args) and is_local(teacher) and not is_there(teacher):
-        problems.append(f"--teacher_model {teacher}: no such folder")
+        problems.append(Message("--teacher_model {}: no such folder", (teacher,)))
     return problems
 
 
@@ -8245,7 +9265,7 @@ def check_outputs(args):
     problems = []
     for name, folder in folders.items():
         if folder is not None and (problem := unwritable(folder)):
-            problems.append(f"--{name} {getattr(args, name)}: {problem}")
+            problems.append(Message("--{} {}: {}", (name, getattr(args, name), problem)))
 
     if getattr(args, "output", None):
         problems += check_output_file(args)
@@ -8257,15 +9277,15 @@ def check_output_file(args):
     output = user_path(args.output).resolve()
     is_folder_wanted = args.command == "export" and args.format == "hub"
     if is_folder_wanted and output.is_file():
-        return [f"--output {args.output}: is a file; a folder is to be written"]
+        return [Message("--output {}: is a file; a folder is to be written", (args.output,))]
     if not is_folder_wanted and output.is_dir():
-        return [f"--output {args.output}: is a folder; a file is to be written"]
+        return [Message("--output {}: is a folder; a file is to be written", (args.output,))]
     if args.command != "predict":
         return []
     if output == user_path(args.input).resolve():
-        return [f"--output {args.output}: is the input"]
+        return [Message("--output {}: is the input", (args.output,))]
     if args.plot and output.suffix == ".png":
-        return [f"--output {args.output}: is where --plot puts the picture"]
+        return [Message("--output {}: is where --plot puts the picture", (args.output,))]
     return []
 
 
@@ -8274,9 +9294,11 @@ def check_reading(args):
     problems = []
     thousands = args.thousands
     if thousands not in (None, "auto", "none") and (len(thousands) != 1 or thousands.isalnum()):
-        problems.append(f"--thousands {thousands}: must be one mark, such as , or none")
+        problems.append(
+            Message("--thousands {}: must be one mark, such as , or none", (thousands,))
+        )
     if args.decimal not in (None, "auto") and args.decimal == thousands:
-        problems.append(f"--thousands {thousands}: is the --decimal mark, too")
+        problems.append(Message("--thousands {}: is the --decimal mark, too", (thousands,)))
     return problems
 
 
@@ -8285,26 +9307,27 @@ def check_machine(args):
     gpus = torch.cuda.device_count()
     form = re.fullmatch(r"auto|cpu|mps|cuda(:(?P<index>\d+))?", args.device)
     if not form:
-        return [f"--device {args.device}: is not auto, cpu, cuda, cuda:1 or mps"]
+        return [Message("--device {}: is not auto, cpu, cuda, cuda:1 or mps", (args.device,))]
     is_here = True
     if args.device == "mps":
         is_here = torch.backends.mps.is_available()
     elif args.device.startswith("cuda"):
         is_here = int(form["index"] or 0) < gpus
     if not is_here:
-        return [
-            f"--device {args.device}: is not here (PyTorch finds {gpus} CUDA GPUs);"
-            " use --device cpu"
-        ]
+        problem = Message(
+            "--device {}: is not here (PyTorch finds {} CUDA GPUs); use --device cpu",
+            (args.device, gpus),
+        )
+        return [problem]
 
     problems = []
     is_cpu = args.device == "cpu" or (args.device == "auto" and not gpus)
     if is_cpu and args.teacher_precision == "bf16":
-        problems.append("--teacher_precision bf16: needs a GPU; use 32")
+        problems.append(Message("--teacher_precision bf16: needs a GPU; use 32"))
     if args.devices != 1 and ":" in args.device:
-        problems.append(f"--devices {args.devices}: not with --device {args.device}")
+        problems.append(Message("--devices {}: not with --device {}", (args.devices, args.device)))
     if not is_cpu and args.devices > max(1, gpus):
-        problems.append(f"--devices {args.devices}: PyTorch finds {gpus} GPUs")
+        problems.append(Message("--devices {}: PyTorch finds {} GPUs", (args.devices, gpus)))
     return problems
 
 
@@ -8312,10 +9335,15 @@ def check_training(args):
     """Problems of sizes that do not fit each other, and of --resume."""
     problems = []
     if args.num_heads > 0 and args.d_model % args.num_heads != 0:
-        problems.append(f"--num_heads {args.num_heads}: does not divide --d_model {args.d_model}")
+        problems.append(
+            Message("--num_heads {}: does not divide --d_model {}", (args.num_heads, args.d_model))
+        )
     if args.patch_size > args.context_length:
         problems.append(
-            f"--patch_size {args.patch_size}: longer than --context_length {args.context_length}"
+            Message(
+                "--patch_size {}: longer than --context_length {}",
+                (args.patch_size, args.context_length),
+            )
         )
     if args.resume:
         folder = user_path(args.save_dir)
@@ -8323,7 +9351,9 @@ def check_training(args):
         is_moving = any(folder.glob("old-*.moving/last.pt"))  # it is taken back
         if not (folder / "last.pt").is_file() and not was_trying and not is_moving:
             problems.append(
-                f"--resume: no {folder / 'last.pt'} to go on from; start without --resume"
+                Message(
+                    "--resume: no {} to go on from; start without --resume", (folder / "last.pt",)
+                )
             )
     return problems
 
@@ -8347,7 +9377,7 @@ def main(argv=None):
         threading.Thread(target=end_with_parent, daemon=True).start()
     words = sys.argv[1:] if argv is None else argv
     language = language_of(words)  # of what ends the program, perhaps before all flags are read
-    stop = Stop()
+    stop = Stop(language)
     handlers = {}
     if threading.current_thread() is threading.main_thread():  # Python allows no other one
         for signum in stopping_signals():
@@ -8355,7 +9385,8 @@ def main(argv=None):
     try:
         if sys.version_info < OLDEST_PYTHON:
             oldest = ".".join(map(str, OLDEST_PYTHON))
-            raise UserError(f"this is Python {sys.version.split()[0]}; it takes {oldest} or newer")
+            found = sys.version.split()[0]
+            raise UserError("this is Python {}; it takes {} or newer", found, oldest)
         args = parse_arguments(words)
         commands[args.command](args, Voice(args.lang), stop)
         return 0
@@ -8376,7 +9407,7 @@ def main(argv=None):
     except UserError as error:
         problem = error
     except OSError as error:
-        where = error.filename or "input or output"
+        where = error.filename or Message("input or output")
         problem = Message("{}: {}", (where, error.strerror or error))
     finally:
         for signum, handler in handlers.items():

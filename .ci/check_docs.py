@@ -167,7 +167,8 @@ def parse_problem(words):
         return ""
     except md.UserError as error:
         return str(error)
-    return "; ".join([md.tell_unknown(word, args) for word in unknown] + md.check_ranges(args))
+    problems = [md.tell_unknown(word, args) for word in unknown] + md.check_ranges(args)
+    return "; ".join(map(str, problems))
 
 
 def main():

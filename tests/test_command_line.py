@@ -432,7 +432,7 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(flag, value, capsys)
     shown = getattr(taken, flag.removeprefix("--"))  # 1.0 for 1
     (line,) = [line for line in lines if line.startswith(f"{flag} {shown}: must be ")]
     allowed = line.partition(": must be ")[2]
-    assert allowed == md.RANGES[flag.removeprefix("--")][1]
+    assert allowed == str(md.RANGES[flag.removeprefix("--")][1])
     assert any(character.isdigit() for character in allowed)
     assert all(flag in line for line in lines)  # none but what follows from it
 

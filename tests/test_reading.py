@@ -156,6 +156,37 @@ def test_what_only_tells_the_time_or_counts_is_no_value(name, wanted, tmp_path):
         np.testing.assert_array_equal(series.values, WAVE)
 
 
+def test_a_column_that_is_nearly_empty_is_no_value_by_default(tmp_path):
+    few = [""] * ROWS
+    for row in range(int(md.FEWEST_KNOWN * ROWS)):
+        few[10 * row] = WAVE[row]
+    path = write(tmp_path / "a.csv", {"date": HOURS, "few": few, "value": WAVE})
+    file = read(path)
+    assert file.series[0].column == "value"
+    assert "few is nearly empty" in facts_of(file)
+    assert np.isfinite(one(path, "few").values).any()
+
+
+def test_parts_of_a_calendar_by_their_names_are_no_values(tmp_path):
+    days = pd.date_range("2011-01-01", periods=3 * ROWS, freq="D")
+    columns = {
+        "instant": range(1, 3 * ROWS + 1),
+        "dteday": days.strftime("%Y-%m-%d"),
+        "season": days.month % 12 // 3 + 1,
+        "holiday": [int(row % 37 == 0) for row in range(3 * ROWS)],
+        "weekday": (days.dayofweek + 1) % 7,
+        "workingday": (days.dayofweek < 5).astype(int),
+        "cnt": np.tile(WAVE, 3),
+    }
+    assert one(write(tmp_path / "a.csv", columns)).column == "cnt"
+
+
+def test_a_flag_that_is_forecast_is_told(tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "on": np.arange(ROWS) % 3 // 2, "v": WAVE})
+    assert "on takes only the values 0, 1" in warnings_of(read(path))
+    assert "takes only" not in warnings_of(read(path, "on"))
+
+
 @pytest.mark.parametrize("values", [range(ROWS, 0, -1), np.cumsum(np.arange(ROWS)), [7] * ROWS])
 def test_where_no_other_column_is_left_the_flag_is_named(values, tmp_path):
     path = write(tmp_path / "a.csv", {"date": HOURS, "meter": values})
@@ -167,6 +198,17 @@ def test_a_file_whose_rows_count_down_is_not_forecast_backwards(tmp_path):
     path = write(tmp_path / "a.csv", {"n": range(ROWS, 0, -1), "value": WAVE})
     assert "newest rows come first" in reason(path)
     np.testing.assert_array_equal(one(path, time_column=["none"]).values, WAVE)
+    by_two = {"Nr": range(2 * ROWS, 0, -2), "value": WAVE}
+    assert "Nr only falls" in reason(write(path, by_two))
+
+
+def test_years_whose_months_are_not_understood_are_refused(tmp_path):
+    columns = {"Year": MONTHS.year, "Period": MONTHS.strftime("M%m"), "Value": WAVE}
+    path = write(tmp_path / "a.csv", columns)  # as the BLS has it
+    assert "--time_column Year" in reason(path)
+    series = one(path, time_column=["Year", "Period"], time_format="%Y M%m")
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == "MS"
 
 
 # -- Stamps ----------------------------------------------------------------------------------------
@@ -216,6 +258,30 @@ FORMS = {  # name -> (stamps, frequency)
     "Q1/2020": (pd.period_range("1950Q1", periods=ROWS, freq="Q").strftime("Q%q/%Y"), "QS-JAN"),
     "Sat, 20 May 2023": (DAYS.strftime('"%a, %d %b %Y"'), "D"),
     "large letters": (DAYS.strftime("%d-%b-%Y").str.upper(), "D"),
+    "20 Nov 23": (DAYS.strftime("%d %b %y"), "D"),
+    "ctime": (HOURS.strftime("%a %b %d %H:%M:%S %Y"), "h"),
+    "Monday, November 20, 2023": (DAYS.strftime('"%A, %B %d, %Y"'), "D"),
+    "a comma before the fraction": (HOURS.strftime('"%Y-%m-%d %H:%M:%S,500"'), "h"),
+    "points and a fraction": (HOURS.strftime("%d.%m.%Y %H:%M:%S.250"), "h"),
+    "Oracle": (HOURS.strftime("%d-%b-%y %I.%M.%S.000000 %p").str.upper(), "h"),
+    "clock first": (HOURS.strftime("%H:%M %d/%m/%Y"), "h"),
+    "a.m. and p.m.": (
+        HOURS.strftime("%m/%d/%Y %I:%M %p")
+        .str.replace("([AP])M", r"\1.M.", regex=True)
+        .str.lower(),
+        "h",
+    ),
+    "a zone by its name": (HOURS.strftime("%Y-%m-%d %H:%M CET"), "h"),
+    "Uhr": (HOURS.strftime("%d.%m.%Y %H:%M Uhr"), "h"),
+    "January-2001": (MONTHS.strftime("%B-%Y"), "MS"),
+    "2001M01": (MONTHS.strftime("%YM%m"), "MS"),
+    "2020q1": (pd.period_range("1950Q1", periods=ROWS, freq="Q").strftime("%Yq%q"), "QS-JAN"),
+    "2020-W05-1": (DAYS.strftime("%G-W%V-%u"), "D"),
+    "2024001": (DAYS.strftime("%Y%j"), "D"),
+    "2024-001": (DAYS.strftime("%Y-%j"), "D"),
+    "2024/1/1 0:00": ([f"{t.year}/{t.month}/{t.day} {t.hour}:00" for t in HOURS], "h"),
+    "2024/1/1 00:00": ([f"{t.year}/{t.month}/{t.day} {t:%H:%M}" for t in HOURS], "h"),
+    "2024/1/1": ([f"{t.year}/{t.month}/{t.day}" for t in DAYS], "D"),
 }
 
 
@@ -254,6 +320,137 @@ def test_24_o_clock_is_the_next_midnight(form, tmp_path):
     np.testing.assert_array_equal(
         one(write(tmp_path / "a.csv", {"t": stamps, "v": WAVE})).values, WAVE
     )
+
+
+@pytest.mark.parametrize(
+    "form", ["%Y-%m-%d {}:00:00.000", "%Y-%m-%dT{}:00Z", "%Y%m%d{}", "%Y%m%d{}00", "%d.%m.%Y {}:00"]
+)
+def test_hour_24_is_the_next_midnight_in_whatever_form(form, tmp_path):
+    stamps = []
+    for hour in HOURS:
+        day = hour - pd.Timedelta(1, "h")
+        stamps.append(day.strftime(form).format(f"{hour.hour or 24:02d}"))
+    series = one(write(tmp_path / "a.csv", {"t": stamps, "v": WAVE}))
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == "h"
+
+
+def test_of_ranges_the_start_is_read_and_told(tmp_path):
+    ends = HOURS + pd.Timedelta(1, "h")
+    weeks = pd.date_range("2019-01-06", periods=ROWS, freq="7D")
+    ranges = {
+        "entsoe": HOURS.strftime("%d.%m.%Y %H:%M - ") + ends.strftime("%d.%m.%Y %H:%M"),
+        "clocks": HOURS.strftime("%d.%m.%Y %H:%M - ") + ends.strftime("%H:%M"),
+        "iso": HOURS.strftime("%Y-%m-%dT%H:%MZ/") + ends.strftime("%Y-%m-%dT%H:%MZ"),
+        "weeks": weeks.strftime("%Y-%m-%d - ")
+        + (weeks + pd.Timedelta(6, "D")).strftime("%Y-%m-%d"),
+    }
+    for name, stamps in ranges.items():
+        file = read(write(tmp_path / "a.csv", {"when": stamps, "value": WAVE}))
+        np.testing.assert_array_equal(file.series[0].values, WAVE, err_msg=name)
+        assert f"of ranges such as {stamps[0]!r} the start" in facts_of(file)
+        assert file.times.stamps[0] in (HOURS[0], HOURS[0].tz_localize("UTC"), weeks[0])
+
+
+@pytest.mark.parametrize("form", ["%d%m%Y", "%m%d%Y", "%d%m%y", "%y%m%d"])
+@pytest.mark.parametrize("name", ["date", "when"])
+def test_dates_as_numbers_with_the_year_behind_are_refused_until_it_is_said(form, name, tmp_path):
+    numbers = [int(text) for text in DAYS.strftime(form)]
+    path = write(tmp_path / "a.csv", {name: numbers, "value": WAVE})
+    told = reason(path)
+    assert "seems to hold dates" in told
+    assert form in told
+    series = one(path, time_format=form)
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == "D"
+    np.testing.assert_array_equal(one(path, "value", time_column=["none"]).values, WAVE)
+
+
+def test_zeros_in_front_that_a_date_as_a_number_lost_are_put_back(tmp_path):
+    days = pd.date_range("2024-01-01", periods=ROWS, freq="D")
+    numbers = [int(text) for text in days.strftime("%d%m%Y")]  # 1012024 is January 1st, no 10th
+    series = one(write(tmp_path / "a.csv", {"date": numbers, "v": WAVE}), time_format="%d%m%Y")
+    np.testing.assert_array_equal(series.values, WAVE)
+
+
+def test_numbers_that_only_count_or_mean_something_are_no_dates(tmp_path):
+    meters = np.round(2000 * WAVE).astype(int)  # 6 digits, some of which look like dates
+    series = one(write(tmp_path / "a.csv", {"meter": meters}))
+    np.testing.assert_array_equal(series.values, meters)
+    path = write(tmp_path / "b.csv", {"n": range(100_101, 100_101 + 60), "value": WAVE[:60]})
+    assert one(path).column == "value"
+
+
+@pytest.mark.parametrize("first", ["1930", "1950", "1965"])
+@pytest.mark.parametrize("form", ["%b-%y", "01/%m/%y"])
+def test_years_of_two_digits_that_would_lie_far_ahead_are_refused(first, form, tmp_path):
+    months = pd.date_range(first, periods=ROWS, freq="MS")
+    path = write(tmp_path / "a.csv", {"date": months.strftime(form), "value": WAVE})
+    assert "years have two digits" in reason(path)
+    np.testing.assert_array_equal(one(path, time_column=["none"]).values, WAVE)
+    path = write(tmp_path / "b.csv", {"date": months.strftime("01/%m/%Y"), "value": WAVE})
+    np.testing.assert_array_equal(one(path).values, WAVE)
+
+
+def test_seconds_that_a_spreadsheet_rounded_are_told_or_refused(tmp_path):
+    rounded = [f"{ticks:.6E}" for ticks in HOURS.as_unit("ms").asi8]
+    file = read(write(tmp_path / "a.csv", {"when": rounded, "value": WAVE}))
+    assert "23 rows lie at the same step (4000s) as another one" in warnings_of(file)
+    assert "217 of 240 rows" in facts_of(file)
+    rounded = [f"{ticks:.5E}" for ticks in EPOCH]
+    assert "was it rounded" in reason(write(tmp_path / "b.csv", {"when": rounded, "value": WAVE}))
+
+
+def test_a_total_at_the_end_is_no_row_of_data(tmp_path):
+    for word in ("Total", "Source: the bank", ""):
+        path = write(tmp_path / "a.csv", {"date": [*HOURS[:-1], word], "value": WAVE})
+        assert "delete it" in reason(path)
+        assert "--time_format" not in reason(path)
+
+
+def test_zones_by_several_names_are_refused(tmp_path):
+    stamps = [*HOURS[:120].strftime("%Y-%m-%d %H:%M CET"), *HOURS[120:].strftime("%F %H:%M CEST")]
+    told = reason(write(tmp_path / "a.csv", {"date": stamps, "value": WAVE}))
+    assert "CET, CEST" in told
+    assert "offsets from UTC" in told
+
+
+def test_several_offsets_become_utc_and_that_is_told(tmp_path):
+    local = pd.date_range("2024-03-27", periods=ROWS, freq="h", tz="Europe/Berlin")
+    file = read(write(tmp_path / "a.csv", {"date": [t.isoformat() for t in local], "v": WAVE}))
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert "several offsets (+0100, +0200): read and written in UTC" in facts_of(file)
+
+
+def test_names_of_months_that_pandas_knows_are_read_and_others_refused(tmp_path):
+    dotted = [f"{day:%B} " if day.month in (3, 4, 5, 6, 7) else f"{day:%b}. " for day in MONTHS]
+    dotted = [f"{name}{day.year}" for name, day in zip(dotted, MONTHS, strict=True)]
+    dotted = [text.replace("Sep.", "Sept.") for text in dotted]
+    series = one(write(tmp_path / "a.csv", {"date": dotted, "value": WAVE}))
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == "MS"
+    german = "Januar Februar März April Mai Juni Juli August September Oktober November Dezember"
+    french = "janv. févr. mars avr. mai juin juil. août sept. oct. nov. déc."
+    for words in (german.split(), french.split()):
+        days = [f"{day.day} {words[day.month - 1]} {day.year}" for day in DAYS]
+        months = [f"{words[day.month - 1][:3]}-{day:%y}" for day in MONTHS]
+        for stamps in (days, months):
+            told = reason(write(tmp_path / "a.csv", {"when": stamps, "value": WAVE}))
+            assert "in English only" in told
+
+
+def test_numbers_with_a_unit_behind_are_no_years(tmp_path):
+    units = [f"{1700 + row % 300} kWh" for row in range(ROWS)]
+    path = write(tmp_path / "a.csv", {"load": units, "value": WAVE})
+    assert read(path, time_column=["none"]).series[0].column == "value"
+    with pytest.raises(md.Unusable, match="--time_column none"):
+        read(path)
+
+
+def test_texts_that_hold_a_year_beside_stamps_are_no_stamps(tmp_path):
+    models = [f"model {2000 + row % 20}" for row in range(ROWS)]
+    path = write(tmp_path / "a.csv", {"model": models, "date": HOURS, "value": WAVE})
+    np.testing.assert_array_equal(one(path).values, WAVE)
 
 
 def test_midnights_without_a_clock_are_midnights(tmp_path):
@@ -309,6 +506,51 @@ def test_a_time_column_that_is_named_is_taken_before_all_others(tmp_path):
     np.testing.assert_array_equal(one(path, time_column=["measured"]).values, WAVE[::-1])
     assert "no column absent" in reason(path, time_column=["absent"])
     assert "cannot be read" in reason(path, time_column=["value"])
+
+
+def test_newest_rows_first_are_turned_round_and_told(tmp_path):
+    file = read(write(tmp_path / "a.csv", {"date": HOURS[::-1], "value": WAVE[::-1]}))
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert "newest rows first: turned round" in facts_of(file)
+    assert "newest" not in facts_of(read(write(tmp_path / "b.csv", {"date": HOURS, "v": WAVE})))
+
+
+def test_steps_without_a_row_are_told_and_many_are_refused(tmp_path):
+    def file_without(count):
+        is_kept = np.ones(ROWS, bool)
+        is_kept[1:-1][np.random.default_rng(0).permutation(ROWS - 2)[:count]] = False
+        return write(tmp_path / "a.csv", {"date": HOURS[is_kept], "value": WAVE[is_kept]})
+
+    few = int(0.5 * md.MUCH_MISSING * ROWS)
+    file = read(file_without(few))
+    assert f"{few} of 240 steps have no row" in facts_of(file)
+    assert "have no row" not in warnings_of(file)
+    more = int(1 + 1.5 * md.MUCH_MISSING * ROWS)
+    assert f"{100 * more / ROWS:.0f} % of the steps have no row" in warnings_of(
+        read(file_without(more))
+    )
+    path = file_without(int(0.1 * ROWS + md.MOST_MISSING * ROWS))
+    assert "of 240 steps (h) have no row" in reason(path)
+    assert "--time_column none" in reason(path)
+    assert one(path, time_column=["none"]).freq == ""
+
+
+def test_hours_of_trade_are_refused_and_one_long_gap_is_not(tmp_path):
+    sessions = pd.date_range("2024-01-01 09:30", "2024-01-05 16:00", freq="min")
+    sessions = sessions[sessions.indexer_between_time("09:30", "16:00")]
+    columns = {"date": sessions, "value": np.resize(WAVE, len(sessions))}
+    assert "hours of trade" in reason(write(tmp_path / "a.csv", columns))
+    apart = [*HOURS[:120], *(HOURS[120:] + pd.Timedelta(1000, "h"))]
+    file = read(write(tmp_path / "a.csv", {"date": apart, "value": WAVE}))
+    assert "1,000 of 1,240 steps have no row" in facts_of(file)
+    assert "81 % of the steps have no row" in warnings_of(file)
+
+
+def test_some_days_of_the_week_are_called_what_they_are(tmp_path):
+    days = pd.date_range("2023-01-02", periods=700)
+    days = days[days.dayofweek.isin([0, 2, 4])][:ROWS]
+    told = reason(write(tmp_path / "a.csv", {"date": days, "value": WAVE}))
+    assert "on some days of the week only (Mon, Wed, Fri)" in told
 
 
 @pytest.mark.parametrize(
@@ -446,6 +688,84 @@ def test_whatever_marks_are_used_the_numbers_come_out_or_the_file_is_refused(
             raise AssertionError(f"{name}: {problem}") from problem
 
 
+def with_commas(values):
+    """Numbers with decimal commas."""
+    return [f"{value:.2f}".replace(".", ",") for value in values]
+
+
+@pytest.mark.parametrize("header", ["time,value,", "time,,value", "time,value, "])
+def test_a_spare_comma_in_the_header_does_not_hide_decimal_commas(header, tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [f"{day:%Y-%m-%d},{text}" for day, text in zip(DAYS, with_commas(WAVE), strict=True)]
+    path.write_text("\n".join([header, *rows]))
+    assert "if 50,13 is one number with a decimal comma" in reason(path)
+    notes = [f"{row.partition(',')[0]},{value},ok" for row, value in zip(rows, WAVE, strict=True)]
+    path.write_text("\n".join(["time,value,", *notes]))  # a column without a name may be a note
+    np.testing.assert_array_equal(one(path).values, WAVE)
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_points_before_three_digits_beside_decimal_commas_are_refused(separator, tmp_path):
+    thousandths = [f"{value:.3f}" for value in WAVE]
+    columns = {"date": HOURS, "a": thousandths, "b": with_commas(WAVE)}
+    path = write(tmp_path / "a.csv", columns, separator)
+    assert "--thousands ." in reason(path, "all")
+    a, b = read(path, "all", thousands=".").series
+    np.testing.assert_allclose(a.values, [float(text) * 1000 for text in thousandths])
+    np.testing.assert_array_equal(b.values, WAVE)
+    columns = {"date": HOURS, "a": [text.replace(".", ",") for text in thousandths], "b": WAVE}
+    assert "--thousands ," in reason(write(path, columns, separator), "all")
+
+
+def test_a_value_and_its_flag_in_one_cell_are_no_decimals(tmp_path):
+    cells = [f'"{int(10 * value):+05d},1"' for value in WAVE]  # as NOAA has it
+    path = write(tmp_path / "a.csv", {"DATE": HOURS, "TMP": cells})
+    assert "or two values" in reason(path)
+    assert "no numeric column" in reason(path, decimal=".")
+    quoted = write(path, {"DATE": HOURS, "TMP": [f'"{text}"' for text in with_commas(WAVE)]})
+    np.testing.assert_array_equal(one(quoted, decimal=",").values, WAVE)
+
+
+def test_points_in_a_tab_file_are_decimals_where_a_number_shows_it(tmp_path):
+    columns = {"date": HOURS, "a": [f"{value / 50:.3f}" for value in WAVE]}  # some are below 1
+    path = write(tmp_path / "a.csv", columns, "\t")
+    np.testing.assert_array_equal(one(path).values, [float(text) for text in columns["a"]])
+    columns["a"] = [f"{int(20 * value):,}".replace(",", ".") for value in WAVE]  # 905, and 1.012
+    assert "--thousands ." in reason(write(path, columns, "\t"))
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["${:,.2f}", "-US${:.2f}", "EUR {:.2f}", "{:.1f} %", "{:.2f}M", "{:.1f} kWh", "({:.1f})"],
+)
+def test_numbers_with_signs_are_told_before_another_column_takes_their_place(form, tmp_path):
+    cells = [f'"{form.format(30 * value)}"' for value in WAVE]
+    path = write(tmp_path / "a.csv", {"date": HOURS, "price": cells, "volume": WAVE})
+    file = read(path)
+    assert file.series[0].column == "volume"
+    told = f"price is passed over: it holds no plain numbers, but cells such as {cells[0][1:-1]!r}"
+    assert told in warnings_of(file)
+    assert "price holds no plain numbers" in reason(path, "price")
+
+
+def test_texts_with_digits_are_no_numbers_with_signs(tmp_path):
+    codes = [f"A{row % 7}" for row in range(ROWS)]
+    days = HOURS.strftime("%d.%m.%Y")
+    columns = {"date": HOURS, "code": codes, "day": days, "rate": ["5min"] * ROWS, "v": WAVE}
+    assert warnings_of(read(write(tmp_path / "a.csv", columns))) == ""
+
+
+def test_two_sentinels_side_by_side_and_a_rare_one_are_told(tmp_path):
+    values = WAVE.copy()
+    values[[3, 50, 51, 120]] = -9999
+    values[[4, 60]] = -8888.25
+    told = warnings_of(read(write(tmp_path / "a.csv", {"date": HOURS, "value": values})))
+    assert "value is -9999 in 4 rows" in told
+    assert "--na_values -8888.25" in told
+    plain = warnings_of(read(write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE})))
+    assert "--na_values" not in plain
+
+
 # -- Long format, ids and rows that are there twice ------------------------------------------------
 
 
@@ -533,6 +853,54 @@ def test_series_that_lie_in_rows_are_refused_with_what_to_do(tmp_path):
         assert head[0] in told
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{month:%b-%y}" for month in MONTHS[:40]],
+        [f"{month:%YM%m}" for month in MONTHS[:40]],
+        [f"{month:%Y%m}" for month in MONTHS[:40]],
+        [f"{year} [YR{year}]" for year in range(1980, 2020)],
+        [str(year) for year in range(1980, 2020)],
+        [str(year) for year in range(1960, 2020, 5)],
+        [str(year) for year in range(2015, 2021)],
+        [str(year) for year in range(2019, 1990, -1)],
+        [f"Y{year}" for year in range(1990, 2020)],
+        [f"{day:%Y%m%d}" for day in DAYS[:40]],
+        [f"{hour:%H:%M}" for hour in HOURS[:24]],
+        [f"{1 + n % 4}Q{15 + n // 4}" for n in range(30)],
+        [f"d_{n}" for n in range(60)],
+    ],
+    ids=[
+        *("Jan-20", "2020M01", "202001", "YR", "years", "5 years", "few years", "falling years"),
+        *("Y1990", "20200131", "clocks", "1Q15", "d_1"),
+    ],
+)
+@pytest.mark.parametrize("first", [["a", "b", "c"], [7, 3, 9]], ids=["texts", "numbers"])
+def test_series_in_rows_by_other_names_are_refused(first, names, tmp_path):
+    columns = {"place": first} | {name: [1.5, 2.5, 1.0] for name in names}
+    assert "series lie in rows" in reason(write(tmp_path / "a.csv", columns))
+
+
+def test_columns_that_are_numbered_by_tens_are_series_in_rows(tmp_path):
+    columns = {"place": ["a", "b", "c"]} | {f"x{10 * n}": [1.5, 2.5, 1.0] for n in range(40)}
+    assert "series lie in rows" in reason(write(tmp_path / "a.csv", columns))
+
+
+def test_ids_of_so_many_kinds_as_rows_are_refused(tmp_path):
+    path = write(tmp_path / "a.csv", {"Datum": HOURS, "value": WAVE})
+    assert "--id_columns Datum: 240 different ids in 240 rows" in reason(path, id_columns=["Datum"])
+
+
+@pytest.mark.parametrize("city", [["A"] * 120 + ["B"] * 120, ["A", "B"] * 120])
+def test_texts_in_blocks_or_by_turns_may_tell_series_apart(city, tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE, "city": city})
+    assert "--id_columns city" in warnings_of(read(path))
+    assert warnings_of(read(path, id_columns=["none"])) == ""
+    flags = ["ok"] * 100 + ["bad"] * 3 + ["ok"] * 137
+    path = write(path, {"date": HOURS, "value": WAVE, "flag": flags, "day": DAYS.strftime("%a")})
+    assert warnings_of(read(path)) == ""
+
+
 def test_columns_with_running_names_beside_stamps_are_no_series_in_rows(tmp_path):
     columns = {"date": HOURS} | {f"V{number}": WAVE + number for number in range(1, 40)}
     assert len(read(write(tmp_path / "a.csv", columns), "all").series) == 39
@@ -551,13 +919,94 @@ def test_columns_with_running_names_beside_stamps_are_no_series_in_rows(tmp_path
         (gzip.compress(b"date,value\n"), "must end with .csv.gz"),
         (b"<!DOCTYPE html><html></html>", "web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b'[\n {"date": "2024-01-01", "value": 3},\n', "JSON"),
+        (b'\xef\xbb\xbf{"a": 1}', "JSON"),
+        (b"<?xml version='1.0'?>\n<a>1</a>\n", "XML"),
+        (b"-- MySQL dump\nCREATE TABLE a (b int);\n", "SQL"),
+        (b"% made by Weka\n@relation a\n@data\n1,2\n", "ARFF"),
     ],
-    ids=["zip", "parquet", "bzip2", "xz", "gzip", "html", "lfs"],
+    ids=[
+        *("zip", "parquet", "bzip2", "xz", "gzip", "html", "lfs"),
+        *("json", "json with a mark", "xml", "sql", "arff"),
+    ],
 )
 def test_a_file_of_another_kind_is_called_what_it_is(content, words, tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(content)
     assert words in reason(path)
+
+
+@pytest.mark.parametrize("separator", [" ", "^", "~"])
+def test_another_separator_is_named(separator, tmp_path):
+    columns = {"date": DAYS.strftime("%Y-%m-%d"), "value": WAVE}
+    path = write(tmp_path / "a.csv", columns, separator)
+    assert f"no separator found (tab ; , or |): its lines are such as '2023-11-20{separator}50" in (
+        reason(path)
+    )
+
+
+def test_names_of_rows_and_commas_at_their_ends_are_told(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [f"{stamp},{value}" for stamp, value in zip(HOURS, WAVE, strict=True)]
+    path.write_text("\n".join(["date,value", *(f"{row}," for row in rows)]))
+    assert "each row ends with a separator too many" in reason(path)
+    named = [f'"{number}",{row}' for number, row in enumerate(rows, start=1)]  # write.table of R
+    path.write_text("\n".join(["date,value", *named]))
+    assert "each row begins with its number" in reason(path)
+    path.write_text("\n".join(["date,value", *(f"{row},5" for row in rows)]))
+    assert "the last such as '5'" in reason(path)
+
+
+def test_a_file_that_gzip_did_not_pack_is_told(tmp_path):
+    path = write(tmp_path / "a.csv.gz", {"date": HOURS, "value": WAVE})
+    plain = path.read_bytes()
+    assert "not packed by gzip" in reason(path)
+    path.write_bytes(gzip.compress(plain) + b"more")
+    assert "bytes that are no gzip follow" in reason(path)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_a_few_rows_are_too_short_and_not_constant(rows, tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS[:rows], "value": sorted(WAVE[:rows])})
+    assert "too short" in reason(path)
+
+
+def test_the_header_of_a_second_table_is_refused(tmp_path):
+    first = write(tmp_path / "a.csv", {"date": HOURS[:120], "value": WAVE[:120]}).read_text()
+    second = write(tmp_path / "b.csv", {"time": HOURS[120:], "PM2.5": WAVE[120:]}).read_text()
+    for between in ("", "\n"):
+        path = tmp_path / "c.csv"
+        path.write_text(first + between + second)
+        assert "row 121 holds no values, but time, PM2.5" in reason(path)
+
+
+@pytest.mark.parametrize("word", ["Total", "合计", ""])
+def test_a_total_below_the_table_is_refused(word, tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE})
+    path.write_text(path.read_text() + f"{word},{WAVE.sum():.2f}\n")
+    told = reason(path)
+    assert "in row 241" in told
+    assert "delete that row" in told
+
+
+@pytest.mark.parametrize(
+    "above",
+    ["latitude,longitude,zone\n52.52,13.41,GMT\n\n", "station,height\nBerlin,38\n\n"],
+    ids=["wider", "as wide"],
+)
+def test_a_table_above_the_table_is_refused_with_its_lines(above, tmp_path):
+    path = write(tmp_path / "a.csv", {"time": HOURS, "temperature_2m": WAVE})
+    path.write_text(above + path.read_text())
+    assert "--skip_rows 3" in reason(path)
+    np.testing.assert_array_equal(one(path, skip_rows=3).values, WAVE)
+
+
+def test_a_name_that_was_decoded_is_shown(tmp_path):
+    path = write(tmp_path / "a.csv", {"date": HOURS, "Temp": WAVE})
+    path.write_bytes(path.read_text().replace("Temp", "Température").encode("cp1252"))
+    shown = one(path).column
+    assert f"read as gb18030, such as {shown!r}" in warnings_of(read(path))
+    assert one(path, encoding="cp1252").column == "Température"
 
 
 def test_the_separator_that_a_spreadsheet_writes_above_is_heard(tmp_path):
@@ -637,6 +1086,29 @@ def test_an_hour_in_a_column_of_its_own_is_named_where_stamps_repeat(tmp_path):
     path = write(tmp_path / "a.csv", columns | {"cnt": WAVE})
     assert "--time_column dteday hr" in reason(path)
     np.testing.assert_array_equal(one(path, time_column=["dteday", "hr"]).values, WAVE)
+
+
+def test_hours_and_minutes_as_a_number_are_named_and_read(tmp_path):
+    columns = {"date": HOURS.strftime("%Y-%m-%d"), "at": HOURS.hour * 100 + 30, "value": WAVE}
+    columns["at"] = [0, *columns["at"][1:]]
+    path = write(tmp_path / "a.csv", columns)
+    assert "--time_column date at" in reason(path)
+    columns["at"] = HOURS.hour * 100
+    file = read(write(path, columns), time_column=["date", "at"])
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert file.series[0].freq == "h"
+    ahead = md.stamp_columns(md.steps_after(file.series[0], 2), file.times)
+    assert [*ahead["at"]] == ["0000", "0100"]
+
+
+@pytest.mark.parametrize("name", ["SETTLEMENT_PERIOD", "minute_of_day"])
+def test_numbers_that_count_within_a_day_are_not_only_called_ids(name, tmp_path):
+    halves = pd.date_range("2024-01-01", periods=ROWS, freq="30min")
+    counts = {"SETTLEMENT_PERIOD": np.arange(ROWS) % 48 + 1, "minute_of_day": np.arange(ROWS) * 30}
+    counts = {"date": halves.strftime("%Y-%m-%d"), name: counts[name] % 1440}
+    told = reason(write(tmp_path / "a.csv", counts | {"value": WAVE}))
+    assert f"--time_column date {name}" in told
+    assert "such as 13:30" in told
 
 
 def test_rows_without_readable_stamps_are_taken_in_their_order_with_a_warning(tmp_path):

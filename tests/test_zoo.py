@@ -204,7 +204,7 @@ SKIPPED = {  # name -> (content, word of its reason)
     "html": ("<!DOCTYPE html><html><body>404, not found</body></html>\n", "a web page"),
     "json": (
         '{"date": "2024-01-01", "value": 3}\n{"date": "2024-01-02", "value": 4}\n',
-        "stamps of .* cannot be read",
+        "no CSV but JSON",
     ),
     "lfs pointer": (
         "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
