@@ -1,4 +1,22 @@
 #!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch>=2.5,<2.14",
+#     "timecopilot-uni2ts==0.1.3",
+#     "lightning>=2.4,<2.7",
+#     "huggingface_hub>=0.30,<3",
+#     "safetensors>=0.4.3,<0.9",
+#     "numpy>=1.26,<2.5",
+#     "pandas>=2.2.2,<3",
+#     "scikit-learn>=1.5,<1.10",
+#     "matplotlib>=3.8,<3.12",
+#     "tensorboard>=2.17,<2.22",
+#     "tqdm>=4.66,<5",
+# ]
+# ///
+#
+# The lines above are for `uv run moirai_distill.py`: they repeat requirements.txt, which says why.
 """Distil MOIRAI, a large frozen time-series forecaster, into a small fast one for your own CSVs.
 
     python moirai_distill.py --demo                          # everything once, offline, in minutes

@@ -9,10 +9,12 @@ import re
 import subprocess
 import symtable
 import sys
+import tomllib
 import zipfile
 
 import pytest
 from conftest import SCRIPT
+from packaging.requirements import Requirement
 
 import moirai_distill as md
 
@@ -409,3 +411,18 @@ def test_it_can_be_imported_from_a_zip(tmp_path):
     )
     assert child.stdout.splitlines()[-1] == f"{archive / SCRIPT.name} 0"
     assert child.stderr == ""
+
+
+def test_the_header_for_uv_agrees_with_the_requirements():
+    """Both are read by the rules of their own format (PEP 723, and a list of requirements)."""
+    text = SCRIPT.read_text(encoding="utf-8")
+    blocks = re.findall(r"(?m)^# /// script$\n((?:^#(?: .*)?$\n)+?)^# ///$", text)
+    assert len(blocks) == 1
+    header = tomllib.loads(re.sub(r"(?m)^# ?", "", blocks[0]))
+    assert header.keys() == {"requires-python", "dependencies"}
+    assert header["requires-python"] == ">=" + ".".join(map(str, md.OLDEST_PYTHON))
+
+    lines = SCRIPT.with_name("requirements.txt").read_text().splitlines()
+    required = {str(Requirement(line)) for line in lines if line and not line.startswith("#")}
+    assert {str(Requirement(line)) for line in header["dependencies"]} == required
+    assert len(header["dependencies"]) == len(required) > 5
