@@ -656,6 +656,7 @@ MOST_PANELS = 4  # series that --plot draws
 MOST_NOTES = 20  # files whose lines are shown, and notes that are listed under an error
 MOST_REASONS = 4  # series of a file that are skipped, and warnings about it
 MOST_NAMES = 8  # columns of a file that are named
+NEWS_EVERY = 180  # s between two lines on labelling, where stderr is no terminal
 ONNX_TOLERANCE = 1e-4  # deviations of a context by which an ONNX file may differ from PyTorch
 
 # -- What you must not touch -----------------------------------------------------------------------
@@ -1005,9 +1006,9 @@ CHINESE = {
         "--time_column none 按行的顺序使用"
     ),
     (
-        "{} seems to hold dates, such as {}: --time_format {} says so, --time_column none takes "
-        "the rows as they stand"
-    ): ("{} 似乎是日期，例如 {}: 用 --time_format {} 确认，或用 --time_column none 按行的顺序使用"),
+        "{} seems to hold dates, such as {:.0f}: --time_format {} says so, --time_column none takes"
+        " the rows as they stand"
+    ): ("{} 似乎是日期，例如 {:.0f}: --time_format {} 可确认，--time_column none 则按行的顺序使用"),
     (
         "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it "
         "rounded? --time_column none takes the rows as they stand"
@@ -1257,6 +1258,15 @@ CHINESE = {
         "{} 启动了 {} 个进程，而 --devices {}、--num_nodes {} 共 {} 个；请让这两个参数与启动器一致"
     ),
     "srun: {}": "srun: {}",
+    "{}: was removed or replaced while this program wrote there; start again": (
+        "{}: 在本程序写入期间被删除或替换；请重新开始"
+    ),
+    "{}: its manifest cannot be used, nor be replaced; remove this folder": (
+        "{}: 清单无法使用，也无法替换；请删除该文件夹"
+    ),
+    "labelled {:,} of {:,} windows, about {:.0f} min to go": (
+        "已标注 {:,} / {:,} 个窗口，约剩 {:.0f} 分钟"
+    ),
     "the teacher is the one that {} names: {} (--teacher_model names another)": (
         "教师是 {} 中所写的: {} (可用 --teacher_model 指定另一个)"
     ),
@@ -1276,8 +1286,8 @@ CHINESE = {
     "at least {}": "至少为 {}",
     "greater than {}": "大于 {}",
     "at least {} and at most {}": "在 {} 和 {} 之间",
-    "no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base": (
-        "没有这个文件夹，也不是 hub 上的模型名 (例如 Salesforce/moirai-1.1-R-base)"
+    "no such folder, and not a hub id, which is OWNER/MODEL": (
+        "没有这个文件夹，也不是 hub 上的模型名 (形如 OWNER/MODEL)"
     ),
     "access is not granted: ask for it on its hub page, then run `hf auth login`": (
         "没有访问权限: 请在其 hub 页面上申请，然后运行 `hf auth login`"
@@ -1285,11 +1295,18 @@ CHINESE = {
     "no such model, or a private one: check the id, or run `hf auth login`": (
         "没有这个模型，或它是私有的: 请检查模型名，或运行 `hf auth login`"
     ),
-    "no such revision: check --teacher_revision": "没有这个版本: 请检查 --teacher_revision",
+    "no such revision of it (--teacher_revision names that of a teacher)": (
+        "没有这个版本 (--teacher_revision 指定教师的版本)"
+    ),
     "not in the local cache, and the hub is out of reach or switched off": (
         "不在本地缓存中，且无法连接 hub 或已设为离线"
     ),
-    "the model has no such file: is it a MOIRAI?": "模型中没有这个文件: 它是 MOIRAI 吗？",
+    "the model has no such file: a teacher is a MOIRAI, a student is what `export` writes": (
+        "模型中没有这个文件: 教师应为 MOIRAI，学生应为 `export` 的输出"
+    ),
+    "--output {}: is no file: --plot has no place beside it": (
+        "--output {}: 不是普通文件，--plot 无处可放"
+    ),
     "the download failed": "下载失败",
     (
         "{} ({}): {}; or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror, or "
@@ -1580,7 +1597,7 @@ class Voice:
 HUB_REMEDIES = (  # (error of huggingface_hub, what to do): the first that fits is told
     (
         "HFValidationError",
-        Message("no such folder, and not a hub id such as Salesforce/moirai-1.1-R-base"),
+        Message("no such folder, and not a hub id, which is OWNER/MODEL"),
     ),
     (
         "GatedRepoError",
@@ -1592,7 +1609,7 @@ HUB_REMEDIES = (  # (error of huggingface_hub, what to do): the first that fits 
     ),
     (
         "RevisionNotFoundError",
-        Message("no such revision: check --teacher_revision"),
+        Message("no such revision of it (--teacher_revision names that of a teacher)"),
     ),
     (
         "LocalEntryNotFoundError",
@@ -1600,7 +1617,9 @@ HUB_REMEDIES = (  # (error of huggingface_hub, what to do): the first that fits 
     ),
     (
         "EntryNotFoundError",
-        Message("the model has no such file: is it a MOIRAI?"),
+        Message(
+            "the model has no such file: a teacher is a MOIRAI, a student is what `export` writes"
+        ),
     ),
 )
 
@@ -1654,6 +1673,20 @@ def temporary_folder(parent):
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_folders(folder):
+    """Make a folder and those above it; what was made here, and is empty at the end, goes again."""
+    folder = Path(folder).absolute()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in made:  # the innermost first
+            with contextlib.suppress(OSError):  # it holds something, or is gone
+                path.rmdir()
 
 
 @contextlib.contextmanager
@@ -1766,7 +1799,7 @@ def output_file(path):
     else:
         path = Path(os.path.realpath(path))
         remove_leftovers(path.parent)
-        with atomic(path) as file:
+        with new_folders(path.parent), atomic(path) as file:
             yield file
 
 
@@ -2262,20 +2295,33 @@ def shareable(content):
     for name, value in content.get("run_config", {}).items():
         if not name.endswith(("_dir", "_cache")):
             run[name] = value
-    if not is_hub_id(run.get("teacher_model", "")):
+    made_with = content.get("teacher") or {}
+    if is_local_teacher(run.get("teacher_model", ""), made_with):
         run["teacher_model"] = last_part(run.get("teacher_model", ""))
     facts["run_config"] = run
 
     facts["teacher"] = None
-    if content.get("teacher"):
-        teacher = dict(content["teacher"])
+    if made_with:
+        teacher = dict(made_with)
         path = teacher.get("teacher", "")
-        if not is_hub_id(path):
+        if is_local_teacher(path, made_with):
             teacher["teacher"] = last_part(path)
             if "licence" in teacher:
                 teacher["licence"] = teacher["licence"].replace(path, teacher["teacher"])
         facts["teacher"] = teacher
     return json.loads(json_text(facts))
+
+
+def is_local_teacher(name, made_with):
+    """Whether a teacher's name is that of a folder, which may look like a hub id.
+
+    `made_with` is the manifest of its labels: those of a teacher from the hub know its commit.
+    """
+    if not is_hub_id(name):
+        return True
+    if made_with and name == made_with.get("teacher"):
+        return made_with.get("commit") is None and made_with.get("revision") is None
+    return Path(name).is_dir()
 
 
 def is_hub_id(name):
@@ -2447,9 +2493,8 @@ def owned(folder):
     """Keep a run's folder for this process until the end of the block.
 
     A file in it tells who writes there; it is touched all the time. Raises UserError where another
-    run that lives has it.
+    run that lives has it, and at the end where the folder was removed or taken meanwhile.
     """
-    was_there = folder.is_dir()
     path = folder / OWNER_FILE
     own = {
         "process": os.getpid(),
@@ -2458,21 +2503,28 @@ def owned(folder):
         "host": socket.gethostname(),
         "run": uuid.uuid4().hex,
     }
-    claim(path, own)
-    remove_leftovers(folder)
-    ended = threading.Event()
-    beat = threading.Thread(target=keep_fresh, args=(path, ended), daemon=True)
-    beat.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        beat.join()
-        if read_owner(path) == own:
-            path.unlink(missing_ok=True)
-        if not was_there:
-            with contextlib.suppress(OSError):  # it holds something
-                folder.rmdir()
+    with new_folders(folder):
+        claim(path, own)
+        remove_leftovers(folder)
+        ended = threading.Event()
+        beat = threading.Thread(target=keep_fresh, args=(path, ended), daemon=True)
+        beat.start()
+        try:
+            yield
+            if read_owner(path) != own:
+                raise removed(folder)
+        finally:
+            ended.set()
+            beat.join()
+            if read_owner(path) == own:
+                path.unlink(missing_ok=True)
+
+
+def removed(folder):
+    """UserError of a folder that went away while this program wrote to it."""
+    return UserError(
+        "{}: was removed or replaced while this program wrote there; start again", folder
+    )
 
 
 def keep_fresh(path, ended):
@@ -3343,9 +3395,9 @@ def refuse_unread_column(column, is_called_so):
         patterns = other_digits(column, is_called_so)
         if patterns:
             raise Unusable(
-                "{} seems to hold dates, such as {}: --time_format {} says so, --time_column none"
-                " takes the rows as they stand",
-                *(column.name, f"{column.dropna().iloc[0]:.0f}", " / ".join(patterns)),
+                "{} seems to hold dates, such as {:.0f}: --time_format {} says so, --time_column"
+                " none takes the rows as they stand",
+                *(column.name, column.dropna().iloc[0], " / ".join(patterns)),
             )
         refuse_rounded_epoch(column)
         return
@@ -6523,7 +6575,9 @@ class LabelFile:
         return None
 
     def write(self, number, labels):
-        """Keep the labels (b, H) of a block."""
+        """Keep the labels (b, H) of a block. Raises UserError where its folder was removed."""
+        if read_manifest(self.folder) != self.manifest:
+            raise removed(self.folder)
         content = np.ascontiguousarray(labels, "<f4").tobytes()
         with atomic(self.block_path(number)) as file:
             file.write(content)
@@ -6540,6 +6594,20 @@ class LabelFile:
             checksums = self.path.stat().st_size - 4 * self.horizon * self.windows  # bytes
             there.update(range(min(self.count, checksums // 32)))
         return [n for n in sorted(there) if n < self.count and self.read(n) is not None]
+
+    def share_there(self):
+        """Share of the blocks that are there by their sizes; none is read, as they may be many."""
+        if self.path.is_file():
+            checksums = self.path.stat().st_size - 4 * self.horizon * self.windows  # bytes
+            return min(self.count, max(0, checksums // 32)) / self.count
+        largest = 4 * self.horizon * self.block + 32  # bytes
+        there = 0
+        for name in listed(self.folder / "blocks"):
+            path = self.folder / "blocks" / name
+            is_block = re.fullmatch(r"\d{8,18}\.bin", name) and path.is_file()
+            if is_block and 32 < path.stat().st_size <= largest:
+                there += 1
+        return min(1.0, there / self.count)
 
     def missing(self):
         """Numbers of the blocks that are yet to be made."""
@@ -6559,6 +6627,8 @@ class LabelFile:
         with atomic(self.path) as file:
             for number in range(self.count):
                 content = self.read(number)
+                if content is None:
+                    raise removed(self.folder)
                 file.write(content)
                 checksums.append(hashlib.sha256(content).digest())
             file.write(b"".join(checksums))
@@ -6630,6 +6700,14 @@ def read_manifest(folder):
     return manifest if is_its_own else None
 
 
+def is_label_cache(folder):
+    """Whether a folder holds label files of this program."""
+    try:
+        return any(read_manifest(path) for path in user_path(folder).glob("*/"))
+    except UserError:  # in the home folder of somebody who is not known here
+        return False
+
+
 def find_labels(task):
     """A whole LabelFile of a task in the cache, or None.
 
@@ -6639,11 +6717,20 @@ def find_labels(task):
     cache = user_path(request.label_cache)
     weights = fingerprint(request.teacher_model, request.teacher_revision)
     key = label_key(task, weights)
-    folders = [key_folder(cache, key)] if weights else sorted(cache.glob("*"))
+    loose = {}  # facts of the key that do not matter
+    if not weights:
+        loose = {"weights": None}
+    elif request.teacher_point == "median" and not draws_samples(
+        request.teacher_model, request.teacher_revision
+    ):
+        loose = {"point": None, "samples": None}
+    folders = [key_folder(cache, key)]
+    if loose:  # the exact one first
+        folders += sorted(cache.glob("*"))
     found = []
     for folder in folders:
         manifest = read_manifest(folder)
-        if not manifest or manifest["key"] | {"weights": None} != key | {"weights": None}:
+        if not manifest or manifest["key"] | loose != key | loose:
             continue
         if not set(task.windows.freqs) <= manifest["patch_sizes"].keys():
             continue
@@ -6657,6 +6744,18 @@ def find_labels(task):
             *(cache, request.teacher_model),
         )
     return found[0] if found else None
+
+
+def draws_samples(name, revision):
+    """Whether the median of a teacher that is at hand is one of samples.
+
+    A MOIRAI 2.0 gives its quantiles: with other --num_samples its labels are the same.
+    """
+    try:
+        settings = read_json(model_file(name, revision, "config.json"))
+    except ValueError:  # damaged: told where it is loaded
+        return True
+    return find_generation(name, settings).package != "moirai2"
 
 
 def is_of_teacher(manifest, request):
@@ -6872,10 +6971,16 @@ def make_labels(task, job):
     for place in (folder, folder / "blocks"):
         job.on_rank_zero(functools.partial(remove_leftovers, place))
 
-    file = LabelFile(folder, read_manifest(folder))
+    manifest = read_manifest(folder)
+    if manifest is None:  # that of another program's folder, or a link, which stays
+        raise UserError(
+            "{}: its manifest cannot be used, nor be replaced; remove this folder", folder
+        )
+    file = LabelFile(folder, manifest)
     request = dataclasses.replace(request, teacher_patch_size=file.manifest["patch_sizes"])
     missing = job.on_rank_zero(file.missing)
     total = sum(len(file.index(number)) for number in missing)
+    news = News(total)
     with job.stop.hold(), job.voice.bar("labelling", total=total, unit="window") as bar:
         for first in range(0, len(missing), job.world_size):
             turn = missing[first : first + job.world_size]  # of blocks, one for each process
@@ -6884,11 +6989,36 @@ def make_labels(task, job):
                 index = file.index(number)
                 labels = label_windows(teacher, task.windows, index, request, number)
                 write_block(file, number, labels)
-            bar.update(sum(len(file.index(number)) for number in turn))
+            labelled = sum(len(file.index(number)) for number in turn)
+            bar.update(labelled)
+            if bar.disable:  # a log has no bar
+                news.tell(labelled, job.voice)
             if signum := job.signal():
                 job.voice.note("the labels made so far are kept in {}", file.folder)
                 raise Interrupted(signum)
     return file
+
+
+class News:
+    """Says now and then how many windows are labelled."""
+
+    def __init__(self, total):
+        self.total = total
+        self.done = 0
+        self.began = self.told = time.monotonic()
+
+    def tell(self, more, voice):
+        """Take note of more windows; say where it stands, if that is long ago."""
+        self.done += more
+        now = time.monotonic()
+        if now - self.told < NEWS_EVERY or self.done == self.total:
+            return
+        self.told = now
+        minutes = (now - self.began) / self.done * (self.total - self.done) / 60
+        voice.note(
+            "labelled {:,} of {:,} windows, about {:.0f} min to go",
+            *(self.done, self.total, minutes),
+        )
 
 
 def write_block(file, number, labels):
@@ -7154,6 +7284,7 @@ def fit(student, training, job, content=None):
     events = EventFile(training.folder / "tensorboard", progress.epoch + 1)
     save = functools.partial(save_run, training, learner, progress, job.voice)
     with job.stop.hold():
+        job.on_rank_zero(lambda: training.folder.mkdir(parents=True, exist_ok=True))
         job.on_rank_zero(save)
         while progress.epoch < config.num_epochs and not is_out_of_patience(progress, config):
             began = time.perf_counter()
@@ -7328,6 +7459,8 @@ def save_run(training, learner, progress, voice, is_best=False):
     names the best), the metrics; then the older best goes. The TensorBoard events were before.
     """
     folder = training.folder
+    if not folder.is_dir():
+        raise removed(folder)
     content = io.BytesIO()  # into memory first: torch.save does not tell that a disk is full
     torch.save(checkpoint(training.facts, learner, progress), content)
     names = [progress.best_file, "last.pt"] if is_best else ["last.pt"]
@@ -7383,6 +7516,9 @@ class EventFile:
 
     def add(self, line):
         """Append the metrics of an epoch. Raises UserError where they cannot be written."""
+        folder = self.path.parent
+        if not folder.parent.is_dir():
+            raise removed(folder.parent)
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -7398,7 +7534,7 @@ class EventFile:
                 points.append(Summary.Value(tag=name, simple_value=value))
         events.append(Event(step=line["epoch"], summary=Summary(value=points)))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
             with open(self.path, "ab") as file:
                 writer = RecordWriter(file)
                 for event in events:
@@ -7663,10 +7799,11 @@ def advise(args, progress, rows, windows, voice):
             "the best epoch was the last one: it was still learning;"
             " raise --num_epochs or --learning_rate"
         )
+    steps = math.ceil(windows / args.batch_size)  # of an epoch
     is_slow = args.learning_rate < ADVISED_RATE
+    is_short = steps * progress.epoch < FEW_STEPS
     is_bad = is_worse_than_naive(rows["student"], rows)
-    if is_at_its_end or (is_bad and is_slow):
-        steps = math.ceil(windows / args.batch_size)
+    if is_at_its_end or (is_slow and (is_bad or is_short)):
         voice.note("to learn more, try\n  {}", command_to_learn_more(args, steps))
     elif is_bad:
         voice.note(
@@ -7805,15 +7942,17 @@ def refuse_misfit(content, facts, folder):
         differences.append(Message("the data is not the same"))
     teacher = content.get("teacher")
     if now["alpha"] != 0 and teacher:
+        name, revision = now["teacher_model"], now["teacher_revision"]
+        weights = fingerprint(name, revision)
         point = point_in_key(now["teacher_point"], now["num_samples"])
-        if teacher.get("key", {}).get("point") != point:
+        is_sampled = not weights or draws_samples(name, revision)
+        if is_sampled and teacher.get("key", {}).get("point") != point:
             differences.append(
                 Message(
                     "its labels are of an earlier version (the lower of the two middle samples is"
                     " not their median); start without --resume"
                 )
             )
-        weights = fingerprint(now["teacher_model"], now["teacher_revision"])
         if weights and weights != teacher.get("key", {}).get("weights"):
             differences.append(Message("the teacher's weights are not the same"))
         if not weights:  # then labels are looked for by the teacher's name
@@ -8000,11 +8139,11 @@ def draw(path, panels):
             axis.axvline(on_clock(panel.begins), color="0.8", linestyle="--", zorder=0)
         set_ticks(axis, panel)
         # Without mathematics, as $ in a name is a dollar.
-        axis.set_title(shortened_name(panel.title, 90), fontsize="small", parse_math=False)
-        axis.set_xlabel(panel.x_label, fontsize="small", parse_math=False)
-        axis.set_ylabel(shortened_name(panel.y_label, 24), fontsize="small", parse_math=False)
+        axis.set_title(picture_text(panel.title, 90), fontsize="small", parse_math=False)
+        axis.set_xlabel(picture_text(panel.x_label, 90), fontsize="small", parse_math=False)
+        axis.set_ylabel(picture_text(panel.y_label, 24), fontsize="small", parse_math=False)
     figure.suptitle(panels[0].heading, fontsize="medium", parse_math=False)
-    names = [shortened_name(name, 28) for name in lines]
+    names = [picture_text(name, 28) for name in lines]
     legend = figure.legend(lines.values(), names, loc="outside right upper", fontsize="small")
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -8045,6 +8184,11 @@ def set_ticks(axis, panel):
         axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _place: f"{value:g}"))
         axis.yaxis.set_minor_formatter(ticker.NullFormatter())
     axis.tick_params(labelsize="small")
+
+
+def picture_text(name, most):
+    """A name as a picture shows it: control characters as escapes, the end of a long one."""
+    return shortened_name(printable(str(name)), most)
 
 
 def shortened_name(name, most):
@@ -8098,9 +8242,6 @@ def evaluate(args, voice, stop):
     request = None
     if args.with_teacher:
         request = pick(TeacherRequest, inherited)
-        known_sizes = (pupil.content.get("teacher") or {}).get("patch_sizes")
-        if known_sizes and not args.teacher_patch_size:
-            request.teacher_patch_size = known_sizes
     compare(students, data, request, folder, job)
 
 
@@ -8135,7 +8276,10 @@ def has_own_labels(pupil):
     places = (run_config.get("save_dir"), run_config.get("label_cache"))
     if not pupil.path or not made_with or not all(places):
         return False
-    save_dir, cache = (user_path(place) for place in places)
+    try:
+        save_dir, cache = (user_path(place) for place in places)
+    except UserError:  # in the home folder of somebody who is not known here
+        return False
     if pupil.path.parent.resolve() != save_dir.resolve() or not made_with.get("key"):
         return False
     manifest = read_manifest(key_folder(cache, made_with["key"]))
@@ -8166,18 +8310,47 @@ def inherit_arguments(args, first, pupil):
     values["data_dir"] = ""
     for name, value in first.content.get("run_config", {}).items():
         is_place = name.endswith(("_dir", "_cache"))
+        if name == "label_cache" and not is_label_cache(value):  # a stranger's word is no place
+            continue
         if first.path or not is_place:  # an exported student names no place of this machine
             values[name] = value
-    for field in dataclasses.fields(TeacherRequest):
-        of_pupil = pupil.content.get("run_config", {})
-        if field.name != "label_cache" and field.name in of_pupil:
-            values[field.name] = of_pupil[field.name]
+    values |= arguments_of_teacher(args, pupil)
     for name, value in vars(args).items():
         if value is not None:
             values[name] = value
     values["context_length"] = first.student.context_length
     values["prediction_length"] = first.student.prediction_length
     return argparse.Namespace(**values)
+
+
+def arguments_of_teacher(args, pupil):
+    """Arguments of the teacher group (name -> value) that are as in the run of a student.
+
+    The revision and the patch sizes are so for the run's own teacher alone.
+    """
+    of_pupil = pupil.content.get("run_config", {})
+    found = {}
+    for field in dataclasses.fields(TeacherRequest):
+        if field.name != "label_cache" and field.name in of_pupil:
+            found[field.name] = of_pupil[field.name]
+    if args.teacher_model and not is_teacher_of(pupil, args):
+        return found | {"teacher_revision": None, "teacher_patch_size": "auto"}
+    known_sizes = (pupil.content.get("teacher") or {}).get("patch_sizes")
+    if known_sizes:
+        found["teacher_patch_size"] = known_sizes
+    return found
+
+
+def is_teacher_of(pupil, args):
+    """Whether a student was made by the teacher that is named to evaluate, wherever it lies."""
+    run_config = pupil.content.get("run_config", {})
+    made_with = pupil.content.get("teacher") or {}
+    weights = fingerprint(args.teacher_model, args.teacher_revision)
+    known = made_with.get("key", {}).get("weights")
+    if weights and known:
+        return weights == known
+    name = made_with.get("teacher") or run_config.get("teacher_model", "")
+    return last_part(name) == last_part(args.teacher_model)
 
 
 def evaluation_folder(args, first):
@@ -8601,12 +8774,18 @@ def predict(args, voice, _stop):
             tell_backtest(forecast, run_config.get("season", "auto"), voice)
     output = user_path(args.output)
     save_forecasts(output, forecasts, file)
-    picture = output.with_suffix(".png")
+    picture = picture_beside(output)
     if args.plot:
         draw_forecasts(picture, forecasts, held_out, run_config.get("season", "auto"))
         voice.say("Forecast: {}, {}", output, picture)
     else:
         voice.say("Forecast: {}", output)
+
+
+def picture_beside(output):
+    """Path of the picture of a forecast: f.png beside f.csv and f.csv.gz."""
+    is_packed = output.suffix.lower() == ".gz"
+    return (output.with_suffix("") if is_packed else output).with_suffix(".png")
 
 
 def forecasts_of(file, opened, held_out):
@@ -8717,7 +8896,10 @@ def is_inside(path, data_dir):
     if not data_dir:
         return False
     place = user_path(path).resolve()
-    root = user_path(data_dir).resolve()
+    try:
+        root = user_path(data_dir).resolve()
+    except UserError:  # in the home folder of somebody who is not known here
+        return False
     return root in (place, *place.parents)
 
 
@@ -8821,6 +9003,7 @@ def save_forecasts(output, forecasts, file):
     stamps = {forecasts[0].index.name: table.index}
     if file.times:
         stamps = stamp_columns(table.index, file.times)
+    stamps = {as_text_cell(str(name)): texts for name, texts in stamps.items()}
     layout = file.layout
     separator = layout.separator
     frame = pd.concat([pd.DataFrame(stamps), table.reset_index(drop=True)], axis=1)
@@ -8868,7 +9051,7 @@ def draw_forecasts(picture, forecasts, held_out, season):
         panels.append(panel)
     if len(forecasts) > len(panels):
         panels[0].heading = f"{len(panels)} of {len(forecasts):,} series"
-    draw(picture, panels)
+    draw(Path(os.path.realpath(picture)), panels)  # as for the CSV, a link leads to its target
 
 
 # -- export ----------------------------------------------------------------------------------------
@@ -8934,22 +9117,18 @@ def export_onnx(student, path, contexts):
             verbose=False,
         )
     program.model.metadata_props.update(onnx_facts(student))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        file = Path(folder, path.name)
-        program.save(file, external_data=False)
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        forecasts = []
-        for part in contexts.split([len(contexts) - 1, 1]):  # a batch, and a single one
-            forecasts += session.run(None, {"context": part.numpy()})
-        _, deviation = instance_scale(contexts)
-        difference = (torch.from_numpy(np.concatenate(forecasts)) - truth) / deviation
-        largest = float(difference.abs().max())
-        if not largest < ONNX_TOLERANCE:
-            raise UserError(
-                "{}: not kept: it differs from PyTorch by {:.1e} deviations", path, largest
-            )
-        os.replace(file, path)
+    content = program.model_proto.SerializeToString(deterministic=True)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    forecasts = []
+    for part in contexts.split([len(contexts) - 1, 1]):  # a batch, and a single one
+        forecasts += session.run(None, {"context": part.numpy()})
+    _, deviation = instance_scale(contexts)
+    difference = (torch.from_numpy(np.concatenate(forecasts)) - truth) / deviation
+    largest = float(difference.abs().max())
+    if not largest < ONNX_TOLERANCE:
+        raise UserError("{}: not kept: it differs from PyTorch by {:.1e} deviations", path, largest)
+    with output_file(path) as file:
+        file.write(content)
     return largest
 
 
@@ -8988,8 +9167,7 @@ def export_hub(opened, output, evaluation_file):
         there = {path.name for path in output.iterdir() if not path.name.startswith(".")}
         if there - set(names):
             raise UserError("--output {}: holds other files; choose another folder", output)
-    output.mkdir(parents=True, exist_ok=True)
-    with temporary_folder(output.parent) as temporary:
+    with new_folders(output), temporary_folder(output.parent) as temporary:
         opened.student.save_pretrained(temporary)
         for name in names:
             follow_umask(Path(temporary, name))
@@ -9046,7 +9224,7 @@ def list_labels(cache, voice):
             continue
         file = LabelFile(folder, manifest)
         key = manifest["key"]
-        done = len(file.made()) / file.count
+        done = file.share_there()
         megabytes = 4e-6 * file.windows * file.horizon
         facts = [
             manifest["teacher"],
@@ -9304,6 +9482,8 @@ def check_output_file(args):
         return [Message("--output {}: is the input", (args.output,))]
     if args.plot and output.suffix == ".png":
         return [Message("--output {}: is where --plot puts the picture", (args.output,))]
+    if args.plot and is_special(args.output):
+        return [Message("--output {}: is no file: --plot has no place beside it", (args.output,))]
     return []
 
 

@@ -277,6 +277,10 @@ def caches(root):
     with open(folder / "labels.bin", "wb") as file:
         file.truncate(64 * 10**9)
     yield name, path
+    name, path, folder = cache("cache: labels.bin a hole of 96 GB")
+    with open(folder / "labels.bin", "wb") as file:
+        file.truncate(key["windows"] * (4 * key["horizon"] + 32))
+    yield name, path
     name, path, _ = cache("cache: manifest of 200 MB", '{"x": "' + "x" * 200_000_000 + '"}')
     yield name, path
     name, path, _ = cache("cache: manifest 100,000 deep", "[" * 100_000)

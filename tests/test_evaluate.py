@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import hourly, load_teacher, modules_after, quiet_voice
+from conftest import hourly, load_teacher, modules_after, quiet_voice, save_module
 
 import moirai_distill as md
 
@@ -560,6 +560,46 @@ def test_a_checkpoint_with_a_pickle_is_refused_and_nothing_is_executed(tmp_path,
         assert "Traceback" not in error
         assert len(error.strip().splitlines()) == 1
     assert (tmp_path / "precious").is_dir()
+
+
+def test_another_teacher_takes_neither_revision_nor_patch_sizes_of_the_runs_own(
+    trained, tmp_path, teacher_folder
+):
+    pupil = md.open_student(trained / "distilled")
+    pupil.content["run_config"] |= {"teacher_revision": "v1", "teacher_patch_size": 64}
+    pupil.content["teacher"]["patch_sizes"] = {"h": 32}
+    same = shutil.copytree(teacher_folder, tmp_path / "same")
+    other = save_module(tmp_path / "other", seed=1)
+    found = {}
+    for name, more in {
+        "own": [],
+        "same": ["--teacher_model", str(same)],
+        "other": ["--teacher_model", str(other)],
+        "typed": ["--teacher_model", str(other), "--teacher_patch_size", "8"],
+        "gone": ["--teacher_model", f"elsewhere/{teacher_folder.name}"],
+    }.items():
+        args = md.parse_arguments(["evaluate", "--checkpoint", str(trained / "distilled"), *more])
+        taken = md.inherit_arguments(args, pupil, pupil)
+        found[name] = (taken.teacher_revision, taken.teacher_patch_size)
+    assert found == {
+        "own": ("v1", {"h": 32}),
+        "same": ("v1", {"h": 32}),
+        "other": (None, "auto"),
+        "typed": (None, 8),
+        "gone": ("v1", {"h": 32}),
+    }
+
+
+def test_labels_go_to_no_place_that_a_checkpoint_names_unless_it_is_a_label_cache(
+    trained, tmp_path
+):
+    (tmp_path / "mine").mkdir()
+    first = md.open_student(trained / "distilled")
+    args = md.parse_arguments(["evaluate", "--checkpoint", str(trained / "distilled")])
+    assert md.inherit_arguments(args, first, first).label_cache == str(trained / "labels")
+    for place in (tmp_path / "mine", tmp_path / "none", "~nobody-here/labels"):
+        first.content["run_config"]["label_cache"] = str(place)
+        assert md.inherit_arguments(args, first, first).label_cache != str(place)
 
 
 def test_evaluate_imports_neither_lightning_nor_torchs_compiler_nor_the_hub(trained, tmp_path):

@@ -1,11 +1,13 @@
 """export: a model to ship, which forecasts as the student does and says where it comes from."""
 
+import errno
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -82,10 +84,11 @@ def ready_made(onnx_file, monkeypatch):
     class Program:
         def __init__(self):
             self.model = type("Model", (), {"metadata_props": {}})
+            self.model_proto = self
 
-        def save(self, path, external_data):
-            assert not external_data
-            shutil.copyfile(onnx_file, path)
+        def SerializeToString(self, deterministic):
+            assert deterministic
+            return onnx_file.read_bytes()
 
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Program())
 
@@ -465,3 +468,61 @@ def test_a_full_disk_is_told_whatever_the_package_that_writes_makes_of_it(
     words = ["export", "--format", "hub", "--output", str(tmp_path / "hub"), "--lang", "en"]
     assert md.main([*words, "--checkpoint", str(trained / "twin")]) == 2
     assert "hub: cannot be written (No space left on device)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["hub", "onnx"])
+def test_a_failed_export_leaves_no_empty_folder(trained, tmp_path, monkeypatch, form):
+    def fail(*_, **_settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(md.PatchStudent, "save_pretrained", fail)
+    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(md, "export_onnx", lambda _student, path, _contexts: write_nothing(path))
+
+    def write_nothing(path):
+        with md.output_file(path):
+            pass
+
+    assert export(trained / "twin", form, "--output", tmp_path / "new" / "below" / "it") == 2
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "there").mkdir()
+    assert export(trained / "twin", form, "--output", tmp_path / "there" / "it") == 2
+    assert os.listdir(tmp_path) == ["there"]
+
+
+def test_an_onnx_file_goes_through_a_link_and_into_what_is_no_file(trained, tmp_path):
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "target.onnx")
+    assert export(trained / "twin", "onnx", "--output", tmp_path / "link.onnx") == 0
+    assert (tmp_path / "link.onnx").is_symlink()
+    content = (tmp_path / "target.onnx").read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = threading.Thread(
+        target=lambda: read.append((tmp_path / "pipe").read_bytes()), daemon=True
+    )
+    reader.start()
+    assert export(trained / "twin", "onnx", "--output", tmp_path / "pipe") == 0
+    reader.join(10)
+    assert read == [content]
+    assert {*os.listdir(tmp_path)} == {"link.onnx", "target.onnx", "pipe"}
+
+
+@pytest.mark.parametrize(
+    ("commit", "shown"), [(None, "demo_teacher"), ("abc123", "checkpoints/demo_teacher")]
+)
+def test_a_folder_of_two_parts_is_no_hub_id_in_a_card(commit, shown):
+    name = "checkpoints/demo_teacher"
+    teacher = {"teacher": name, "commit": commit, "revision": None, "licence": f"see {name}"}
+    content = {"teacher": teacher, "run_config": {"teacher_model": name, "alpha": 0.5}}
+    facts = md.shareable(content)
+    assert facts["teacher"]["teacher"] == facts["run_config"]["teacher_model"] == shown
+    assert facts["teacher"]["licence"] == f"see {shown}"
+
+
+def test_a_folder_that_taught_nothing_is_no_hub_id_where_it_is_there(tmp_path, monkeypatch):
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    facts = md.shareable({"run_config": {"teacher_model": "models/tiny", "alpha": 0}})
+    assert facts["run_config"]["teacher_model"] == "tiny"
+    facts = md.shareable({"run_config": {"teacher_model": "models/other", "alpha": 0}})
+    assert facts["run_config"]["teacher_model"] == "models/other"

@@ -372,7 +372,7 @@ def test_an_owner_file_is_kept_fresh(tmp_path, monkeypatch):
 
 
 def test_an_owner_whose_file_was_taken_over_does_not_take_it_back(tmp_path):
-    with md.owned(tmp_path):
+    with pytest.raises(md.UserError, match="removed or replaced"), md.owned(tmp_path):
         path = owner_of(tmp_path)
     assert json.loads(path.read_text())["run"] == "another"
 

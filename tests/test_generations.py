@@ -6,7 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import load_teacher, save_generation, save_module, teacher_request
+from conftest import (
+    SMALL,
+    SMALL_RUN,
+    load_teacher,
+    save_generation,
+    save_module,
+    teacher_request,
+)
 from test_teacher import (
     LENGTHS,
     Small,
@@ -219,6 +226,28 @@ def test_each_generation_has_its_own_labels_in_one_cache(folders, csv_folder, tm
     assert all(np.isfinite(values).all() for values in labels.values())
     assert not np.array_equal(labels["moe"], labels["2.0"])
     assert not np.array_equal(labels["1.x"], labels["2.0"])
+
+
+def test_labels_of_2_0_are_used_whatever_num_samples_is(folders, csv_folder, tmp_path, capsys):
+    """It gives its quantiles; the others' median is one of samples."""
+    asked = ["--teacher_point", "median", "--num_samples"]
+    for kind, is_hit in (("2.0", True), ("1.x", False)):
+        assert label(folders[kind], csv_folder, tmp_path, *asked, "10") == 0
+        capsys.readouterr()
+        assert label(folders[kind], csv_folder, tmp_path, *asked, "7") == 0
+        assert ("Label cache hit" in capsys.readouterr().out) == is_hit
+
+
+def test_a_run_on_labels_of_2_0_with_other_num_samples_is_resumed(folders, csv_folder, tmp_path):
+    asked = ["--teacher_point", "median", "--num_samples"]
+    assert label(folders["2.0"], csv_folder, tmp_path, *asked, "7") == 0
+    words = ["train", *SMALL.split(), *SMALL_RUN.split(), "--alpha", "0.5", *asked, "10"]
+    words += ["--data_dir", str(csv_folder), "--label_cache", str(tmp_path / "cache")]
+    words += ["--teacher_model", str(folders["2.0"]), "--save_dir", str(tmp_path / "run")]
+    words += ["--num_epochs"]
+    assert md.main([*words, "1"]) == 0
+    assert md.main([*words, "2", "--resume"]) == 0
+    assert md.read_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -904,3 +904,83 @@ def test_a_manifest_of_a_billion_blocks_is_listed_at_once(lab, capsys):
     assert md.main(["label", "--list", "--label_cache", str(lab.cache), "--lang", "en"]) == 0
     assert time.monotonic() - began < 5
     assert "1,000,000,000 windows" in capsys.readouterr().out
+
+
+def test_a_hole_as_long_as_the_labels_of_a_manifest_is_listed_unread(lab, capsys, monkeypatch):
+    assert lab.run(LABEL)[0] == 0
+    folder = lab.folder()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["key"]["windows"] = 10**9
+    manifest["block"] = 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    folder = folder.rename(md.key_folder(lab.cache, manifest["key"]))
+    with open(folder / "labels.bin", "wb") as file:
+        file.truncate(10**9 * (4 * manifest["key"]["horizon"] + 32))
+    capsys.readouterr()
+    monkeypatch.setattr(md.LabelFile, "read", None)
+    began = time.monotonic()
+    assert md.main(["label", "--list", "--label_cache", str(lab.cache), "--lang", "en"]) == 0
+    assert time.monotonic() - began < 5
+    assert "100 % made" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_list_tells_what_share_of_unfinished_labels_is_made(lab, capsys, blocks):
+    assert lab.run(LABEL)[0] == 0
+    file = md.LabelFile(lab.folder(), md.read_manifest(lab.folder()))
+    contents = [file.read(number) for number in range(blocks)]
+    file.path.unlink()
+    for number, content in enumerate(contents):
+        file.write(number, np.frombuffer(content, "<f4"))
+    (lab.folder() / "blocks" / "mine.txt").write_text("no block")
+    capsys.readouterr()
+    assert md.main(["label", "--list", "--label_cache", str(lab.cache), "--lang", "en"]) == 0
+    assert f" {100 * blocks / file.count:.0f} % made" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "folder", "pipe", "linked folder"])
+def test_a_manifest_that_is_no_file_of_ours_is_replaced_or_one_line(lab, tmp_path, capsys, kind):
+    assert lab.run(LABEL)[0] == 0
+    folder = lab.folder()
+    manifest = folder / "manifest.json"
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    manifest.unlink()
+    if kind == "folder":
+        manifest.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(manifest)
+    elif kind == "linked folder":
+        manifest.write_text("damaged")
+        folder.rename(tmp_path / "elsewhere")
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        manifest.symlink_to(victim if kind == "link" else tmp_path / "nowhere")
+    capsys.readouterr()
+    code, _ = lab.run(LABEL)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    if kind == "linked folder":  # it is somebody else's, and stays as it is
+        assert code == 2
+        assert f"{folder}: its manifest cannot be used" in error
+        assert (tmp_path / "elsewhere" / "manifest.json").read_text() == "damaged"
+    else:
+        assert code == 0
+        assert md.read_manifest(folder) is not None
+        assert not manifest.is_symlink()
+    assert victim.read_text() == "mine"
+
+
+def test_a_log_is_told_now_and_then_how_far_labelling_is(lab, monkeypatch, capsys):
+    monkeypatch.setattr(md, "NEWS_EVERY", 0)
+    assert lab.run(LABEL)[0] == 0
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if "labelled" in line]
+    assert len(lines) > 1  # at the end there is no need for one
+    assert re.fullmatch(rf"note: labelled [\d,]+ of {WINDOWS} windows, about 0 min to go", lines[0])
+    assert f"labelled {WINDOWS} of" not in error
+
+
+def test_a_labelling_of_seconds_tells_a_log_nothing(lab, capsys):
+    assert lab.run(LABEL)[0] == 0
+    assert "labelled" not in capsys.readouterr().err

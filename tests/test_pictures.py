@@ -138,3 +138,14 @@ def test_a_test_window_is_drawn_in_the_units_and_at_the_stamps_of_its_file(freq)
         assert drawn.x_label == "when"
     else:
         assert drawn.ahead[-1] == -2  # steps before the end of the file
+
+
+def test_control_characters_in_names_are_escaped_in_pictures(figures, tmp_path):
+    bad = "a\x1b[2J\nb"
+    curves = {bad: NOISE[:12]}
+    md.draw(tmp_path / "a.png", [panel(title=bad, x_label=bad, y_label=bad, curves=curves)])
+    (figure,) = figures
+    (axis,) = figure.axes
+    escaped = "a\\x1b[2J\\nb"
+    assert [axis.get_title(), axis.get_xlabel(), axis.get_ylabel()] == [escaped] * 3
+    assert escaped in of_legend(figure)

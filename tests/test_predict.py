@@ -602,3 +602,34 @@ def test_a_name_in_the_header_is_never_a_formula(run, tmp_path):
     path = tmp_path / "a.csv"
     save(path, hours(90)).write_text(path.read_text().replace("value", "=1+2", 1))
     assert [*predict(run, path, "--columns", "=1+2").columns] == ["'=1+2"]
+
+
+@pytest.mark.parametrize("name", ["f.csv", "f.csv.gz", "f.CSV.GZ", "f"])
+def test_the_picture_of_any_output_is_called_as_it_is(run, tmp_path, capsys, name):
+    path = save(tmp_path / "a.csv", hours(90))
+    places = ["--checkpoint", run, "--input", path, "--output", tmp_path / name]
+    assert md.main(["predict", "--lang", "en", *map(str, places), "--plot"]) == 0
+    assert (tmp_path / "f.png").is_file()
+    assert str(tmp_path / "f.png") in capsys.readouterr().out
+
+
+def test_a_picture_goes_through_a_link_and_never_beside_a_device(run, tmp_path, capsys):
+    path = save(tmp_path / "a.csv", hours(90))
+    (tmp_path / "out.png").symlink_to(tmp_path / "target.png")
+    predict(run, path, "--plot")
+    assert (tmp_path / "out.png").is_symlink()
+    assert (tmp_path / "target.png").read_bytes().startswith(b"\x89PNG")
+    places = ["--checkpoint", run, "--input", path, "--output", "/dev/null"]
+    assert md.main(["predict", "--lang", "en", *map(str, places), "--plot"]) == 2
+    assert "--output /dev/null: is no file" in capsys.readouterr().err
+
+
+def test_data_in_the_home_folder_of_somebody_unknown_stops_no_forecast(run, tmp_path):
+    path = save(tmp_path / "a.csv", hours(90))
+    away = changed(run, tmp_path / "away.pt", data_dir="~nobody-here/data", save_dir="~nobody-here")
+    assert len(predict(away, path, "--backtest")) == H
+
+
+def test_the_time_column_in_the_header_is_never_a_formula(run, tmp_path):
+    path = save(tmp_path / "a.csv", hours(90), name="=1+2")
+    assert predict(run, path).index.name == "'=1+2"

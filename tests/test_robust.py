@@ -185,6 +185,69 @@ def test_a_disk_that_is_full_while_labelling_loses_no_block(data, teacher_folder
     assert "manifest.json: cannot be written" in one_line(capsys.readouterr().err)
 
 
+def test_a_label_cache_that_is_removed_while_it_is_made_is_one_line(
+    data, teacher_folder, tmp_path, monkeypatch, capsys
+):
+    label_windows = md.label_windows
+    blocks = []
+
+    def removed_meanwhile(*arguments):
+        blocks.append(tmp_path / "labels")
+        if len(blocks) == 3:
+            shutil.rmtree(tmp_path / "labels")
+        return label_windows(*arguments)
+
+    monkeypatch.setattr(md, "choose_patch_sizes", lambda *_: ({"h": 16}, 0.0))
+    monkeypatch.setattr(md, "label_windows", removed_meanwhile)
+    argv = words(data, tmp_path, teacher_folder)
+    assert md.main(argv) == 2
+    line = one_line(capsys.readouterr().err)
+    assert str(tmp_path / "labels") in line
+    assert "was removed or replaced" in line
+    assert not (tmp_path / "labels").exists()
+    assert not (tmp_path / "run").exists()
+    assert md.main(argv) == 0
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_save_dir_that_is_removed_during_an_epoch_is_one_line(
+    data, teacher_folder, tmp_path, monkeypatch, capsys, epoch
+):
+    train_epoch = md.train_epoch
+    epochs = []
+
+    def removed_meanwhile(*arguments):
+        train_epoch(*arguments)
+        epochs.append("done")
+        if len(epochs) == epoch:
+            shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(md, "train_epoch", removed_meanwhile)
+    assert md.main(words(data, tmp_path, teacher_folder, "--alpha", 0)) == 2
+    line = one_line(capsys.readouterr().err)
+    assert f"{tmp_path / 'run'}: was removed or replaced" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_save_dir_that_is_replaced_during_an_epoch_is_one_line(
+    data, teacher_folder, tmp_path, monkeypatch, capsys
+):
+    """The other folder is there when the epoch is saved; its files stay."""
+    train_epoch = md.train_epoch
+
+    def replaced_meanwhile(*arguments):
+        train_epoch(*arguments)
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "mine").write_text("precious")
+
+    monkeypatch.setattr(md, "train_epoch", replaced_meanwhile)
+    argv = words(data, tmp_path, teacher_folder, "--alpha", 0, "--num_epochs", 1)
+    assert md.main(argv) == 2
+    assert "was removed or replaced" in one_line(capsys.readouterr().err)
+    assert (tmp_path / "run" / "mine").read_text() == "precious"
+
+
 def test_two_runs_share_a_cache_at_the_same_time(
     forks, data, teacher_folder, tmp_path, monkeypatch
 ):

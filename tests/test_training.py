@@ -1189,7 +1189,7 @@ def test_a_run_whose_last_epoch_was_the_best_says_that_it_was_still_learning(
         assert "--num_epochs" in suggested(err)
 
 
-def test_what_a_bad_student_is_told_to_do(capsys):
+def test_what_a_bad_student_is_told_to_do(monkeypatch, capsys):
     def rows(mse):
         scores = md.Scores(mse, 0.0, 0.0, 0, [], [], [])
         naive = dataclasses.replace(scores, mse=1.0)
@@ -1199,6 +1199,7 @@ def test_what_a_bad_student_is_told_to_do(capsys):
     slow = md.parse_arguments(command(SCRIPT, "run", "--learning_rate", 1e-4))
     fast = md.parse_arguments(command(SCRIPT, "run", "--learning_rate", 1e-2))
     voice = md.Voice("en")
+    monkeypatch.setattr(md, "FEW_STEPS", 0)
     md.advise(slow, stopped, rows(0.9), 48, voice)
     assert capsys.readouterr().err == ""
     md.advise(slow, stopped, rows(1.1), 48, voice)
@@ -1207,6 +1208,12 @@ def test_what_a_bad_student_is_told_to_do(capsys):
     err = capsys.readouterr().err
     assert "more epochs would not help, the best one was 2 of 9" in err
     assert not suggested(err)
+
+    monkeypatch.setattr(md, "FEW_STEPS", 10**6)  # any run is a short one
+    md.advise(fast, stopped, rows(0.9), 48, voice)
+    assert capsys.readouterr().err == ""
+    md.advise(slow, stopped, rows(0.9), 48, voice)
+    assert suggested(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
