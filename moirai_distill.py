@@ -206,6 +206,7 @@ def add_training_flags(parser):
     add("--patience", type=int, default=0, help="stop after so many epochs without a best; 0 = off")
     add("--precision", choices=["32-true", "bf16-mixed"], default="32-true", help=PRECISION_HELP)
     add("--seed", type=int, default=0, help="of weights, order, dropout; not of split and labels")
+    add("--init_from", default=None, help=f"begin with its weights: {CHECKPOINT_HELP}")
 
 
 def add_run_flags(parser):
@@ -1500,6 +1501,13 @@ CHINESE = {
     "{}; give --output_dir": "{}；请给出 --output_dir",
     "{} {} and {}": "{} {} 与 {}",
     "other training data": "训练数据不同",
+    "other weights to begin with": "初始权重不同",
+    "Begins with the weights of {} ({})": "以 {} 的权重开始 ({})",
+    "--init_from {}: of other sizes: {}": "--init_from {}: 尺寸不同: {}",
+    "--init_from {}: no such file or folder": "--init_from {}: 没有这个文件或文件夹",
+    "--init_from {}: lies in --save_dir, whose run is moved away; name another --save_dir": (
+        "--init_from {}: 位于 --save_dir 之内，其中的训练会被移走；请换一个 --save_dir"
+    ),
     "other validation data": "验证数据不同",
     "{}: its last {} values are missing, the forecast cannot be compared": (
         "{}: 最后 {} 个值缺失，无法比较预测"
@@ -2023,6 +2031,7 @@ CHECKPOINT = {
     "alpha_tried": Maybe(is_losses),
     "teacher": Maybe(MANIFEST),
     "evaluation": Maybe(EVALUATION),
+    "parent": Maybe({"name": is_text, "weights": is_text, "licences": [is_text]}),
     "weights": is_text,
     "train_metrics": {"*": Maybe(is_real)},
     "validation_metrics": {"*": Maybe(is_real)},
@@ -2298,6 +2307,9 @@ def shareable(content):
     made_with = content.get("teacher") or {}
     if is_local_teacher(run.get("teacher_model", ""), made_with):
         run["teacher_model"] = last_part(run.get("teacher_model", ""))
+    facts["parent"] = content.get("parent")
+    if facts["parent"]:
+        run["init_from"] = facts["parent"]["name"]  # which is no path
     facts["run_config"] = run
 
     facts["teacher"] = None
@@ -5895,8 +5907,9 @@ def model_card(student):
     """The text of a student's model card, of its sizes and its `info`."""
     info = student.info
     licence = (info.get("teacher") or {}).get("licence", "")
+    licences = " ".join([licence, *inherited_licences(info)])
     return MODEL_CARD.format(
-        licence_id="cc-by-nc-4.0" if "CC-BY-NC-4.0" in licence else "other",
+        licence_id="cc-by-nc-4.0" if "CC-BY-NC-4.0" in licences else "other",
         parameters=sum(weight.numel() for weight in student.parameters()),
         length=student.context_length,
         horizon=student.prediction_length,
@@ -5914,11 +5927,21 @@ def as_code(value):
     return f"`{text or ' '}`"
 
 
+def inherited_licences(info):
+    """Licences of the teachers of the students with whose weights this one's training began."""
+    return (info.get("parent") or {}).get("licences", [])
+
+
 def card_making(info):
     """How it was trained, by which teacher, under which licence."""
     teacher = info.get("teacher")
+    begun = ""
+    if info.get("parent"):
+        begun = f" It began with the weights of {as_code(info['parent'].get('name', '?'))}."
+    for licence in inherited_licences(info):
+        begun += f" The licence of an earlier teacher binds it, too: {as_code(licence)}."
     if not teacher:
-        return "Trained on truth alone, without a teacher."
+        return f"Trained on truth alone, without a teacher.{begun}"
     alpha = info.get("run_config", {}).get("alpha", "?")
     name = as_code(teacher.get("teacher", "?"))
     commit = as_code(teacher.get("commit") or "local")
@@ -5926,6 +5949,7 @@ def card_making(info):
         f"Distilled from {name} ({commit}):"
         f" {alpha} * MSE to its forecasts + the rest * MSE to truth."
         f" The teacher's licence binds its student: {as_code(teacher.get('licence', '?'))}."
+        f"{begun}"
     )
 
 
@@ -7059,6 +7083,7 @@ class Training:
     config: TrainConfig
     facts: dict  # go into every checkpoint as they are
     folder: Path  # where the run is kept
+    parent: object = None  # OpenedStudent with whose weights it begins
     when_stopped: Message = Message("the same command with --resume goes on from here")
 
 
@@ -7750,15 +7775,13 @@ def train_in(folder, args, job):
         job.on_rank_zero(lambda: write_demo_csvs(args.data_dir))
     data = load_data_or_offer(args, voice)
     facts = run_facts(args, data)
-    content = None  # of the last.pt to go on from
-    if args.resume and (folder / "last.pt").is_file():  # else --alpha auto was still trying
-        content = read_last(folder, facts)
+    beginning = begin_run(folder, facts, args, voice)
 
     request = pick(TeacherRequest, args)
     labels = None
     if facts["run_config"]["alpha"] != 0:
         labels = labels_of(data.windows["train"], data.windows["train"], request, job)
-        teacher = content and content.get("teacher")
+        teacher = beginning.content and beginning.content.get("teacher")
         if teacher and teacher.get("key") != labels.manifest["key"]:
             raise UserError("--resume: {} was trained on labels of other teacher weights", folder)
 
@@ -7773,7 +7796,7 @@ def train_in(folder, args, job):
     voice.say("Student patches: {} of {} points", patches, args.patch_size)
     if not args.resume:
         job.on_rank_zero(lambda: move_old_run(folder, voice))
-    progress = train_student(args, data, labels, facts, content, job)
+    progress = train_student(args, data, labels, facts, beginning, job)
 
     best = folder / progress.best_file
     job.on_rank_zero(lambda: draw_history(folder / "training.png", progress.history))
@@ -7844,10 +7867,10 @@ def command_line(args, **changes):
     return shlex.join(words)
 
 
-def train_student(args, data, labels, facts, content, job):
+def train_student(args, data, labels, facts, beginning, job):
     """Train a student with the alpha of the run, or the best one. Returns its Progress.
 
-    `content` is the last.pt to go on from, or None. Raises UserError where no epoch was any good.
+    Raises UserError where no epoch was any good.
     """
     validation = data.windows["validation"]
     floor = score(naive_forecaster(seasonal_naive, validation), validation, EVAL_BATCH, job)
@@ -7860,6 +7883,7 @@ def train_student(args, data, labels, facts, content, job):
         config=pick(TrainConfig, args),
         facts=facts,
         folder=user_path(args.save_dir),
+        parent=beginning.parent,
     )
     alpha = facts["run_config"]["alpha"]
     if alpha == "auto":
@@ -7877,7 +7901,8 @@ def train_student(args, data, labels, facts, content, job):
             command_to_learn_more(args, steps),
         )
     job.voice.say("Checkpoints: {}", args.save_dir)
-    progress = fit(new_student(facts), with_alpha(training, alpha), job, content)
+    student = new_student(facts, training.parent)
+    progress = fit(student, with_alpha(training, alpha), job, beginning.content)
     if args.alpha == "auto":
         job.on_rank_zero(lambda: shutil.rmtree(training.folder / "trials", ignore_errors=True))
     if not progress.best_file:
@@ -7906,13 +7931,62 @@ def run_facts(args, data):
         },
         "alpha_tried": None,
         "teacher": None,
+        "parent": None,
     }
 
 
-def new_student(facts):
-    """A student with the weights that the run's seed gives."""
+@dataclasses.dataclass
+class Beginning:
+    """What a run begins with: weights that the seed gives, where both are None."""
+
+    content: dict | None = None  # of the last.pt to go on from (--resume)
+    parent: OpenedStudent | None = None  # an earlier student (--init_from)
+
+
+def begin_run(folder, facts, args, voice):
+    """Beginning of a run; facts get what it says of the run's making. Raises UserError."""
+    if args.resume and (folder / "last.pt").is_file():  # else --alpha auto was still trying
+        content = read_last(folder, facts)
+        facts["parent"] = content.get("parent")
+        return Beginning(content)
+    if not args.init_from:
+        return Beginning()
+    parent = open_student(args.init_from)
+    refuse_other_sizes(args.init_from, parent.student.sizes, facts["student_config"])
+    facts["parent"] = parent_facts(args.init_from, parent)
+    voice.say("Begins with the weights of {} ({})", args.init_from, parent.weights_id)
+    return Beginning(None, parent)
+
+
+def refuse_other_sizes(name, before, now):
+    """Raise UserError with all sizes in which a parent differs from the student of a run."""
+    differences = []
+    for size in sorted(now.keys() - {"dropout"}):  # no weight depends on it
+        if before[size] != now[size]:
+            differences.append(was_and_is(size, before, now))
+    if differences:
+        raise UserError("--init_from {}: of other sizes: {}", name, linked(differences, "; "))
+
+
+def parent_facts(name, parent):
+    """What a checkpoint says of the student that its run began with, and whose licences bind it."""
+    content = shareable(parent.content)
+    licences = list((content["parent"] or {}).get("licences", []))
+    licence = (content["teacher"] or {}).get("licence")
+    if licence and licence not in licences:
+        licences.append(licence)
+    is_here = user_path(name).exists()
+    shown = last_part(name) if is_here else name  # a hub id is the same everywhere
+    return {"name": shown, "weights": parent.weights_id, "licences": licences}
+
+
+def new_student(facts, parent=None):
+    """A student with the weights that the run's seed gives, or those of an OpenedStudent."""
     torch.manual_seed(facts["run_config"]["seed"])
-    return PatchStudent(**facts["student_config"])
+    student = PatchStudent(**facts["student_config"])
+    if parent:
+        student.load_state_dict(parent.student.state_dict())
+    return student
 
 
 def read_last(folder, facts):
@@ -7932,7 +8006,7 @@ def read_last(folder, facts):
 
 def refuse_misfit(content, facts, folder):
     """Raise UserError with all in which a run differs from the one in `folder` that it resumes."""
-    before = content.get("run_config", {})
+    before = {"init_from": None} | content.get("run_config", {})  # older runs had no such flag
     now = facts["run_config"]
     differences = []
     for name in sorted((now.keys() & before.keys()) - MAY_CHANGE):  # older runs have fewer flags
@@ -8002,7 +8076,7 @@ def choose_alpha(training, job):
         trial.config = dataclasses.replace(trial.config, num_epochs=epochs, patience=0)
         trial.when_stopped = Message("the same command with --resume repeats the trials")
         job.voice.is_muted = True  # but for the progress
-        tried[alpha] = fit(new_student(trial.facts), trial, job).best_loss
+        tried[alpha] = fit(new_student(trial.facts, trial.parent), trial, job).best_loss
         job.voice.is_muted = False
         job.voice.say("  alpha {:g}: validation loss {:.4f}", alpha, tried[alpha])
     if not math.isfinite(min(tried.values())):
@@ -8644,12 +8718,14 @@ def making_of(content):
     for name, value in content.get("student_config", {}).items():
         making[f"--{name}"] = value
     data = content.get("data", {})
+    making["parent"] = (content.get("parent") or {}).get("weights")
     making["training data"] = data.get("train")
     making["validation data"] = data.get("validation")
     return making
 
 
 MADE_OF_OTHER = {  # names of `making_of` that are no flags -> how two students differ in them
+    "parent": Message("other weights to begin with"),
     "training data": Message("other training data"),
     "validation data": Message("other validation data"),
 }
@@ -9146,12 +9222,13 @@ def without_warning_of_torch():
 def onnx_facts(student):
     """Metadata (str -> str) of the ONNX file."""
     teacher = student.info.get("teacher") or {"teacher": "none", "licence": "no teacher was used"}
+    licences = [teacher.get("licence", "unknown"), *inherited_licences(student.info)]
     facts = {
         "context_length": student.context_length,
         "prediction_length": student.prediction_length,
         "sampling_frequency": ", ".join(student.info.get("freqs", [])),
         "teacher": teacher.get("teacher", "unknown"),
-        "licence": teacher.get("licence", "unknown"),
+        "licence": "; ".join(licences),
     }
     return {name: printable(str(value)) for name, value in facts.items()}
 
@@ -9427,6 +9504,10 @@ def check_inputs(args):
         if looks_like_path(name) and not is_there(name):
             problems.append(Message("--checkpoint {}: no such file or folder", (name,)))
 
+    parent = getattr(args, "init_from", None)
+    if parent and looks_like_path(parent) and not is_there(parent):
+        problems.append(Message("--init_from {}: no such file or folder", (parent,)))
+
     data_dir = getattr(args, "data_dir", None)
     is_made = getattr(args, "demo", False) and data_dir == DEMO["data_dir"]
     if data_dir is not None and not is_made and not is_there(data_dir):
@@ -9541,6 +9622,14 @@ def check_training(args):
             Message(
                 "--patch_size {}: longer than --context_length {}",
                 (args.patch_size, args.context_length),
+            )
+        )
+    if args.init_from and is_inside(args.init_from, args.save_dir):
+        problems.append(
+            Message(
+                "--init_from {}: lies in --save_dir, whose run is moved away;"
+                " name another --save_dir",
+                (args.init_from,),
             )
         )
     if args.resume:
