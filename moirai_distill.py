@@ -896,7 +896,13 @@ CHINESE = {
         "zip 压缩包 (或 Excel .xlsx): 请解压，或另存为 CSV"
     ),
     "an old Excel file (.xls): save it as CSV": "旧版 Excel 文件 (.xls): 请另存为 CSV",
-    "a Parquet file: save it as CSV": "Parquet 文件: 请另存为 CSV",
+    "a Parquet file: let its name end with .parquet": "Parquet 文件: 请让文件名以 .parquet 结尾",
+    "a Parquet file is read with pyarrow: pip install pyarrow": (
+        "读取 Parquet 文件需要 pyarrow: pip install pyarrow"
+    ),
+    "--output {}: a CSV is written; let its name end with .csv": (
+        "--output {}: 写出的是 CSV；请让文件名以 .csv 结尾"
+    ),
     "an Arrow file: save it as CSV": "Arrow 文件: 请另存为 CSV",
     "an HDF5 file: save its table as CSV": "HDF5 文件: 请把其中的表另存为 CSV",
     "packed by gzip: its name must end with .csv.gz": "gzip 压缩文件: 文件名必须以 .csv.gz 结尾",
@@ -1390,8 +1396,8 @@ CHINESE = {
     ),
     "unreadable: not in --encoding {} ({})": "无法读取: 不是 --encoding {} 的编码 ({})",
     "unreadable: --encoding {}: no such encoding": "无法读取: --encoding {}: 没有这种编码",
-    "--data_dir {}: no .csv file in this folder or below": (
-        "--data_dir {}: 该文件夹及其子文件夹中没有 .csv 文件"
+    "--data_dir {}: no .csv or .parquet file in this folder or below": (
+        "--data_dir {}: 该文件夹及其子文件夹中没有 .csv 或 .parquet 文件"
     ),
     "constant, or nothing but missing values": "是常数，或全是缺失值",
     "values too large or too close for float64": "数值过大或彼此过近，超出 float64 的精度",
@@ -2720,10 +2726,11 @@ class RawSeries:
 # -- A file as a table -----------------------------------------------------------------------------
 
 # How files begin that are no CSVs, and what they are.
+PARQUET = (".parquet", ".pq")  # how names of Parquet files end
 OTHER_KINDS = (
     (b"PK\x03\x04", Message("a zip archive (or an Excel .xlsx): unpack it, or save it as CSV")),
     (b"\xd0\xcf\x11\xe0", Message("an old Excel file (.xls): save it as CSV")),
-    (b"PAR1", Message("a Parquet file: save it as CSV")),
+    (b"PAR1", Message("a Parquet file: let its name end with .parquet")),
     (b"ARROW1", Message("an Arrow file: save it as CSV")),
     (b"\x89HDF", Message("an HDF5 file: save its table as CSV")),
     (b"\x1f\x8b", Message("packed by gzip: its name must end with .csv.gz")),
@@ -4702,7 +4709,9 @@ class FileRead:
 
 
 def read_series(path, name, config):
-    """FileRead of one CSV. Raises Unusable with the reason where there is no series."""
+    """FileRead of one file. Raises Unusable with the reason where there is no series."""
+    if is_parquet(path):
+        return read_parquet(path, name, config)
     table = read_table(path, config)
     columns = pick_columns(table, config)
     times = columns.times
@@ -4738,6 +4747,57 @@ def read_series(path, name, config):
     if times:
         report.warnings += warnings_of_places([place for _, place in placed])
     return FileRead(series, report, table.layout, times)
+
+
+def is_parquet(path):
+    """Whether a file is one of Parquet, by its name."""
+    return Path(path).name.lower().endswith(PARQUET)
+
+
+def read_parquet(path, name, config):
+    """FileRead of a Parquet file, which is read as the CSV that it would be. Raises Unusable.
+
+    So all that is looked at in a CSV is looked at here, too. What a Parquet file knows itself is
+    not guessed: the marks in its numbers, and the form of stamps that are no texts.
+    """
+    frame = frame_of_parquet(path, config.max_file_mb)
+    config = dataclasses.replace(
+        config, encoding="utf-8", skip_rows=0, decimal=".", thousands="none"
+    )
+    if any(pd.api.types.is_datetime64_any_dtype(frame[column]) for column in frame.columns):
+        config.time_format = "auto"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "table.csv")
+        frame.to_csv(copy, index=False)
+        return read_series(copy, name, config)
+
+
+def frame_of_parquet(path, max_mb):
+    """DataFrame of a Parquet file; an index with a meaning is a column of it. Raises Unusable."""
+    try:
+        from pyarrow import parquet  # few users need it
+    except ModuleNotFoundError as error:
+        raise Unusable("a Parquet file is read with pyarrow: pip install pyarrow") from error
+    try:
+        with open(path, "rb") as file:
+            facts = parquet.read_metadata(file)
+            cells = facts.num_rows * facts.num_columns  # each of 8 bytes, or of a text
+            if max_mb and 8 * cells > max_mb * 10**6:
+                raise Unusable(
+                    "larger than {:,} MB when it is unpacked; --max_file_mb raises the limit",
+                    max_mb,
+                )
+            frame = pd.read_parquet(file, engine="pyarrow")
+        if isinstance(frame.index, pd.DatetimeIndex):
+            frame = frame.rename_axis(frame.index.name or "date")
+        if not isinstance(frame.index, pd.RangeIndex):
+            frame = frame.reset_index()
+        for column in frame.columns:
+            if pd.api.types.infer_dtype(frame[column]) == "date":  # days, which pandas keeps apart
+                frame[column] = pd.to_datetime(frame[column])
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise Unusable("unreadable: {}", " ".join(str(error).split())[:200]) from error
+    return frame
 
 
 def refuse_second_table(frame):
@@ -4982,14 +5042,13 @@ def find_files(data_dir, max_files):
     """
     root = user_path(data_dir)
     if root.is_dir():
-        found = [
-            path for path in root.rglob("*") if path.name.lower().endswith((".csv", ".csv.gz"))
-        ]
+        ends = (".csv", ".csv.gz", *PARQUET)
+        found = [path for path in root.rglob("*") if path.name.lower().endswith(ends)]
         paths = {path.relative_to(root).as_posix(): path for path in found}
     else:
         paths = {root.name: root}
     if not paths:
-        raise UserError("--data_dir {}: no .csv file in this folder or below", data_dir)
+        raise UserError("--data_dir {}: no .csv or .parquet file in this folder or below", data_dir)
     names = sorted(paths)
     if max_files:
         names = names[:max_files]
@@ -9559,6 +9618,10 @@ def check_output_file(args):
         return [Message("--output {}: is a folder; a file is to be written", (args.output,))]
     if args.command != "predict":
         return []
+    if is_parquet(output):
+        return [
+            Message("--output {}: a CSV is written; let its name end with .csv", (args.output,))
+        ]
     if output == user_path(args.input).resolve():
         return [Message("--output {}: is the input", (args.output,))]
     if args.plot and output.suffix == ".png":

@@ -633,3 +633,13 @@ def test_data_in_the_home_folder_of_somebody_unknown_stops_no_forecast(run, tmp_
 def test_the_time_column_in_the_header_is_never_a_formula(run, tmp_path):
     path = save(tmp_path / "a.csv", hours(90), name="=1+2")
     assert predict(run, path).index.name == "'=1+2"
+
+
+def test_a_parquet_file_goes_on_as_a_csv_does_and_the_forecast_is_a_csv(run, tmp_path, capsys):
+    path = save(tmp_path / "a.csv", hours(90))
+    expected = predict(run, path)
+    pd.read_csv(path, parse_dates=["date"]).to_parquet(tmp_path / "a.parquet")
+    found = predict(run, tmp_path / "a.parquet")
+    pd.testing.assert_frame_equal(found, expected)
+    assert predict(run, path, "--output", tmp_path / "b.parquet") == 2
+    assert "b.parquet: a CSV is written; let its name end with .csv" in capsys.readouterr().err
