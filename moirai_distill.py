@@ -1,4 +1,22 @@
 #!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "torch>=2.5,<2.14",
+#     "timecopilot-uni2ts==0.1.3",
+#     "lightning>=2.4,<2.7",
+#     "huggingface_hub>=0.30,<3",
+#     "safetensors>=0.4.3,<0.9",
+#     "numpy>=1.26,<2.5",
+#     "pandas>=2.2.2,<3",
+#     "scikit-learn>=1.5,<1.10",
+#     "matplotlib>=3.8,<3.12",
+#     "tensorboard>=2.17,<2.22",
+#     "tqdm>=4.66,<5",
+# ]
+# ///
+#
+# The lines above are for `uv run moirai_distill.py`: they repeat requirements.txt, which says why.
 """Distil MOIRAI, a large frozen time-series forecaster, into a small fast one for your own CSVs.
 
     python moirai_distill.py --demo                          # everything once, offline, in minutes
@@ -89,13 +107,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from huggingface_hub import (
-    ModelCard,
-    PyTorchModelHubMixin,
-    errors,
-    hf_hub_download,
-    try_to_load_from_cache,
-)
 from pandas.tseries.frequencies import to_offset
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -198,6 +209,7 @@ def add_training_flags(parser):
     add("--patience", type=int, default=0, help="stop after so many epochs without a best; 0 = off")
     add("--precision", choices=["32-true", "bf16-mixed"], default="32-true", help=PRECISION_HELP)
     add("--seed", type=int, default=0, help="of weights, order, dropout; not of split and labels")
+    add("--init_from", default=None, help=f"begin with its weights: {CHECKPOINT_HELP}")
 
 
 def add_run_flags(parser):
@@ -917,7 +929,13 @@ CHINESE = {
         "zip 压缩包 (或 Excel .xlsx): 请解压，或另存为 CSV"
     ),
     "an old Excel file (.xls): save it as CSV": "旧版 Excel 文件 (.xls): 请另存为 CSV",
-    "a Parquet file: save it as CSV": "Parquet 文件: 请另存为 CSV",
+    "a Parquet file: let its name end with .parquet": "Parquet 文件: 请让文件名以 .parquet 结尾",
+    "a Parquet file is read with pyarrow: pip install pyarrow": (
+        "读取 Parquet 文件需要 pyarrow: pip install pyarrow"
+    ),
+    "--output {}: a CSV is written; let its name end with .csv": (
+        "--output {}: 写出的是 CSV；请让文件名以 .csv 结尾"
+    ),
     "an Arrow file: save it as CSV": "Arrow 文件: 请另存为 CSV",
     "an HDF5 file: save its table as CSV": "HDF5 文件: 请把其中的表另存为 CSV",
     "packed by gzip: its name must end with .csv.gz": "gzip 压缩文件: 文件名必须以 .csv.gz 结尾",
@@ -1442,8 +1460,8 @@ CHINESE = {
     ),
     "unreadable: not in --encoding {} ({})": "无法读取: 不是 --encoding {} 的编码 ({})",
     "unreadable: --encoding {}: no such encoding": "无法读取: --encoding {}: 没有这种编码",
-    "--data_dir {}: no .csv file in this folder or below": (
-        "--data_dir {}: 该文件夹及其子文件夹中没有 .csv 文件"
+    "--data_dir {}: no .csv or .parquet file in this folder or below": (
+        "--data_dir {}: 该文件夹及其子文件夹中没有 .csv 或 .parquet 文件"
     ),
     "constant, or nothing but missing values": "是常数，或全是缺失值",
     "values too large or too close for float64": "数值过大或彼此过近，超出 float64 的精度",
@@ -1553,6 +1571,13 @@ CHINESE = {
     "{}; give --output_dir": "{}；请给出 --output_dir",
     "{} {} and {}": "{} {} 与 {}",
     "other training data": "训练数据不同",
+    "other weights to begin with": "初始权重不同",
+    "Begins with the weights of {} ({})": "以 {} 的权重开始 ({})",
+    "--init_from {}: of other sizes: {}": "--init_from {}: 尺寸不同: {}",
+    "--init_from {}: no such file or folder": "--init_from {}: 没有这个文件或文件夹",
+    "--init_from {}: lies in --save_dir, whose run is moved away; name another --save_dir": (
+        "--init_from {}: 位于 --save_dir 之内，其中的训练会被移走；请换一个 --save_dir"
+    ),
     "other validation data": "验证数据不同",
     "{}: its last {} values are missing, the forecast cannot be compared": (
         "{}: 最后 {} 个值缺失，无法比较预测"
@@ -1682,29 +1707,29 @@ class Voice:
 
 # == Files and signals =============================================================================
 
-HUB_REMEDIES = (  # the first that fits an error of hf_hub_download
+HUB_REMEDIES = (  # (error of huggingface_hub, what to do): the first that fits is told
     (
-        errors.HFValidationError,
+        "HFValidationError",
         Message("no such folder, and not a hub id, which is OWNER/MODEL"),
     ),
     (
-        errors.GatedRepoError,
+        "GatedRepoError",
         Message("access is not granted: ask for it on its hub page, then run `hf auth login`"),
     ),
     (
-        errors.RepositoryNotFoundError,
+        "RepositoryNotFoundError",
         Message("no such model, or a private one: check the id, or run `hf auth login`"),
     ),
     (
-        errors.RevisionNotFoundError,
+        "RevisionNotFoundError",
         Message("no such revision of it (--teacher_revision names that of a teacher)"),
     ),
     (
-        errors.LocalEntryNotFoundError,
+        "LocalEntryNotFoundError",
         Message("not in the local cache, and the hub is out of reach or switched off"),
     ),
     (
-        errors.EntryNotFoundError,
+        "EntryNotFoundError",
         Message(
             "the model has no such file: a teacher is a MOIRAI, a student is what `export` writes"
         ),
@@ -2113,6 +2138,7 @@ CHECKPOINT = {
     "teacher": Maybe(MANIFEST),
     "quantiles": Maybe({"steps": is_count, "*": is_real}),
     "evaluation": Maybe(EVALUATION),
+    "parent": Maybe({"name": is_text, "weights": is_text, "licences": [is_text]}),
     "weights": is_text,
     "train_metrics": {"*": Maybe(is_real)},
     "validation_metrics": {"*": Maybe(is_real)},
@@ -2397,6 +2423,9 @@ def shareable(content):
     made_with = content.get("teacher") or {}
     if is_local_teacher(run.get("teacher_model", ""), made_with):
         run["teacher_model"] = last_part(run.get("teacher_model", ""))
+    facts["parent"] = content.get("parent")
+    if facts["parent"]:
+        run["init_from"] = facts["parent"]["name"]  # which is no path
     facts["run_config"] = run
 
     facts["teacher"] = None
@@ -2436,6 +2465,16 @@ def last_part(path):
 # -- The hub ---------------------------------------------------------------------------------------
 
 
+def hub_remedy(error):
+    """Message: what to do about an error while a file was fetched."""
+    from huggingface_hub import errors
+
+    for kind, remedy in HUB_REMEDIES:
+        if isinstance(error, getattr(errors, kind)):
+            return remedy
+    return Message("the download failed")
+
+
 def model_file(name, revision, filename):
     """Local path of one file of a model; `name` is a folder or a hub id.
 
@@ -2453,6 +2492,8 @@ def model_file(name, revision, filename):
         if folder.is_dir():
             path = folder / filename
         else:
+            from huggingface_hub import hf_hub_download  # not at the top: a third of a second
+
             path = Path(hf_hub_download(name, filename, revision=revision))
         # Where the hub knows the sha256 of a file, its copy here has that name.
         blob = path.resolve().name
@@ -2461,8 +2502,7 @@ def model_file(name, revision, filename):
         return path
     except Exception as error:
         # Of the hub, of HTTP, of the disk: all of them end here, with the remedy that fits.
-        fitting = (remedy for kind, remedy in HUB_REMEDIES if isinstance(error, kind))
-        remedy = next(fitting, Message("the download failed"))
+        remedy = hub_remedy(error)
         reason = " ".join(str(error).split())[:250]
         raise UserError(
             "{} ({}): {}; or check the network and HF_HUB_OFFLINE, set HF_ENDPOINT to a mirror,"
@@ -2677,10 +2717,28 @@ def is_alive(owner, path):
 
 
 @dataclasses.dataclass
+class OneProcess:
+    """What a command that does not train asks of a Fabric, where there is one process.
+
+    Lightning itself takes longer to import than torch and pandas together.
+    """
+
+    device: torch.device
+    global_rank = 0
+    world_size = 1
+
+    def broadcast(self, value):
+        return value
+
+    def to_device(self, values):
+        return values.to(self.device)
+
+
+@dataclasses.dataclass
 class Job:
     """What a command works with: its processes and device, its voice, and the wish to stop."""
 
-    fabric: object  # a launched lightning.fabric.Fabric
+    fabric: object  # a launched lightning.fabric.Fabric, or OneProcess
     voice: Voice
     stop: Stop
 
@@ -2778,10 +2836,11 @@ class RawSeries:
 # -- A file as a table -----------------------------------------------------------------------------
 
 # How files begin that are no CSVs, and what they are.
+PARQUET = (".parquet", ".pq")  # how names of Parquet files end
 OTHER_KINDS = (
     (b"PK\x03\x04", Message("a zip archive (or an Excel .xlsx): unpack it, or save it as CSV")),
     (b"\xd0\xcf\x11\xe0", Message("an old Excel file (.xls): save it as CSV")),
-    (b"PAR1", Message("a Parquet file: save it as CSV")),
+    (b"PAR1", Message("a Parquet file: let its name end with .parquet")),
     (b"ARROW1", Message("an Arrow file: save it as CSV")),
     (b"\x89HDF", Message("an HDF5 file: save its table as CSV")),
     (b"\x1f\x8b", Message("packed by gzip: its name must end with .csv.gz")),
@@ -4760,7 +4819,9 @@ class FileRead:
 
 
 def read_series(path, name, config):
-    """FileRead of one CSV. Raises Unusable with the reason where there is no series."""
+    """FileRead of one file. Raises Unusable with the reason where there is no series."""
+    if is_parquet(path):
+        return read_parquet(path, name, config)
     table = read_table(path, config)
     columns = pick_columns(table, config)
     times = columns.times
@@ -4796,6 +4857,57 @@ def read_series(path, name, config):
     if times:
         report.warnings += warnings_of_places([place for _, place in placed])
     return FileRead(series, report, table.layout, times)
+
+
+def is_parquet(path):
+    """Whether a file is one of Parquet, by its name."""
+    return Path(path).name.lower().endswith(PARQUET)
+
+
+def read_parquet(path, name, config):
+    """FileRead of a Parquet file, which is read as the CSV that it would be. Raises Unusable.
+
+    So all that is looked at in a CSV is looked at here, too. What a Parquet file knows itself is
+    not guessed: the marks in its numbers, and the form of stamps that are no texts.
+    """
+    frame = frame_of_parquet(path, config.max_file_mb)
+    config = dataclasses.replace(
+        config, encoding="utf-8", skip_rows=0, decimal=".", thousands="none"
+    )
+    if any(pd.api.types.is_datetime64_any_dtype(frame[column]) for column in frame.columns):
+        config.time_format = "auto"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "table.csv")
+        frame.to_csv(copy, index=False)
+        return read_series(copy, name, config)
+
+
+def frame_of_parquet(path, max_mb):
+    """DataFrame of a Parquet file; an index with a meaning is a column of it. Raises Unusable."""
+    try:
+        from pyarrow import parquet  # few users need it
+    except ModuleNotFoundError as error:
+        raise Unusable("a Parquet file is read with pyarrow: pip install pyarrow") from error
+    try:
+        with open(path, "rb") as file:
+            facts = parquet.read_metadata(file)
+            cells = facts.num_rows * facts.num_columns  # each of 8 bytes, or of a text
+            if max_mb and 8 * cells > max_mb * 10**6:
+                raise Unusable(
+                    "larger than {:,} MB when it is unpacked; --max_file_mb raises the limit",
+                    max_mb,
+                )
+            frame = pd.read_parquet(file, engine="pyarrow")
+        if isinstance(frame.index, pd.DatetimeIndex):
+            frame = frame.rename_axis(frame.index.name or "date")
+        if not isinstance(frame.index, pd.RangeIndex):
+            frame = frame.reset_index()
+        for column in frame.columns:
+            if pd.api.types.infer_dtype(frame[column]) == "date":  # days, which pandas keeps apart
+                frame[column] = pd.to_datetime(frame[column])
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise Unusable("unreadable: {}", " ".join(str(error).split())[:200]) from error
+    return frame
 
 
 def refuse_second_table(frame):
@@ -5040,14 +5152,13 @@ def find_files(data_dir, max_files):
     """
     root = user_path(data_dir)
     if root.is_dir():
-        found = [
-            path for path in root.rglob("*") if path.name.lower().endswith((".csv", ".csv.gz"))
-        ]
+        ends = (".csv", ".csv.gz", *PARQUET)
+        found = [path for path in root.rglob("*") if path.name.lower().endswith(ends)]
         paths = {path.relative_to(root).as_posix(): path for path in found}
     else:
         paths = {root.name: root}
     if not paths:
-        raise UserError("--data_dir {}: no .csv file in this folder or below", data_dir)
+        raise UserError("--data_dir {}: no .csv or .parquet file in this folder or below", data_dir)
     names = sorted(paths)
     if max_files:
         names = names[:max_files]
@@ -5758,7 +5869,7 @@ class QuantileHead(nn.Module):
         return torch.stack(quantiles, 1)
 
 
-class PatchStudent(nn.Module, PyTorchModelHubMixin):
+class PatchStudent(nn.Module):
     """Univariate patch Transformer: context (B, L) -> forecast (B, H), both in the series' units.
 
     With a `quantile_width` it forecasts quantiles at LEVELS, too, by a small head beside the one of
@@ -5785,6 +5896,17 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         quantile_width=0,
     ):
         super().__init__()
+        self.sizes = {  # all that builds the same student again, as config.json has it
+            "context_length": context_length,
+            "prediction_length": prediction_length,
+            "d_model": d_model,
+            "num_layers": num_layers,
+            "num_heads": num_heads,
+            "patch_size": patch_size,
+            "dropout": dropout,
+            "season": season,
+            "quantile_width": quantile_width,
+        }
         self.context_length = context_length
         self.prediction_length = prediction_length
         self.patch_size = patch_size
@@ -5797,7 +5919,10 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
             earlier = math.ceil(context_length / season)
             self.periods = nn.Parameter(torch.zeros(ahead, earlier))
         self.embed = nn.Linear(patch_size, d_model)
-        self.position = nn.Parameter(torch.randn(patches, d_model) * 0.02)
+        self.position = nn.Parameter(torch.empty(patches, d_model))
+        if not self.position.is_meta:  # nothing is drawn there, but torch's compiler is imported
+            with torch.no_grad():
+                self.position.normal_().mul_(0.02)
         self.blocks = nn.Sequential(
             *[Block(d_model, num_heads, dropout) for _ in range(num_layers)]
         )
@@ -5949,17 +6074,34 @@ class PatchStudent(nn.Module, PyTorchModelHubMixin):
         """
         return open_student(source, revision).student
 
-    def save_pretrained(self, save_directory, **settings):
+    def save_pretrained(self, save_directory):
         """Write config.json, weights and card; the config tells by a digest which weights it is of.
 
-        `settings` are those of huggingface_hub's mixin.
+        They are as PyTorchModelHubMixin writes them, which takes long to import.
         """
-        self.info["weights"] = weights_digest(self)
-        return super().save_pretrained(save_directory, **settings)
+        from safetensors.torch import save_model
 
-    def generate_model_card(self, *_args, **_kwargs):
-        """The card that huggingface_hub's save_pretrained and push_to_hub write."""
-        return ModelCard(model_card(self))
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.info["weights"] = weights_digest(self)
+        save_model(self, str(folder / "model.safetensors"))
+        config = self.sizes | {"info": self.info}
+        (folder / "config.json").write_text(json.dumps(config, sort_keys=True, indent=2))
+        (folder / "README.md").write_text(model_card(self), encoding="utf-8")
+
+    def push_to_hub(self, repo_id, token=None, private=None, **settings):
+        """Upload what `save_pretrained` writes to the hub. Returns the address of the commit.
+
+        `token` and `private` are those of huggingface_hub's create_repo, `settings` those of its
+        upload_folder, such as commit_message and revision.
+        """
+        from huggingface_hub import HfApi
+
+        hub = HfApi(token=token)
+        repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.upload_folder(repo_id=repo_id, folder_path=folder, **settings)
 
 
 @dataclasses.dataclass
@@ -6050,8 +6192,9 @@ def model_card(student):
     """The text of a student's model card, of its sizes and its `info`."""
     info = student.info
     licence = (info.get("teacher") or {}).get("licence", "")
+    licences = " ".join([licence, *inherited_licences(info)])
     return MODEL_CARD.format(
-        licence_id="cc-by-nc-4.0" if "CC-BY-NC-4.0" in licence else "other",
+        licence_id="cc-by-nc-4.0" if "CC-BY-NC-4.0" in licences else "other",
         parameters=sum(weight.numel() for weight in student.parameters()),
         length=student.context_length,
         horizon=student.prediction_length,
@@ -6078,11 +6221,21 @@ def as_code(value):
     return f"`{text or ' '}`"
 
 
+def inherited_licences(info):
+    """Licences of the teachers of the students with whose weights this one's training began."""
+    return (info.get("parent") or {}).get("licences", [])
+
+
 def card_making(info):
     """How it was trained, by which teacher, under which licence."""
     teacher = info.get("teacher")
+    begun = ""
+    if info.get("parent"):
+        begun = f" It began with the weights of {as_code(info['parent'].get('name', '?'))}."
+    for licence in inherited_licences(info):
+        begun += f" The licence of an earlier teacher binds it, too: {as_code(licence)}."
     if not teacher:
-        return "Trained on truth alone, without a teacher."
+        return f"Trained on truth alone, without a teacher.{begun}"
     alpha = info.get("run_config", {}).get("alpha", "?")
     name = as_code(teacher.get("teacher", "?"))
     commit = as_code(teacher.get("commit") or "local")
@@ -6090,6 +6243,7 @@ def card_making(info):
         f"Distilled from {name} ({commit}):"
         f" {alpha} * MSE to its forecasts + the rest * MSE to truth."
         f" The teacher's licence binds its student: {as_code(teacher.get('licence', '?'))}."
+        f"{begun}"
     )
 
 
@@ -6686,6 +6840,8 @@ def median(samples):
 
 def fingerprint(name, revision):
     """sha256 of a teacher's files where they are at hand without the network, else None."""
+    from huggingface_hub import errors, try_to_load_from_cache
+
     folder = user_path(name)
     if is_own_file(name):
         return own_forecaster(name).fingerprint if folder.is_file() else None
@@ -7713,6 +7869,7 @@ class Training:
     config: TrainConfig
     facts: dict  # go into every checkpoint as they are
     folder: Path  # where the run is kept
+    parent: object = None  # OpenedStudent with whose weights it begins
     when_stopped: Message = Message("the same command with --resume goes on from here")
 
 
@@ -8375,8 +8532,6 @@ def start_job(args, precision, voice, stop):
 
     Raises UserError where torchrun or srun started another number of processes than is asked for.
     """
-    from lightning.fabric import Fabric  # not at the top: it takes seconds, forecasting needs none
-
     wanted = args.devices * args.num_nodes
     started_by = launcher()
     if started_by and started_by.world_size != wanted:
@@ -8385,16 +8540,40 @@ def start_job(args, precision, voice, stop):
             " of devices on a node and of nodes that it was told",
             *(started_by.name, started_by.world_size, args.devices, args.num_nodes, wanted),
         )
-    kind, _, index = args.device.partition(":")
+    kind = args.device.partition(":")[0]
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if args.command == "train" or wanted > 1 or started_by:
+        fabric = launch_fabric(args, kind, precision, started_by)
+    else:
+        fabric = OneProcess(device_of_one_process(args, kind))
+    voice.is_on = fabric.global_rank == 0
+    if args.device == "auto" and kind == "cpu":
+        voice.note("no CUDA GPU found: this runs on the CPU")
+    return Job(fabric, voice, stop)
+
+
+def device_of_one_process(args, kind):
+    """torch.device of this kind; of several GPUs the one that --device names, else the first."""
+    device = torch.device(kind)
+    if kind == "cuda":
+        device = torch.device(kind, int(args.device.partition(":")[2] or 0))
+        torch.cuda.set_device(device)
+    return device
+
+
+def launch_fabric(args, kind, precision, started_by):
+    """A Fabric on devices of this kind, launched: from here on each of its processes runs."""
+    from lightning.fabric import Fabric  # not at the top: it takes seconds
+
+    index = args.device.partition(":")[2]
     try:
         fabric = Fabric(
             accelerator=kind,
             devices=[int(index)] if index else args.devices,
             num_nodes=args.num_nodes,
             precision=precision,
-            strategy="ddp" if wanted > 1 else "auto",
+            strategy="ddp" if args.devices * args.num_nodes > 1 else "auto",
             plugins=cluster(started_by, args.num_nodes),
         )
         fabric.launch()
@@ -8402,10 +8581,7 @@ def start_job(args, precision, voice, stop):
         if started_by and started_by.name == "srun":  # its numbers contradict each other
             raise UserError("srun: {}", error) from error
         raise
-    voice.is_on = fabric.is_global_zero
-    if args.device == "auto" and kind == "cpu":
-        voice.note("no CUDA GPU found: this runs on the CPU")
-    return Job(fabric, voice, stop)
+    return fabric
 
 
 def cluster(started_by, num_nodes):
@@ -8553,15 +8729,13 @@ def train_in(folder, args, job):
         job.on_rank_zero(lambda: write_demo_csvs(args.data_dir))
     data = load_data_or_offer(args, voice)
     facts = run_facts(args, data)
-    content = None  # of the last.pt to go on from
-    if args.resume and (folder / "last.pt").is_file():  # else --alpha auto was still trying
-        content = read_last(folder, facts)
+    beginning = begin_run(folder, facts, args, voice)
 
     request = pick(TeacherRequest, args)
     labels = None
     if facts["run_config"]["alpha"] != 0:
         labels = labels_of(data.windows["train"], data.windows["train"], request, job)
-        teacher = content and content.get("teacher")
+        teacher = beginning.content and beginning.content.get("teacher")
         if teacher and teacher.get("key") != labels.manifest["key"]:
             raise UserError("--resume: {} was trained on labels of other teacher weights", folder)
 
@@ -8579,7 +8753,7 @@ def train_in(folder, args, job):
     voice.say("Student patches: {} of {} points", patches, args.patch_size)
     if not args.resume:
         job.on_rank_zero(lambda: move_old_run(folder, voice))
-    progress = train_student(args, data, labels, facts, content, job)
+    progress = train_student(args, data, labels, facts, beginning, job)
 
     best = folder / progress.best_file
     if args.quantiles == "on":
@@ -8653,10 +8827,10 @@ def command_line(args, **changes):
     return shlex.join(words)
 
 
-def train_student(args, data, labels, facts, content, job):
+def train_student(args, data, labels, facts, beginning, job):
     """Train a student with the alpha of the run, or the best one. Returns its Progress.
 
-    `content` is the last.pt to go on from, or None. Raises UserError where no epoch was any good.
+    Raises UserError where no epoch was any good.
     """
     validation = data.windows["validation"]
     floor = score(naive_forecaster(seasonal_naive, validation), validation, EVAL_BATCH, job)
@@ -8669,6 +8843,7 @@ def train_student(args, data, labels, facts, content, job):
         config=pick(TrainConfig, args),
         facts=facts,
         folder=user_path(args.save_dir),
+        parent=beginning.parent,
     )
     alpha = facts["run_config"]["alpha"]
     if alpha == "auto":
@@ -8686,7 +8861,8 @@ def train_student(args, data, labels, facts, content, job):
             command_to_learn_more(args, steps),
         )
     job.voice.say("Checkpoints: {}", args.save_dir)
-    progress = fit(new_student(facts), with_alpha(training, alpha), job, content)
+    student = new_student(facts, training.parent)
+    progress = fit(student, with_alpha(training, alpha), job, beginning.content)
     if args.alpha == "auto":
         job.on_rank_zero(lambda: shutil.rmtree(training.folder / "trials", ignore_errors=True))
     if not progress.best_file:
@@ -8766,13 +8942,62 @@ def run_facts(args, data):
         },
         "alpha_tried": None,
         "teacher": None,
+        "parent": None,
     }
 
 
-def new_student(facts):
-    """A student with the weights that the run's seed gives."""
+@dataclasses.dataclass
+class Beginning:
+    """What a run begins with: weights that the seed gives, where both are None."""
+
+    content: dict | None = None  # of the last.pt to go on from (--resume)
+    parent: OpenedStudent | None = None  # an earlier student (--init_from)
+
+
+def begin_run(folder, facts, args, voice):
+    """Beginning of a run; facts get what it says of the run's making. Raises UserError."""
+    if args.resume and (folder / "last.pt").is_file():  # else --alpha auto was still trying
+        content = read_last(folder, facts)
+        facts["parent"] = content.get("parent")
+        return Beginning(content)
+    if not args.init_from:
+        return Beginning()
+    parent = open_student(args.init_from)
+    refuse_other_sizes(args.init_from, parent.student.sizes, facts["student_config"])
+    facts["parent"] = parent_facts(args.init_from, parent)
+    voice.say("Begins with the weights of {} ({})", args.init_from, parent.weights_id)
+    return Beginning(None, parent)
+
+
+def refuse_other_sizes(name, before, now):
+    """Raise UserError with all sizes in which a parent differs from the student of a run."""
+    differences = []
+    for size in sorted(now.keys() - {"dropout"}):  # no weight depends on it
+        if before[size] != now[size]:
+            differences.append(was_and_is(size, before, now))
+    if differences:
+        raise UserError("--init_from {}: of other sizes: {}", name, linked(differences, "; "))
+
+
+def parent_facts(name, parent):
+    """What a checkpoint says of the student that its run began with, and whose licences bind it."""
+    content = shareable(parent.content)
+    licences = list((content["parent"] or {}).get("licences", []))
+    licence = (content["teacher"] or {}).get("licence")
+    if licence and licence not in licences:
+        licences.append(licence)
+    is_here = user_path(name).exists()
+    shown = last_part(name) if is_here else name  # a hub id is the same everywhere
+    return {"name": shown, "weights": parent.weights_id, "licences": licences}
+
+
+def new_student(facts, parent=None):
+    """A student with the weights that the run's seed gives, or those of an OpenedStudent."""
     torch.manual_seed(facts["run_config"]["seed"])
-    return PatchStudent(**facts["student_config"])
+    student = PatchStudent(**facts["student_config"])
+    if parent:
+        student.load_state_dict(parent.student.state_dict())
+    return student
 
 
 def read_last(folder, facts):
@@ -8792,7 +9017,7 @@ def read_last(folder, facts):
 
 def refuse_misfit(content, facts, folder):
     """Raise UserError with all in which a run differs from the one in `folder` that it resumes."""
-    before = content.get("run_config", {})
+    before = {"init_from": None} | content.get("run_config", {})  # older runs had no such flag
     now = facts["run_config"]
     differences = []
     for name in sorted((now.keys() & before.keys()) - MAY_CHANGE):  # older runs have fewer flags
@@ -8862,7 +9087,7 @@ def choose_alpha(training, job):
         trial.config = dataclasses.replace(trial.config, num_epochs=epochs, patience=0)
         trial.when_stopped = Message("the same command with --resume repeats the trials")
         job.voice.is_muted = True  # but for the progress
-        tried[alpha] = fit(new_student(trial.facts), trial, job).best_loss
+        tried[alpha] = fit(new_student(trial.facts, trial.parent), trial, job).best_loss
         job.voice.is_muted = False
         job.voice.say("  alpha {:g}: validation loss {:.4f}", alpha, tried[alpha])
     if not math.isfinite(min(tried.values())):
@@ -9618,12 +9843,14 @@ def making_of(content):
     for name, value in content.get("student_config", {}).items():
         making[f"--{name}"] = value
     data = content.get("data", {})
+    making["parent"] = (content.get("parent") or {}).get("weights")
     making["training data"] = data.get("train")
     making["validation data"] = data.get("validation")
     return making
 
 
 MADE_OF_OTHER = {  # names of `making_of` that are no flags -> how two students differ in them
+    "parent": Message("other weights to begin with"),
     "training data": Message("other training data"),
     "validation data": Message("other validation data"),
 }
@@ -10187,13 +10414,14 @@ def without_warning_of_torch():
 def onnx_facts(student):
     """Metadata (str -> str) of the ONNX file."""
     teacher = student.info.get("teacher") or {"teacher": "none", "licence": "no teacher was used"}
+    licences = [teacher.get("licence", "unknown"), *inherited_licences(student.info)]
     facts = {
         "context_length": student.context_length,
         "prediction_length": student.prediction_length,
         "sampling_frequency": ", ".join(student.info.get("freqs", [])),
         "quantile_levels": ", ".join(LEVEL_NAMES) if student.quantile_head else "none",
         "teacher": teacher.get("teacher", "unknown"),
-        "licence": teacher.get("licence", "unknown"),
+        "licence": "; ".join(licences),
     }
     return {name: printable(str(value)) for name, value in facts.items()}
 
@@ -10474,6 +10702,10 @@ def check_inputs(args):
         if looks_like_path(name) and not is_there(name):
             problems.append(Message("--checkpoint {}: no such file or folder", (name,)))
 
+    parent = getattr(args, "init_from", None)
+    if parent and looks_like_path(parent) and not is_there(parent):
+        problems.append(Message("--init_from {}: no such file or folder", (parent,)))
+
     data_dir = getattr(args, "data_dir", None)
     is_made = getattr(args, "demo", False) and data_dir == DEMO["data_dir"]
     if data_dir is not None and not is_made and not is_there(data_dir):
@@ -10543,6 +10775,10 @@ def check_output_file(args):
         return [Message("--output {}: is a folder; a file is to be written", (args.output,))]
     if args.command != "predict":
         return []
+    if is_parquet(output):
+        return [
+            Message("--output {}: a CSV is written; let its name end with .csv", (args.output,))
+        ]
     if output == user_path(args.input).resolve():
         return [Message("--output {}: is the input", (args.output,))]
     if args.plot and output.suffix == ".png":
@@ -10606,6 +10842,14 @@ def check_training(args):
             Message(
                 "--patch_size {}: longer than --context_length {}",
                 (args.patch_size, args.context_length),
+            )
+        )
+    if args.init_from and is_inside(args.init_from, args.save_dir):
+        problems.append(
+            Message(
+                "--init_from {}: lies in --save_dir, whose run is moved away;"
+                " name another --save_dir",
+                (args.init_from,),
             )
         )
     if args.resume:

@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +35,7 @@ from common import (
     DEMO_TEACHER,
     HORIZON,
     LENGTH,
+    ROOT,
     STUDENT,
     data_config,
     fit,
@@ -778,6 +780,63 @@ def shipped(device):
     return [figure("base teacher / exported student, batch 1", ratios, text, at_least=100)]
 
 
+STARTED = 7  # times that each command of `start` is started
+
+
+def cost_of(words, folder, code=0):
+    """(seconds by the clock, seconds of CPU time) of a Python process that ends with this code.
+
+    It has one thread, as two would wait for each other where another program has a core.
+
+    The CPU time is user's and system's; a machine that is busy with other work changes it less.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    before = os.times()
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, check=False
+    )
+    took = time.perf_counter() - began
+    after = os.times()
+    assert done.returncode == code, done.stderr.decode()
+    user = after.children_user - before.children_user
+    return took, user + after.children_system - before.children_system
+
+
+def start(_device):
+    """Commands that do little, against `import torch, pandas`, each in a process of its own."""
+    script = str(ROOT / "moirai_distill.py")
+    lengths = ["--context_length", "96", "--prediction_length", "24"]
+    little = ["--alpha", "0", "--num_epochs", "1", "--max_windows", "50", "--device", "cpu"]
+    commands = {
+        "import": ["-c", "import torch, pandas"],
+        "predict": [script, "predict", "--checkpoint", "run", "--input", "data/s00000.csv"],
+        "evaluate": [script, "evaluate", "--checkpoint", "run", "--device", "cpu"],
+        "--help": [script, "--help"],
+        "an argument error": [script, "--data_dir", "data", "--alpha", "5"],
+    }
+    walls = {name: [] for name in commands}
+    cpus = {name: [] for name in commands}
+    with tempfile.TemporaryDirectory() as root:
+        write_csvs(Path(root, "data"), 1, 1500)
+        cost_of([script, "--data_dir", "data", *lengths, *little, "--save_dir", "run"], root)
+        for _ in range(STARTED):
+            for name, words in commands.items():
+                wall, cpu = cost_of(words, root, code=2 if "error" in name else 0)
+                walls[name].append(wall)
+                cpus[name].append(cpu)
+
+    base = statistics.median(cpus["import"])
+    figures = []
+    for name in list(commands)[1:]:
+        by_clock = statistics.median(ratios_of(walls, name, "import"))
+        text = f"{statistics.median(cpus[name]):.2f} s of CPU time, import {base:.2f}"
+        text += f"; by the clock {by_clock:.2f}"
+        what = f"{name} / import torch, pandas"
+        figures.append(figure(what, ratios_of(cpus, name, "import"), text, at_most=1.25))
+    return figures
+
+
 ROWS = {
     "labelling": labelling,
     "generations": generations,
@@ -787,6 +846,7 @@ ROWS = {
     "loading": loading,
     "memory": memory,
     "shipped": shipped,
+    "start": start,
 }
 ON_GPU = ("labelling", "generations", "student", "training", "whole")
 

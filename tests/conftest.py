@@ -1,11 +1,14 @@
 """What the tests share: small synthetic CSVs, and real MoiraiModules with few random weights."""
 
+import json
 import os
 
 os.environ["OMP_NUM_THREADS"] = (
     "1"  # before torch, and for child processes, which must give the same bits as this one
 )
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +256,25 @@ def trained(teacher_folder, tmp_path_factory):
         own = ["--save_dir", str(root / name), "--alpha", alpha]
         assert md.main(flags + own) == 0
     return root
+
+
+MODULES = """
+import contextlib, json, sys
+import moirai_distill
+
+with contextlib.suppress(SystemExit):  # --help ends like this
+    moirai_distill.main(json.loads(sys.argv[1]))
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def modules_after(*words):
+    """Names of all modules that a process has after a command."""
+    done = subprocess.run(
+        [sys.executable, "-c", MODULES, json.dumps(list(map(str, words)))],
+        cwd=SCRIPT.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))

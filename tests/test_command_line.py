@@ -274,7 +274,7 @@ def test_a_first_word_that_is_no_command_is_one_line_with_the_nearest_one(word, 
 
 @pytest.mark.parametrize("name", ["data/nope", "a/b/c", "a\\b", "C:\\runs", "nope", "./x", "x.pt"])
 def test_a_checkpoint_that_looks_like_a_path_is_answered_at_once(name, monkeypatch, capsys):
-    monkeypatch.setattr(md, "hf_hub_download", None)  # the hub is not asked
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)  # the hub is not asked
     (line,) = problems(capsys, "export", "--checkpoint", name, "--format", "onnx")
     assert line == f"--checkpoint {name}: no such file or folder"
 

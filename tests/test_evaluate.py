@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import hourly, load_teacher, quiet_voice, save_module
+from conftest import hourly, load_teacher, modules_after, quiet_voice, save_module
 
 import moirai_distill as md
 
@@ -600,3 +600,11 @@ def test_labels_go_to_no_place_that_a_checkpoint_names_unless_it_is_a_label_cach
     for place in (tmp_path / "mine", tmp_path / "none", "~nobody-here/labels"):
         first.content["run_config"]["label_cache"] = str(place)
         assert md.inherit_arguments(args, first, first).label_cache != str(place)
+
+
+def test_evaluate_imports_neither_lightning_nor_torchs_compiler_nor_the_hub(trained, tmp_path):
+    """They would take longer than the rest."""
+    words = ["evaluate", "--checkpoint", trained / "twin", "--device", "cpu"]
+    found = modules_after(*words, "--output_dir", tmp_path)
+    assert found & {"lightning", "torch._dynamo", "sympy", "huggingface_hub", "uni2ts"} == set()
+    assert (tmp_path / "evaluation.json").is_file()

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SCRIPT, hourly, quiet_voice, raw_series, read_config
+from conftest import SCRIPT, hourly, modules_after, quiet_voice, raw_series, read_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -501,9 +501,28 @@ print([moirai_distill.main(words) for words in json.loads(sys.argv[2])])
 """
 
 
-def test_predict_runs_where_only_torch_numpy_pandas_and_huggingface_hub_are(run, tmp_path):
+SLOW = {"torch._dynamo", "torch._inductor", "sympy", "lightning", "sklearn", "scipy", "matplotlib"}
+SLOW |= {"huggingface_hub", "httpx", "safetensors", "torch.utils.tensorboard", "uni2ts"}
+
+
+def test_to_predict_imports_nothing_that_a_forecast_does_not_need(run, tmp_path):
+    path = save(tmp_path / "a.csv", hours(90))
+    output = tmp_path / "out.csv"
+    words = ["predict", "--checkpoint", run, "--input", path, "--output", output]
+    assert modules_after(*words) & SLOW == set()
+    assert len(pd.read_csv(output)) == H
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["predict", "--help"], ["--data_dir", "nope", "--alpha", "5"]]
+)
+def test_help_and_an_argument_error_import_nothing_slow(words):
+    assert modules_after(*words) & SLOW == set()
+
+
+def test_predict_runs_where_only_torch_numpy_pandas_and_tqdm_are(run, tmp_path):
     blocked = ["uni2ts", "lightning", "sklearn", "scipy", "gluonts"]
-    blocked += ["matplotlib", "tensorboard", "safetensors"]
+    blocked += ["matplotlib", "tensorboard", "safetensors", "huggingface_hub"]
     (tmp_path / "exported").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "exported" / name).write_text("{}")
@@ -615,3 +634,13 @@ def test_data_in_the_home_folder_of_somebody_unknown_stops_no_forecast(run, tmp_
 def test_the_time_column_in_the_header_is_never_a_formula(run, tmp_path):
     path = save(tmp_path / "a.csv", hours(90), name="=1+2")
     assert predict(run, path).index.name == "'=1+2"
+
+
+def test_a_parquet_file_goes_on_as_a_csv_does_and_the_forecast_is_a_csv(run, tmp_path, capsys):
+    path = save(tmp_path / "a.csv", hours(90))
+    expected = predict(run, path)
+    pd.read_csv(path, parse_dates=["date"]).to_parquet(tmp_path / "a.parquet")
+    found = predict(run, tmp_path / "a.parquet")
+    pd.testing.assert_frame_equal(found, expected)
+    assert predict(run, path, "--output", tmp_path / "b.parquet") == 2
+    assert "b.parquet: a CSV is written; let its name end with .csv" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Reading: kinds of files that people have; each gives the right values, or a reason that helps."""
 
 import gzip
+import sys
 
 import numpy as np
 import pandas as pd
@@ -1161,3 +1162,66 @@ def test_stamps_in_parts_are_written_in_parts_and_go_on(columns, tmp_path):
     longer = {name: [*map(str, columns[name]), *ahead[name]] for name in columns}
     path = write(tmp_path / "b.csv", longer | {"v": [*WAVE, *WAVE[:30]]})
     np.testing.assert_array_equal(one(path, **flags).values, [*WAVE, *WAVE[:30]])
+
+
+# -- Parquet ---------------------------------------------------------------------------------------
+
+BERLIN = pd.date_range("2024-03-30", periods=ROWS, freq="h", tz="Europe/Berlin")
+HALF = ROWS // 2
+LONG = {"unique_id": ["a"] * HALF + ["b"] * HALF, "ds": [*HOURS[:HALF]] * 2, "y": WAVE}
+PARQUET_FRAMES = {  # -> step, last stamp, number of series
+    "dates": (pd.DataFrame({"date": HOURS, "value": WAVE}), "h", HOURS[-1], 1),
+    "index": (pd.DataFrame({"value": WAVE}, HOURS), "h", HOURS[-1], 1),
+    "named index": (pd.DataFrame({"value": WAVE}, DAYS.rename("when")), "D", DAYS[-1], 1),
+    "microseconds": (pd.DataFrame({"t": HOURS.as_unit("us"), "value": WAVE}), "h", HOURS[-1], 1),
+    "zone": (pd.DataFrame({"ts": BERLIN, "value": WAVE}), "h", BERLIN[-1].tz_convert(None), 1),
+    "days": (pd.DataFrame({"day": DAYS.date, "value": WAVE}), "D", DAYS[-1], 1),
+    "long": (pd.DataFrame(LONG), "h", HOURS[HALF - 1], 2),
+    "two indices": (pd.DataFrame(LONG).set_index(["unique_id", "ds"]), "h", HOURS[HALF - 1], 2),
+    "three decimals": (pd.DataFrame({"date": HOURS, "value": WAVE + 0.001}), "h", HOURS[-1], 1),
+}
+
+
+@pytest.mark.parametrize("case", PARQUET_FRAMES)
+def test_a_parquet_file_is_read_with_its_own_stamps_and_numbers(case, tmp_path):
+    frame, freq, last, count = PARQUET_FRAMES[case]
+    frame.to_parquet(tmp_path / "a.parquet")
+    # The last two are of the CSVs beside it, and say nothing of numbers and stamps that are none.
+    file = read(tmp_path / "a.parquet", decimal=",", time_format="%d.%m.%Y")
+    assert len(file.series) == count
+    values = np.concatenate([series.values for series in file.series])
+    (column,) = frame.select_dtypes("float").columns
+    np.testing.assert_allclose(values, frame[column], rtol=1e-15)
+    for series in file.series:
+        assert series.freq == freq
+        assert pd.Timestamp(series.stamps[-1]).tz_localize(None) == last
+
+
+def test_a_parquet_file_is_looked_at_as_a_csv_is(tmp_path):
+    columns = {"date": HOURS, "row": np.arange(ROWS), "word": ["x"] * ROWS, "value": WAVE}
+    pd.DataFrame(columns).to_parquet(tmp_path / "a.parquet")
+    columns["date"] = HOURS.astype(str)
+    write(tmp_path / "a.csv", columns)
+    assert facts_of(read(tmp_path / "a.parquet")) == facts_of(read(tmp_path / "a.csv"))
+    assert "no column nope" in reason(tmp_path / "a.parquet", "nope")
+
+
+def test_parquet_files_of_a_folder_are_found_beside_csvs(tmp_path):
+    pd.DataFrame({"date": HOURS, "value": WAVE}).to_parquet(tmp_path / "b.PARQUET")
+    pd.DataFrame({"date": HOURS, "value": WAVE}).to_parquet(tmp_path / "c.pq")
+    write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE})
+    assert list(md.find_files(tmp_path, 0)[1]) == ["a.csv", "b.PARQUET", "c.pq"]
+
+
+def test_a_parquet_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1" + b"x" * 99)
+    assert reason(path).startswith("unreadable: ")
+    assert "\n" not in reason(path)
+    zeros = pd.DataFrame({"date": range(300_000), "value": 0.0})
+    zeros.to_parquet(path)
+    assert "--max_file_mb" in reason(path, max_file_mb=4)
+    zeros.drop(1).rename_axis(index="date").to_parquet(path)
+    assert "already exists" in reason(path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert reason(path) == "a Parquet file is read with pyarrow: pip install pyarrow"

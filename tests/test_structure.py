@@ -9,10 +9,12 @@ import re
 import subprocess
 import symtable
 import sys
+import tomllib
 import zipfile
 
 import pytest
 from conftest import SCRIPT
+from packaging.requirements import Requirement
 
 import moirai_distill as md
 
@@ -50,7 +52,7 @@ FOREIGN = {
 
 AT_IMPORT = """
 import json, os, random, signal, sys, warnings
-import huggingface_hub, numpy, pandas, torch, tqdm  # what they do at import is their own business
+import numpy, pandas, torch, tqdm  # what they do at import is their own business
 
 def state():
     handlers = [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -198,7 +200,16 @@ def test_import_prints_nothing_writes_nothing_and_changes_nothing(tmp_path):
     tops = {name.partition(".")[0] for name in modules}
     assert {"torch", "pandas"} <= tops
     lazy = {"uni2ts", "gluonts", "jax", "lightning", "pytorch_lightning", "lightning_fabric"}
-    lazy |= {"sklearn", "scipy", "matplotlib", "tensorboard", "onnx", "onnxruntime", "onnxscript"}
+    lazy |= {
+        "huggingface_hub",
+        "sklearn",
+        "scipy",
+        "matplotlib",
+        "tensorboard",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+    }
     assert tops & lazy == set()
 
 
@@ -400,3 +411,18 @@ def test_it_can_be_imported_from_a_zip(tmp_path):
     )
     assert child.stdout.splitlines()[-1] == f"{archive / SCRIPT.name} 0"
     assert child.stderr == ""
+
+
+def test_the_header_for_uv_agrees_with_the_requirements():
+    """Both are read by the rules of their own format (PEP 723, and a list of requirements)."""
+    text = SCRIPT.read_text(encoding="utf-8")
+    blocks = re.findall(r"(?m)^# /// script$\n((?:^#(?: .*)?$\n)+?)^# ///$", text)
+    assert len(blocks) == 1
+    header = tomllib.loads(re.sub(r"(?m)^# ?", "", blocks[0]))
+    assert header.keys() == {"requires-python", "dependencies"}
+    assert header["requires-python"] == ">=" + ".".join(map(str, md.OLDEST_PYTHON))
+
+    lines = SCRIPT.with_name("requirements.txt").read_text().splitlines()
+    required = {str(Requirement(line)) for line in lines if line and not line.startswith("#")}
+    assert {str(Requirement(line)) for line in header["dependencies"]} == required
+    assert len(header["dependencies"]) == len(required) > 5

@@ -1238,3 +1238,102 @@ def test_a_command_line_that_is_suggested_gives_the_same_arguments(argv):
         if "resume" in expected:
             expected["resume"] = False
         assert vars(parsed) == expected
+
+
+# -- Begun with an earlier student -----------------------------------------------------------------
+
+
+def test_a_run_begins_with_the_weights_of_an_earlier_student_and_names_it(data, plain, tmp_path):
+    parent = md.open_student(plain)
+    parent.student.save_pretrained(tmp_path / "hub")
+    sources = {"run": plain, parent.path.name: parent.path, "hub": tmp_path / "hub"}
+    found = []
+    for name, source in sources.items():
+        folder = tmp_path / f"from-{name}"
+        rate = ["--learning_rate", "1e-30", "--num_epochs", "1"]  # weights stay as they began
+        assert run(data, folder, "--init_from", source, "--seed", "5", *rate) == 0
+        content = best(folder)
+        expected = {"name": name, "weights": parent.weights_id, "licences": []}
+        assert content["parent"] == expected
+        found.append(content["model_state_dict"])
+    for weights in found:
+        assert weights.keys() == parent.student.state_dict().keys()
+        for name, weight in parent.student.state_dict().items():
+            torch.testing.assert_close(weights[name], weight)
+    assert best(plain)["parent"] is None
+
+
+def test_a_run_begun_with_a_student_goes_on_as_if_it_had_never_stopped(data, plain, tmp_path):
+    begun = ["--init_from", plain]
+    assert run(data, tmp_path / "whole", *begun) == 0
+    assert run(data, tmp_path / "twice", *begun, "--num_epochs", "1") == 0
+    assert run(data, tmp_path / "twice", *begun, "--resume") == 0
+    whole, twice = load(tmp_path / "whole"), load(tmp_path / "twice")
+    assert twice["parent"] == whole["parent"]
+    for name, weight in whole["model_state_dict"].items():
+        assert torch.equal(twice["model_state_dict"][name], weight)
+
+
+def test_resume_wants_the_same_parent(data, plain, tmp_path, capsys):
+    shutil.copytree(plain, tmp_path / "run")
+    before = load(tmp_path / "run")
+    del before["run_config"]["init_from"]  # as a run of an earlier version
+    torch.save(before, tmp_path / "run" / "last.pt")
+    assert run(data, tmp_path / "run", "--resume", "--init_from", plain) == 2
+    assert f"--init_from was None, is {plain}" in capsys.readouterr().err
+
+
+def test_each_trial_of_an_alpha_begins_with_the_parent(
+    data, plain, tmp_path, teaching, monkeypatch
+):
+    begun = []
+    new_student = md.new_student
+
+    def keep(facts, parent=None):
+        student = new_student(facts, parent)
+        begun.append(md.weights_digest(student))
+        return student
+
+    monkeypatch.setattr(md, "new_student", keep)
+    more = ["--init_from", plain, "--alpha", "auto", "--num_epochs", "1", *teaching]
+    assert run(data, tmp_path / "run", *more) == 0
+    parent = md.open_student(plain).weights_id
+    assert begun[1:] == [parent] * (len(md.ALPHAS) + 1)  # the first one is only counted
+
+
+def test_a_parent_of_other_sizes_is_one_line_with_all_of_them(data, plain, tmp_path, capsys):
+    own = load(plain)["student_config"]
+    width, layers = own["d_model"], own["num_layers"]
+    sizes = ["--d_model", 2 * width, "--num_layers", layers + 1, "--dropout", "0.3"]
+    assert run(data, tmp_path / "run", "--init_from", plain, *sizes) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line == (
+        f"error: --init_from {plain}: of other sizes: --d_model was {width}, is {2 * width};"
+        f" --num_layers was {layers}, is {layers + 1}"
+    )
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_parent_that_is_not_there_or_would_be_moved_away_is_one_line(
+    data, plain, tmp_path, capsys
+):
+    assert run(data, tmp_path / "run", "--init_from", tmp_path / "gone") == 2
+    assert f"--init_from {tmp_path / 'gone'}: no such file or folder" in capsys.readouterr().err
+    before = sorted(plain.iterdir())
+    assert run(data, plain, "--init_from", plain) == 2
+    assert "name another --save_dir" in capsys.readouterr().err
+    assert sorted(plain.iterdir()) == before
+
+
+def test_the_licences_of_all_teachers_before_bind_a_student(plain):
+    parent = md.open_student(plain)
+    licence = "CC-BY-NC-4.0, for non-commercial use only"
+    parent.content["teacher"] = {"teacher": "Salesforce/x", "commit": "abc", "licence": licence}
+    child = md.open_student(plain)
+    child.content["parent"] = md.parent_facts("me/parent", parent)
+    grandchild = md.parent_facts("me/child", child)
+    assert grandchild["licences"] == [licence]
+    card = md.model_card(md.PatchStudent(**parent.student.sizes, info={"parent": grandchild}))
+    assert "license: cc-by-nc-4.0" in card
+    assert "began with the weights of `me/child`" in card
+    assert licence in card
