@@ -187,7 +187,11 @@ def test_2_0_forecasts_without_chance_and_one_window_as_many(folders):
 def test_out_of_memory_halves_the_call(folders, kind):
     teacher = load_teacher(folders[kind])
     notes = []
-    small = Small(teacher.module, "cpu", "32", notes.append, teacher.forecast_class)
+
+    def note(sentence, *values):
+        notes.append(sentence.format(*values))
+
+    small = Small(teacher.module, "cpu", "32", note, teacher.forecast_class)
     context = walks(11, 64)
     forecast = small.forecast(context, 16, 16, "median", 20)
     assert forecast.shape == (11, 16) and forecast.isfinite().all()

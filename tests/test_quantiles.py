@@ -442,8 +442,8 @@ def test_calibration_takes_what_all_quarters_of_validation_need(csv_folder, tmp_
     job = make_job()
     asked = [[0.5, 0.5, 1.0], [0.5, 1.0, 1.0], [0.5, 1.0, 2.0], [0.5, 0.9, 2.0]]
     answers = iter(torch.tensor(asked))
-    monkeypatch.setattr(md, "covering_factors", lambda *_: next(answers))
     student = taught(training, job)
+    monkeypatch.setattr(md, "covering_factors", lambda *_: next(answers))
     softplus = nn.functional.softplus
 
     def wide(values):  # far too much: narrower is better everywhere
