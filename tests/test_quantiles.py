@@ -442,10 +442,14 @@ def test_calibration_takes_what_all_quarters_of_validation_need(csv_folder, tmp_
     job = make_job()
     asked = [[0.5, 0.5, 1.0], [0.5, 1.0, 1.0], [0.5, 1.0, 2.0], [0.5, 0.9, 2.0]]
     answers = iter(torch.tensor(asked))
+    student = taught(training, job)
     monkeypatch.setattr(md, "covering_factors", lambda *_: next(answers))
-    student = student_of()
-    with torch.no_grad():  # far too wide a band: narrower is better everywhere
-        student.quantile_head.widen.bias.add_(3.0)
+    softplus = nn.functional.softplus
+
+    def wide(values):  # far too much: narrower is better everywhere
+        return 4 * softplus(values)
+
+    monkeypatch.setattr(md.F, "softplus", wide)
     md.calibrate(student, training.validation, job)
     factors = student.quantile_head.calibration
     assert float(factors[0]) == pytest.approx(0.5, rel=1e-3)  # all agree

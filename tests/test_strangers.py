@@ -383,7 +383,8 @@ def test_a_forecast_goes_down_a_pipe(trained, tmp_path):
     command = [sys.executable, str(SCRIPT), "predict", *words, "--output", "/dev/stdout"]
     child = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert child.returncode == 0, child.stderr
-    assert child.stdout.startswith("date,value,") and child.stdout.count("\n") >= 17
+    assert child.stdout.startswith("date,value,value_q0.1,value_q0.9\n")
+    assert child.stdout.count("\n") >= 17
 
 
 def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path):
