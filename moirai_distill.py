@@ -931,7 +931,7 @@ CHINESE = {
     "an old Excel file (.xls): save it as CSV": "旧版 Excel 文件 (.xls): 请另存为 CSV",
     "a Parquet file: let its name end with .parquet": "Parquet 文件: 请让文件名以 .parquet 结尾",
     "a Parquet file is read with pyarrow: pip install pyarrow": (
-        "读取 Parquet 文件需要 pyarrow: pip install pyarrow"
+        "读取 Parquet 文件需先安装 pyarrow 软件包"
     ),
     "--output {}: a CSV is written; let its name end with .csv": (
         "--output {}: 写出的是 CSV；请让文件名以 .csv 结尾"
@@ -3365,20 +3365,37 @@ def read_frame(content, layout, config):
         decimal=layout.decimal,
         skiprows=layout.skip,
         na_values=config.na_values or None,
-        converters=dict.fromkeys(positions, str.strip),
+        converters=dict.fromkeys(positions, as_marked_text),
         low_memory=False,
     )
     refuse_surplus(frame)
+    for place in positions:
+        cells = frame.iloc[:, place].astype(object)
+        frame.isetitem(place, cells.map(without_mark))
     names = [str(name).strip() for name in frame.columns]
     if len(set(names)) == len(names):
         frame.columns = names
     return frame
 
 
+TEXT_MARK = "\x1f"  # stands in no CSV
+
+
+def as_marked_text(cell):
+    """A cell that stays as it is written: pandas 3 takes NA, null and blanks for missing cells,
+    even of a column with a converter."""
+    return TEXT_MARK + cell.strip()
+
+
+def without_mark(cell):
+    """A cell that `as_marked_text` made, as it is written."""
+    return cell.removeprefix(TEXT_MARK) if isinstance(cell, str) else cell
+
+
 def refuse_surplus(frame):
     """Raise Unusable where pandas took the first fields for names of the rows."""
-    if isinstance(frame.index, pd.RangeIndex):
-        return
+    if isinstance(frame.index, pd.RangeIndex) and frame.index.start == 0:
+        return  # or names 0, 1, 2, ... for pandas 3, and then nothing is lost
     surplus = Message("the last such as {!r}", (str(frame.iloc[0, -1]),))
     if frame.iloc[:, -1].isna().all():
         surplus = Message("each row ends with a separator too many; write one behind the header")
@@ -3421,6 +3438,7 @@ DIGITS = {  # how many digits a whole number has -> which date it may be
     12: "%Y%m%d%H%M",
     14: "%Y%m%d%H%M%S",
 }
+YEARS_IN_NS = (1678, 2261)  # the first and the last whole year that nanoseconds can count
 EPOCHS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # unit -> how many are a second
 NAME_OF_MONTH = rf"(?i:\b(?:{'|'.join(MONTHS)}))"
 CLOCK = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
@@ -3465,7 +3483,7 @@ class Times:
     @functools.cached_property
     def parts(self):
         """Year, month, ..., (rows,) float64 each, of those that vary."""
-        names = ("year", "quarter", "month", "day", "hour", "minute", "dayofweek", "dayofyear")
+        names = ("year", "quarter", "month", "day", "hour", "minute", "day_of_week", "day_of_year")
         parts = [getattr(self.stamps, name).to_numpy(dtype=np.float64) for name in names]
         return [part for part in parts if np.nanmax(part) > np.nanmin(part)]
 
@@ -3738,7 +3756,7 @@ def parse_numbers(column, time_format="auto"):
         return None
     for unit, size in EPOCHS.items():
         if 3e8 * size <= known.min() and known.max() < 4.2e9 * size:  # from 1979 to 2103
-            stamps = pd.DatetimeIndex(pd.to_datetime(column, unit=unit)).as_unit("ns")
+            stamps = in_nanoseconds(pd.DatetimeIndex(pd.to_datetime(column, unit=unit)))
             return stamps, StampForm(f"epoch {unit}", str(known.iloc[-1]))
     return None
 
@@ -3750,7 +3768,17 @@ def digits_as(column, pattern):
     """
     text = column.astype("Int64").astype("string")
     text = text.str.zfill(len(pd.Timestamp(2000, 1, 1).strftime(pattern)))
-    return text, pd.DatetimeIndex(read_stamps(text, "", pattern)).tz_localize(None).as_unit("ns")
+    stamps = pd.DatetimeIndex(read_stamps(text, "", pattern)).tz_localize(None)
+    return text, in_nanoseconds(stamps)
+
+
+def in_nanoseconds(stamps):
+    """A DatetimeIndex in nanoseconds; NaT where the year is none that they can count.
+
+    pandas 3 reads stamps in microseconds, which reach further.
+    """
+    is_far = (stamps.year < YEARS_IN_NS[0]) | (stamps.year > YEARS_IN_NS[1])
+    return stamps.where(~is_far).as_unit("ns")
 
 
 def other_digits(column, is_called_so):
@@ -3814,7 +3842,7 @@ def parse_text(column, time_format="auto"):
     zone = zone_of(offsets)
     if form.suffix.strip() in ("UTC", "GMT"):
         zone = "UTC"
-    stamps = pd.DatetimeIndex(readings[form.pattern]).tz_convert(zone).as_unit("ns")
+    stamps = in_nanoseconds(pd.DatetimeIndex(readings[form.pattern]).tz_convert(zone))
     refuse_far_years(stamps, form.pattern)
     form.example = example_of([*sample, *text.dropna().iloc[-12:]], form.pattern)
     return stamps, form
@@ -4230,7 +4258,7 @@ def business_grid(times, step):
 
 def refuse_uneven_days(times, step):
     """Raise Unusable, as timestamps lie some days apart but by no fixed step."""
-    weekdays = times.dayofweek.unique().sort_values()
+    weekdays = times.day_of_week.unique().sort_values()
     if len(weekdays) < 7:
         raise Unusable(
             "on some days of the week only ({}), which are no even steps: --time_column none takes"
@@ -4254,7 +4282,15 @@ def fixed_step_grid(times, step):
     first_is_late_by = np.angle(angles[0] / angles.mean()) / (2 * np.pi)
     steps_after_first = (stamps - stamps[0]) / step + first_is_late_by
     positions = np.rint(steps_after_first).astype(np.int64) + 1  # never the -1 of "off the grid"
-    return Grid(positions, to_offset(pd.Timedelta(step)).freqstr)
+    return Grid(positions, name_of_step(step))
+
+
+def name_of_step(step):
+    """The pandas frequency of a step in ns, such as 15min or 7D."""
+    days = step // DAY
+    if step % DAY == 0:  # which pandas 2 writes like this, and pandas 3 in hours
+        return "D" if days == 1 else f"{days}D"
+    return to_offset(pd.Timedelta(step)).freqstr
 
 
 def season_of(freq):
@@ -4265,7 +4301,8 @@ def season_of(freq):
         return 24
     if months := months_of(freq):
         return max(1, 12 // months)
-    step = pd.Timedelta(to_offset(freq or "h")).value
+    named = freq or "h"
+    step = pd.Timedelta(named if named[0].isdigit() else f"1{named}").value
     if step < DAY:
         return round(DAY / step)
     return {1: 7, 7: 52}.get(step // DAY, 1)
@@ -4334,7 +4371,7 @@ class Duplicated(Unusable):
 
 def on_grid(times, values):
     """Placed of timestamps (T,) and values (T,). Raises Unusable where there is no such grid."""
-    clock = times.tz_localize(None)  # the grid is that of the clock they show
+    clock = times.tz_localize(None).as_unit("ns")  # the grid is that of the clock they show
     table = pd.Series(values, clock)[clock.notna()].sort_index(kind="stable")
     rows = len(table)
     is_repeated = table.index.duplicated(keep="last")
@@ -4503,7 +4540,8 @@ def codes_of(frame, ids):
     """
     if not ids:
         return np.zeros(len(frame), np.int64), [()]
-    codes, unique = pd.MultiIndex.from_frame(frame[ids].astype(str)).factorize()
+    texts = frame[ids].astype(str).fillna("nan")  # pandas 3 leaves missing ones as they are
+    codes, unique = pd.MultiIndex.from_frame(texts).factorize()
     keys = [*unique]
     if len(keys) > max(1, len(frame) / FEWEST_ROWS):
         raise Unusable(

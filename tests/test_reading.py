@@ -142,7 +142,7 @@ NO_VALUES = {  # name -> (columns, the column that is forecast, frequency)
     "a place": ({"lat": [52.5] * ROWS, "lon": [13.4] * ROWS, "date": HOURS, "value": WAVE}, "h"),
     "an hour of the day": ({"hour": HOURS.hour, "date": HOURS, "value": WAVE}, "h"),
     "an hour by another name": ({"HR_END": HOURS.hour + 1, "date": HOURS, "value": WAVE}, "h"),
-    "a day of the week": ({"wd": HOURS.dayofweek, "date": HOURS, "value": WAVE}, "h"),
+    "a day of the week": ({"wd": HOURS.day_of_week, "date": HOURS, "value": WAVE}, "h"),
 }
 
 
@@ -175,8 +175,8 @@ def test_parts_of_a_calendar_by_their_names_are_no_values(tmp_path):
         "dteday": days.strftime("%Y-%m-%d"),
         "season": days.month % 12 // 3 + 1,
         "holiday": [int(row % 37 == 0) for row in range(3 * ROWS)],
-        "weekday": (days.dayofweek + 1) % 7,
-        "workingday": (days.dayofweek < 5).astype(int),
+        "weekday": (days.day_of_week + 1) % 7,
+        "workingday": (days.day_of_week < 5).astype(int),
         "cnt": np.tile(WAVE, 3),
     }
     assert one(write(tmp_path / "a.csv", columns)).column == "cnt"
@@ -549,7 +549,7 @@ def test_hours_of_trade_are_refused_and_one_long_gap_is_not(tmp_path):
 
 def test_some_days_of_the_week_are_called_what_they_are(tmp_path):
     days = pd.date_range("2023-01-02", periods=700)
-    days = days[days.dayofweek.isin([0, 2, 4])][:ROWS]
+    days = days[days.day_of_week.isin([0, 2, 4])][:ROWS]
     told = reason(write(tmp_path / "a.csv", {"date": days, "value": WAVE}))
     assert "on some days of the week only (Mon, Wed, Fri)" in told
 
@@ -577,7 +577,7 @@ def test_calendars_of_half_months_and_half_years(stamps, freq, tmp_path):
 
 def test_calendars_that_start_anew_without_a_fixed_step_are_refused(tmp_path):
     thirds = [day for day in pd.date_range("2016-01-01", periods=2435) if day.day in (1, 11, 21)]
-    eighths = [day for day in pd.date_range("2016-01-01", periods=2100) if day.dayofyear % 8 == 1]
+    eighths = [day for day in pd.date_range("2016-01-01", periods=2100) if day.day_of_year % 8 == 1]
     for stamps in (thirds, eighths):
         path = write(tmp_path / "a.csv", {"date": stamps[:ROWS], "value": WAVE})
         told = reason(path)
