@@ -4795,9 +4795,11 @@ def holds_keys(column):
 def are_dates(names):
     """Whether the names of columns are dates, such as 1/22/20, Jan-20, 2020M01, 1990 [YR1990].
 
-    So are clocks, of which a row is a day.
+    So are clocks, of which a row is a day, and months.
     """
     if all(re.fullmatch(r"\d{1,2}:\d\d(?::\d\d)?|[1-4]Q\d\d(?:\d\d)?", name) for name in names):
+        return True
+    if all(name.upper() in MONTHS for name in names):  # a row is a year
         return True
     if not all(re.search(r"\d\D+\d|[A-Za-z]{3}\D*\d", name) for name in names):
         return False
