@@ -870,7 +870,7 @@ def test_series_that_lie_in_rows_are_refused_with_what_to_do(tmp_path):
         [f"{hour:%H:%M}" for hour in HOURS[:24]],
         [f"{1 + n % 4}Q{15 + n // 4}" for n in range(30)],
         [f"d_{n}" for n in range(60)],
-        "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(),
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"],
     ],
     ids=[
         *("Jan-20", "2020M01", "202001", "YR", "years", "5 years", "few years", "falling years"),
