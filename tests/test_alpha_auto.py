@@ -127,7 +127,7 @@ def test_a_teacher_that_misleads_is_told_plainly(
     content = best_of(folder)
     assert content["run_config"]["alpha"] == 0
     assert content["teacher"] is None  # its licence does not bind this student
-    card = md.PatchStudent.from_pretrained(folder).generate_model_card().content
+    card = md.model_card(md.PatchStudent.from_pretrained(folder))
     assert "without a teacher" in card
 
 

@@ -428,7 +428,7 @@ def test_calibration_mends_a_band_of_a_wrong_width(csv_folder, tmp_path, width, 
         return width * softplus(values)
 
     monkeypatch.setattr(md.F, "softplus", wrong)
-    fan = md.quantile_forecaster(student, job)
+    fan = md.quantile_forecaster(student, H, job)
     before = md.score_quantiles(fan, training.validation, 64, job)
     after = md.calibrate(student, training.validation, job)
     factors = student.quantile_head.calibration
