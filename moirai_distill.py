@@ -3429,7 +3429,7 @@ DIRECTIVES = {
     "%p": r"[AaPp][Mm]",
     " ": r"\s+",
 }
-DIGITS = {  # how many digits a whole number has -> which date it may be
+PATTERN_OF_LENGTH = {  # how many digits a whole number has -> which date it may be
     4: "%Y",
     6: "%Y%m",
     7: "%Y%j",
@@ -3439,7 +3439,7 @@ DIGITS = {  # how many digits a whole number has -> which date it may be
     14: "%Y%m%d%H%M%S",
 }
 YEARS_IN_NS = (1678, 2261)  # the first and the last whole year that nanoseconds can count
-EPOCHS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # unit -> how many are a second
+UNITS_OF_EPOCH = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # unit -> how many are a second
 NAME_OF_MONTH = rf"(?i:\b(?:{'|'.join(MONTHS)}))"
 CLOCK = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
 LIKE_A_STAMP = (
@@ -3504,12 +3504,7 @@ def find_times(frame, ids, config):
     refuse_clock_apart(frame)
     names = sorted((name for name in frame.columns if name not in ids), key=sort_key)
     for name in names:
-        if pd.api.types.is_numeric_dtype(frame[name]):
-            parsed = parse_numbers(frame[name], config.time_format)
-            if parsed and not are_surely_stamps(name, *parsed, frame, ids):
-                parsed = None
-        else:
-            parsed = parse_text(frame[name], config.time_format)
+        parsed = parse_column(frame, name, ids, config.time_format)
         if parsed:
             stamps, form = parsed
             return Times(stamps.rename(name), [name], form, frame[name])
@@ -3527,7 +3522,21 @@ def is_called_time(name):
     return name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
 
 
-def are_surely_stamps(name, stamps, form, frame, ids):
+def parse_column(frame, name, ids, time_format):
+    """(timestamps (rows,), StampForm) of a column that the user did not name; None if it has none.
+
+    Raises Unusable where two patterns fit equally well.
+    """
+    column = frame[name]
+    if not pd.api.types.is_numeric_dtype(column):
+        return parse_text(column, time_format)
+    parsed = parse_numbers(column, time_format)
+    if parsed and are_surely_stamps(frame, name, ids, *parsed):
+        return parsed
+    return None
+
+
+def are_surely_stamps(frame, name, ids, stamps, form):
     """Whether numbers that can be read as stamps are some: by their name, or as they run evenly."""
     is_even = runs_evenly(frame[name], frame, ids)
     if form.pattern == "%Y":  # beside a month, years repeat
@@ -3539,7 +3548,7 @@ def are_surely_stamps(name, stamps, form, frame, ids):
 def refuse_unread_column(column, is_called_so):
     """Raise Unusable where a column seems to hold stamps, though none were read from it."""
     if pd.api.types.is_numeric_dtype(column):
-        patterns = other_digits(column, is_called_so)
+        patterns = rarer_patterns(column, is_called_so)
         if patterns:
             raise Unusable(
                 "{} seems to hold dates, such as {:.0f}: --time_format {} says so, --time_column"
@@ -3597,17 +3606,13 @@ def are_clock_numbers(text):
 def times_by_name(frame, names, time_format):
     """Times of the columns with these names, joined by a space. Raises Unusable."""
     refuse_absent(frame, names)
-    parsed = None
-    if len(names) == 1:
-        text = frame[names[0]]
-        if pd.api.types.is_numeric_dtype(text):
-            parsed = parse_numbers(text, time_format)
+    column = frame[names[0]] if len(names) == 1 else joined(frame, names)
+    if pd.api.types.is_numeric_dtype(column):
+        parsed = parse_numbers(column, time_format)
     else:
-        text = joined(frame, names)
-    if not parsed and not pd.api.types.is_numeric_dtype(text):
-        parsed = parse_text(text, time_format)
+        parsed = parse_text(column, time_format)
     if not parsed:
-        known = text.dropna()
+        known = column.dropna()
         raise Unusable(
             "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
             " written",
@@ -3615,8 +3620,8 @@ def times_by_name(frame, names, time_format):
         )
     stamps, form = parsed
     if len(names) > 1 and form.pattern == "ISO8601":
-        form.pattern = pattern_of_parts(text.dropna().iloc[-100:], len(names))
-    return Times(stamps.rename(names[0]), names, form, text)
+        form.pattern = pattern_of_parts(column.dropna().iloc[-100:], len(names))
+    return Times(stamps.rename(names[0]), names, form, column)
 
 
 def pattern_of_parts(texts, count):
@@ -3719,11 +3724,14 @@ def quoted(cell):
 
 
 def refuse_rounded_epoch(column):
-    """Raise Unusable where numbers run as seconds since 1970 do, but by no even step."""
+    """Raise Unusable where numbers run as seconds since 1970 do, but by no even step.
+
+    Only from 2001 to 2036, as nothing but the size of the numbers tells.
+    """
     known = column.dropna()
     runs = known.is_monotonic_increasing or known.is_monotonic_decreasing
     is_epoch = any(
-        1e9 * size <= known.min() < known.max() < 2.1e9 * size for size in EPOCHS.values()
+        1e9 * size <= known.min() < known.max() < 2.1e9 * size for size in UNITS_OF_EPOCH.values()
     )
     if runs and is_epoch:
         raise Unusable(
@@ -3742,23 +3750,44 @@ def parse_numbers(column, time_format="auto"):
     if known.empty or pd.api.types.is_bool_dtype(column):
         return None
     if (known % 1 == 0).all() and abs(known).max() < 2**62:
-        pattern = time_format
-        if time_format == "auto":
-            lengths = known.astype("int64").astype("string").str.len().unique()
-            pattern = DIGITS.get(lengths[0]) if len(lengths) == 1 else None
-        if pattern:
-            text, stamps = digits_as(column, pattern)
-            is_read = stamps.notna().sum() >= MOST_STAMPS * len(known)
-            if is_read and stamps.min().year >= OLDEST_YEAR:
-                refuse_far_years(stamps, pattern)
-                return stamps, StampForm(pattern, text[known.index[-1]])
-    if time_format != "auto":
+        parsed = parse_digits(column, known, time_format)
+        if parsed:
+            return parsed
+    unit = epoch_unit(known.min(), known.max())
+    if time_format != "auto" or not unit:
         return None
-    for unit, size in EPOCHS.items():
-        if 3e8 * size <= known.min() and known.max() < 4.2e9 * size:  # from 1979 to 2103
-            stamps = in_nanoseconds(pd.DatetimeIndex(pd.to_datetime(column, unit=unit)))
-            return stamps, StampForm(f"epoch {unit}", str(known.iloc[-1]))
-    return None
+    stamps = in_nanoseconds(pd.DatetimeIndex(pd.to_datetime(column, unit=unit)))
+    return stamps, StampForm(f"epoch {unit}", str(known.iloc[-1]))
+
+
+def parse_digits(column, known, time_format):
+    """(timestamps (rows,), StampForm) of whole numbers such as 20240131, or None.
+
+    `known` are those of a column that are not missing.
+    """
+    pattern = time_format
+    if time_format == "auto":
+        lengths = known.astype("int64").astype("string").str.len().unique()
+        pattern = PATTERN_OF_LENGTH.get(lengths[0]) if len(lengths) == 1 else None
+    if not pattern:
+        return None
+    text, stamps = digits_as(column, pattern)
+    is_read = stamps.notna().sum() >= MOST_STAMPS * len(known)
+    if not is_read or stamps.min().year < OLDEST_YEAR:
+        return None
+    refuse_far_years(stamps, pattern)
+    return stamps, StampForm(pattern, text[known.index[-1]])
+
+
+def epoch_unit(lowest, highest):
+    """The unit in which all numbers from one to the other count the time since 1970; "" if none.
+
+    They must lie between 1979 and 2103.
+    """
+    for unit, size in UNITS_OF_EPOCH.items():
+        if 3e8 * size <= lowest and highest < 4.2e9 * size:
+            return unit
+    return ""
 
 
 def digits_as(column, pattern):
@@ -3781,8 +3810,8 @@ def in_nanoseconds(stamps):
     return stamps.where(~is_far).as_unit("ns")
 
 
-def other_digits(column, is_called_so):
-    """The patterns beside DIGITS by which all numbers of a column are dates, as 31122024 is."""
+def rarer_patterns(column, is_called_so):
+    """The patterns by which all numbers of a column are dates in another order, as 31122024 is."""
     known = column.drop_duplicates().dropna()
     if len(known) < 3 or (known % 1 != 0).any() or known.min() < 10_100 or known.max() > 31_129_999:
         return []
@@ -4055,7 +4084,7 @@ def write_stamps(index, form):
     kind, _, unit = form.pattern.partition(" ")
     if kind == "epoch":
         ticks = index.tz_localize(None).as_unit("ns").asi8
-        size = 10**9 // EPOCHS[unit]  # ns in a unit
+        size = 10**9 // UNITS_OF_EPOCH[unit]  # ns in a unit
         is_whole = "." not in form.example and (ticks % size == 0).all()
         return ticks // size if is_whole else ticks / size
     pattern = form.pattern
@@ -4653,7 +4682,7 @@ def is_counter(values, codes):
     if goes_up == 1 or (steps < 0).all():
         return True
     usual = np.nanmedian(values)
-    is_epoch = any(3e8 * size <= usual < 4.2e9 * size for size in EPOCHS.values())
+    is_epoch = epoch_unit(usual, usual) != ""
     return bool(is_epoch and max(goes_up, (steps < 0).mean()) > 0.9)
 
 
