@@ -3689,40 +3689,6 @@ def looks_like_stamps(text, is_called_so):
     return is_called_so or (looks_so and varies and sample.str.contains(r"\d").all())
 
 
-def refuse_unread(times, codes):
-    """Raise Unusable where more than a few stamps are unread, or any at the end of a series.
-
-    `codes` (rows,) tell the series of a table apart. Returns how many are unread.
-    """
-    is_unread = times.stamps.isna()
-    count = int(is_unread.sum())
-    if not count:
-        return 0
-    from_end = pd.Series(codes).groupby(codes).cumcount(ascending=False).to_numpy()
-    at_end = is_unread & (from_end < LAST_ROWS)
-    if count > FEW_UNREAD * len(is_unread) or at_end.any():
-        row = np.flatnonzero(at_end if at_end.any() else is_unread)[0]
-        cell = times.text.iloc[row]
-        where = (count, len(is_unread), " ".join(times.names), quoted(cell), row + 1)
-        if pd.isna(cell) or not re.match(rf"\d|{LIKE_A_STAMP}", str(cell)):
-            raise Unusable(
-                "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is no row of"
-                " data, as a total is none, delete it",
-                *where,
-            )
-        raise Unusable(
-            "{} of {} stamps of {} cannot be read, such as {} in row {}; --time_format says how"
-            " they are written",
-            *where,
-        )
-    return count
-
-
-def quoted(cell):
-    """A cell as it is shown."""
-    return "(blank)" if pd.isna(cell) or cell == "" else repr(str(cell))
-
-
 def refuse_rounded_epoch(column):
     """Raise Unusable where numbers run as seconds since 1970 do, but by no even step.
 
@@ -4839,32 +4805,6 @@ def are_dates(names):
     return bool(patterns) and read_stamps(texts, *patterns[0]).notna().mean() > 0.9
 
 
-def find_sentinels(values):
-    """The values that seem to stand for missing ones: repeated, and far from the rest.
-
-    They are among the two smallest and the two largest; 0 is never one.
-    """
-    known = values[~np.isnan(values)]
-    if len(known) < 20 or len(np.unique(known[:1000])) < 10:
-        return []
-    edges = {known.min(), known.max()}
-    inner = known[(known > min(edges)) & (known < max(edges))]
-    if len(inner):
-        edges |= {inner.min(), inner.max()}
-    rest = known[~np.isin(known, [*edges])]
-    if not len(rest):
-        return []
-    low, high = np.quantile(rest, [0.01, 0.99])
-    sentinels = []
-    for value in sorted(edges - {0.0}):
-        count = np.count_nonzero(known == value)
-        distance = max(rest.min() - value, value - rest.max())
-        is_far = distance > (high - low) / 2 and distance > abs(value) / 2
-        if is_far and count >= FEWEST_SENTINELS:
-            sentinels.append(float(value))
-    return sentinels
-
-
 # -- Files -----------------------------------------------------------------------------------------
 
 
@@ -4895,36 +4835,32 @@ def read_series(path, name, config):
     columns = pick_columns(table, config)
     times = columns.times
     refuse_second_table(table.frame)
-    unread = count_unread(times, columns.codes) if times else 0
-    report = Report(facts=[], warnings=[*table.warnings], skipped=[])
-    if unread:
-        row = np.flatnonzero(times.stamps.isna())[0]
-        report.warnings.append(
-            Message(
-                "{} of {} stamps of {} cannot be read, such as {}: these rows are left out",
-                (unread, len(times.stamps), " ".join(times.names), quoted(times.text.iloc[row])),
-            )
-        )
-    for column, numbers in columns.values.items():
-        report.warnings += warnings_of_column(column, numbers)
+    if times:
+        refuse_unread(times, columns.codes)
+    is_again = rows_again(table.frame, columns)
+    placed, skipped = place_all(name, table.frame, columns, is_again)
 
-    report.warnings += columns.warnings
+    warnings = [*table.warnings]
+    if times:
+        warnings += warnings_of_unread(times)
+    for column, numbers in columns.values.items():
+        warnings += warnings_of_column(column, numbers)
+    warnings += columns.warnings
     if times is None and columns.passed_over and config.time_column == ["auto"]:
-        report.warnings.append(
+        warnings.append(
             Message(
                 "no timestamps were found: the rows are taken as they stand, as if the oldest"
                 " came first"
             )
         )
-    is_again = rows_again(table.frame, columns)
     if is_again.any():
         count = int(is_again.sum())
-        report.warnings.append(Message("{:,} rows are there twice: used once", (count,)))
-    placed = place_all(name, table.frame, columns, is_again, report)
-    series = [one for one, _ in placed]
-    report.facts = facts_of(table, columns, placed)
+        warnings.append(Message("{:,} rows are there twice: used once", (count,)))
     if times:
-        report.warnings += warnings_of_places([place for _, place in placed])
+        warnings += warnings_of_places([place for _, place in placed])
+
+    series = [one for one, _ in placed]
+    report = Report(facts_of(table, columns, placed), warnings, skipped)
     return FileRead(series, report, table.layout, times)
 
 
@@ -5001,18 +4937,51 @@ def refuse_second_table(frame):
         )
 
 
-def count_unread(times, codes):
-    """How many stamps are unread. Raises Unusable where they are too many, or at the end."""
-    try:
-        return refuse_unread(times, codes)
-    except Unusable as problem:
-        last = times.text[times.stamps.isna()].astype("string").iloc[-1]
-        if not is_number(times.text) and (pd.isna(last) or not re.search(r"\d", last)):
-            raise Unusable(
-                "{}; if it is a total, a note or the header of a second table, delete that row",
-                problem,
-            ) from None
-        raise
+def refuse_unread(times, codes):
+    """Raise Unusable where more than a few stamps are unread, or any at the end of a series.
+
+    `codes` (rows,) tell the series of a table apart.
+    """
+    is_unread = times.stamps.isna()
+    if not is_unread.any():
+        return
+    from_end = pd.Series(codes).groupby(codes).cumcount(ascending=False).to_numpy()
+    at_end = is_unread & (from_end < LAST_ROWS)
+    if is_unread.sum() <= FEW_UNREAD * len(is_unread) and not at_end.any():
+        return
+    row = np.flatnonzero(at_end if at_end.any() else is_unread)[0]
+    problem = why_unread(times, row)
+    last = times.text[is_unread].astype("string").iloc[-1]
+    if not is_number(times.text) and (pd.isna(last) or not re.search(r"\d", last)):
+        raise Unusable(
+            "{}; if it is a total, a note or the header of a second table, delete that row",
+            problem,
+        )
+    raise problem
+
+
+def why_unread(times, row):
+    """Unusable: how many stamps are unread, with the one in a row (from 0 on) as the example."""
+    is_unread = times.stamps.isna()
+    cell = times.text.iloc[row]
+    count = int(is_unread.sum())
+    values = (count, len(is_unread), " ".join(times.names), quoted(cell), row + 1)
+    if pd.isna(cell) or not re.match(rf"\d|{LIKE_A_STAMP}", str(cell)):
+        return Unusable(
+            "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is no row of"
+            " data, as a total is none, delete it",
+            *values,
+        )
+    return Unusable(
+        "{} of {} stamps of {} cannot be read, such as {} in row {}; --time_format says how"
+        " they are written",
+        *values,
+    )
+
+
+def quoted(cell):
+    """A cell as it is shown."""
+    return "(blank)" if pd.isna(cell) or cell == "" else repr(str(cell))
 
 
 def rows_again(frame, columns):
@@ -5030,41 +4999,50 @@ def rows_again(frame, columns):
     return frame.drop(columns=numbering).duplicated(keep="last").to_numpy()
 
 
-def place_all(name, frame, columns, is_again, report):
-    """List of (RawSeries, Placed or None) of all series of a file.
+def place_all(name, frame, columns, is_again):
+    """Place all series of the file `name`.
 
-    Why a series is left out goes into report.skipped; Unusable is raised where it is the only one.
+    Returns a list of (RawSeries, Placed or None) and a list of Message, why others are left out.
+    Raises Unusable where none is left.
     """
-    is_single = len(columns.keys) * len(columns.values) == 1
     order = np.argsort(columns.codes, kind="stable")
     ends = np.cumsum(np.bincount(columns.codes, minlength=len(columns.keys)))[:-1]
+    is_single = len(columns.keys) * len(columns.values) == 1
     placed = []
+    skipped = []
     for key, rows in zip(columns.keys, np.split(order, ends), strict=True):
+        rows = rows[~is_again[rows]]
         for column, numbers in columns.values.items():
             within = [text or "(blank)" for text in key]  # what tells the series apart in the file
             if len(columns.values) > 1:
                 within.append(column)
             full_name = " / ".join([name, *within])
             heading = " / ".join(within) or column
-            rows = rows[~is_again[rows]]
             values = numbers.values[rows]
             if columns.times is None:
                 placed.append((RawSeries(full_name, values, "", None, heading), None))
                 continue
             try:
-                place = on_grid(columns.times.stamps[rows], values)
+                place = place_one(frame, columns, rows, values)
             except Unusable as problem:
-                if isinstance(problem, Duplicated):
-                    problem = Unusable("{}; {}", problem, hint_of_duplicates(frame, columns))
                 if is_single:
-                    raise problem from None
-                report.skipped.append(Message("{}: {}", (full_name, problem)))
+                    raise
+                skipped.append(Message("{}: {}", (full_name, problem)))
                 continue
             one = RawSeries(full_name, place.values, place.freq, place.stamps, heading)
             placed.append((one, place))
     if not placed:
-        raise Unusable("{}", report.skipped[0])
-    return placed
+        raise Unusable("{}", skipped[0])
+    return placed, skipped
+
+
+def place_one(frame, columns, rows, values):
+    """Placed of the series that some rows hold; `values` are theirs. Raises Unusable."""
+    try:
+        return on_grid(columns.times.stamps[rows], values)
+    except Duplicated as problem:
+        hint = hint_of_duplicates(frame, columns)
+        raise Unusable("{}; {}", problem, hint) from None
 
 
 def hint_of_duplicates(frame, columns):
@@ -5106,45 +5084,16 @@ def is_time_of_day(column):
 
 def facts_of(table, columns, placed):
     """List of Message: what was understood of a file."""
-    layout = table.layout
-    facts = []
-    places = [place for _, place in placed if place]
     if columns.times:
-        stamps = columns.times.stamps
-        steps = ", ".join(dict.fromkeys(place.freq for place in places))
-        facts.append(
-            Message(
-                "time {} by step {}, {} to {}",
-                (" ".join(columns.times.names), steps, stamps.min(), stamps.max()),
-            )
-        )
-        facts += columns.times.form.notes
-        if runs_backwards(stamps, columns.codes):
-            facts.append(Message("newest rows first: turned round"))
-        steps = sum(len(place.values) for place in places)
-        missing = steps - sum(place.rows for place in places)
-        if missing:
-            facts.append(Message("{:,} of {:,} steps have no row", (missing, steps)))
+        places = [place for _, place in placed]
+        facts = facts_of_times(columns, places)
         rows = sum(place.rows for place in places) // len(columns.values)
     else:
-        facts.append(Message("no timestamps: the rows in their order"))
+        facts = [Message("no timestamps: the rows in their order")]
         rows = len(table.frame)
     facts.append(Message("{:,} of {:,} rows", (rows, len(table.frame))))
-    shown = ", ".join([*columns.values][:MOST_NAMES])
-    if len(columns.values) > MOST_NAMES:
-        shown += ", …"
-    facts.append(Message("forecast: {}", (shown,)))
-    if columns.behind:
-        facts.append(Message("{} columns behind it (--columns)", (columns.behind,)))
-    if columns.ids:
-        ids = ", ".join(columns.ids)
-        facts.append(Message("{:,} series by {}", (len(columns.keys), ids)))
-    if layout.skip:
-        facts.append(Message("{} lines above the header left out", (layout.skip,)))
-    if layout.decimal != ".":
-        facts.append(Message("decimal mark {!r}", (layout.decimal,)))
-    if layout.thousands:
-        facts.append(Message("mark of thousands {!r}", (layout.thousands,)))
+    facts += facts_of_values(columns)
+    facts += facts_of_layout(table.layout)
     if columns.passed_over:
         reasons = [
             Message("{} {}", (name, why))
@@ -5156,10 +5105,69 @@ def facts_of(table, columns, placed):
     return facts
 
 
+def facts_of_times(columns, places):
+    """List of Message: the span and the steps of a file's stamps."""
+    times = columns.times
+    stamps = times.stamps
+    freqs = ", ".join(dict.fromkeys(place.freq for place in places))
+    facts = [
+        Message(
+            "time {} by step {}, {} to {}",
+            (" ".join(times.names), freqs, stamps.min(), stamps.max()),
+        )
+    ]
+    facts += times.form.notes
+    if runs_backwards(stamps, columns.codes):
+        facts.append(Message("newest rows first: turned round"))
+    steps = sum(len(place.values) for place in places)
+    missing = steps - sum(place.rows for place in places)
+    if missing:
+        facts.append(Message("{:,} of {:,} steps have no row", (missing, steps)))
+    return facts
+
+
+def facts_of_values(columns):
+    """List of Message: which columns are the values, and what tells the series apart."""
+    shown = ", ".join([*columns.values][:MOST_NAMES])
+    if len(columns.values) > MOST_NAMES:
+        shown += ", …"
+    facts = [Message("forecast: {}", (shown,))]
+    if columns.behind:
+        facts.append(Message("{} columns behind it (--columns)", (columns.behind,)))
+    if columns.ids:
+        ids = ", ".join(columns.ids)
+        facts.append(Message("{:,} series by {}", (len(columns.keys), ids)))
+    return facts
+
+
+def facts_of_layout(layout):
+    """List of Message: how the file is written, where that is not the usual way."""
+    facts = []
+    if layout.skip:
+        facts.append(Message("{} lines above the header left out", (layout.skip,)))
+    if layout.decimal != ".":
+        facts.append(Message("decimal mark {!r}", (layout.decimal,)))
+    if layout.thousands:
+        facts.append(Message("mark of thousands {!r}", (layout.thousands,)))
+    return facts
+
+
 def runs_backwards(stamps, codes):
     """Whether most timestamps (rows,) are older than the one above, in the same series."""
     steps = np.diff(stamps.asi8)[np.diff(codes) == 0]
     return bool(len(steps) and (steps < 0).mean() > 0.5)
+
+
+def warnings_of_unread(times):
+    """List of Message: the few stamps that are unread."""
+    is_unread = times.stamps.isna()
+    if not is_unread.any():
+        return []
+    example = quoted(times.text.iloc[np.flatnonzero(is_unread)[0]])
+    values = (int(is_unread.sum()), len(is_unread), " ".join(times.names), example)
+    return [
+        Message("{} of {} stamps of {} cannot be read, such as {}: these rows are left out", values)
+    ]
 
 
 def warnings_of_column(name, numbers):
@@ -5184,6 +5192,32 @@ def warnings_of_column(name, numbers):
             )
         )
     return warnings
+
+
+def find_sentinels(values):
+    """The values that seem to stand for missing ones: repeated, and far from the rest.
+
+    They are among the two smallest and the two largest; 0 is never one.
+    """
+    known = values[~np.isnan(values)]
+    if len(known) < 20 or len(np.unique(known[:1000])) < 10:
+        return []
+    edges = {known.min(), known.max()}
+    inner = known[(known > min(edges)) & (known < max(edges))]
+    if len(inner):
+        edges |= {inner.min(), inner.max()}
+    rest = known[~np.isin(known, [*edges])]
+    if not len(rest):
+        return []
+    low, high = np.quantile(rest, [0.01, 0.99])
+    sentinels = []
+    for value in sorted(edges - {0.0}):
+        count = np.count_nonzero(known == value)
+        distance = max(rest.min() - value, value - rest.max())
+        is_far = distance > (high - low) / 2 and distance > abs(value) / 2
+        if is_far and count >= FEWEST_SENTINELS:
+            sentinels.append(float(value))
+    return sentinels
 
 
 def warnings_of_places(places):
