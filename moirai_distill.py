@@ -2908,14 +2908,14 @@ def read_table(path, config):
 
 
 def read_text(path, config):
-    """(encoding, text) of a file. Raises Unusable, or ValueError."""
+    """(encoding, text) of a file. Raises Unusable, or what reading and unpacking raise."""
     raw = read_bytes(path, config.max_file_mb)
     refuse_other_kinds(raw)
     return decode(raw, config.encoding)
 
 
 def warnings_of_text(encoding, text, layout):
-    """List of Message: what of the names may be wrong."""
+    """List of Message: letters that may be wrong, and a header that may be none."""
     warnings = []
     if encoding not in ("utf-8-sig", "utf-16") and not text.isascii():
         example = re.search(r"\w*[^\x00-\x7f]+\w*", text)[0][:40]
@@ -2947,19 +2947,20 @@ def read_bytes(path, max_mb):
     """What a file holds, unpacked where its name ends with .gz. Raises Unusable."""
     if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
         raise Unusable("is no regular file")
-    limit = max_mb * 10**6 if max_mb else math.inf
     size = path.stat().st_size
     is_packed = path.name.lower().endswith(".gz")
     if is_packed and not is_gzip(path):
         raise Unusable("unreadable: its name ends with .gz, but it is not packed by gzip")
-    if is_packed and size * MOST_PACKED > limit:
+    limit = max_mb * 10**6 if max_mb else math.inf
+    if is_packed and size * MOST_PACKED > limit:  # else it cannot grow beyond it
         size = unpacked_size(path, limit)
     if size > limit:
         raise Unusable(
             "larger than {:,} MB when it is unpacked; --max_file_mb raises the limit", max_mb
         )
+    open_file = gzip.open if is_packed else open
     try:
-        with (gzip.open if is_packed else open)(path, "rb") as file:
+        with open_file(path, "rb") as file:
             raw = file.read()
     except gzip.BadGzipFile as error:
         raise Unusable("unreadable: damaged, or bytes that are no gzip follow its end") from error
@@ -2984,9 +2985,11 @@ def unpacked_size(path, limit):
 
 def refuse_long_lines(raw):
     """Raise Unusable where a line is too long for a CSV: pandas would take all memory for it."""
-    line_end = b"\n" if b"\n" in raw[:LONGEST_LINE] else b"\r"
-    if len(raw) <= LONGEST_LINE or raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    is_utf_16 = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
+    if len(raw) <= LONGEST_LINE or is_utf_16:
         return
+    line_end = b"\n" if b"\n" in raw[:LONGEST_LINE] else b"\r"
+    # Pieces of that length, each half over the one before: none of them is without a line's end.
     for start in range(0, len(raw) - LONGEST_LINE, LONGEST_LINE // 2):
         if raw.find(line_end, start, start + LONGEST_LINE) < 0:
             raise Unusable("no CSV: it has a line of more than {:,} bytes", LONGEST_LINE)
@@ -3007,27 +3010,31 @@ def refuse_other_kinds(raw):
 def decode(raw, encoding):
     """(encoding, text) of the bytes of a text file; "auto" tries the usual ones.
 
-    Raises ValueError where the encoding that is asked for does not fit.
+    Raises Unusable where the encoding that is asked for does not fit.
     """
+    if encoding != "auto":
+        return encoding, decode_as(raw, encoding)
     has_mark = raw[:2] in (b"\xff\xfe", b"\xfe\xff")
-    if not has_mark and encoding == "auto" and b"\0" in raw:  # pandas would cut a number there
+    if not has_mark and b"\0" in raw:  # pandas would cut a number there
         raise Unusable(
             "unreadable: it holds NUL bytes: damaged, or UTF-16 without its mark (--encoding)"
         )
-    candidates = ["utf-16" if has_mark else "utf-8-sig", "gb18030"]
-    if encoding != "auto":
-        candidates = [encoding]
-    for name in candidates:
+    for name in ("utf-16" if has_mark else "utf-8-sig", "gb18030"):
         try:
             return name, raw.decode(name)
-        except UnicodeDecodeError as error:
-            if encoding != "auto":
-                raise Unusable(
-                    "unreadable: not in --encoding {} ({})", encoding, error.reason
-                ) from error
-        except LookupError as error:
-            raise Unusable("unreadable: --encoding {}: no such encoding", encoding) from error
+        except UnicodeDecodeError:
+            pass  # the next one
     return "latin-1", raw.decode("latin-1")  # which knows every byte
+
+
+def decode_as(raw, encoding):
+    """Text of bytes in the encoding that the user named. Raises Unusable where it does not fit."""
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise Unusable("unreadable: not in --encoding {} ({})", encoding, error.reason) from error
+    except LookupError as error:
+        raise Unusable("unreadable: --encoding {}: no such encoding", encoding) from error
 
 
 def is_number(column):
@@ -3073,10 +3080,11 @@ def sample_lines(text):
 
 
 def find_layout(lines, config):
-    """Layout of a CSV that begins with these lines, but for its marks. Raises Unusable."""
-    skip = 0 if config.skip_rows == "auto" else config.skip_rows
+    """Layout of a CSV that begins with these lines; its marks are found later. Raises Unusable."""
+    is_auto = config.skip_rows == "auto"
+    skip = 0 if is_auto else config.skip_rows
     told = re.fullmatch(r'"?sep=(.)"?', lines[0].strip("\ufeff")) if lines else None
-    if told and config.skip_rows == "auto":  # as Excel writes it
+    if told and is_auto:  # as Excel writes it
         layout = Layout(told[1], skip=1, names=[])
     else:
         filled = [line for line in lines[skip:] if line.strip()]
@@ -3091,43 +3099,43 @@ def find_layout(lines, config):
             "{:,} columns, more than {:,}: it takes a table with a row for each time",
             *(len(layout.names), MOST_COLUMNS),
         )
-    if config.skip_rows == "auto":
-        places = [place for place, line in enumerate(lines) if line.strip()]
-        places = places[layout.skip :]  # the line of each row
-        refuse_preface(places, rows)
-        refuse_table_above(places, rows)
+    if is_auto:
+        line_of_row = [number for number, line in enumerate(lines) if line.strip()][layout.skip :]
+        refuse_preface(rows, line_of_row)
+        refuse_table_above(rows, line_of_row)
     if layout.separator == ",":
         refuse_spare_comma(rows)
     return layout
 
 
-def refuse_preface(places, rows):
+def refuse_preface(rows, line_of_row):
     """Raise Unusable where the first lines have fewer fields than most: a title, or the like.
 
-    `places` are the numbers of the rows' lines, from 0 on.
+    `line_of_row` are the numbers of their lines in the file, from 0 on.
     """
     counts = [len(row) for row in rows]
     usual = most_common(counts)
     above = counts.index(usual)
     is_short_header = above == 1 and any(looks_like_value(cell) for cell in rows[1])
-    if counts[0] >= usual or is_short_header:  # `read_frame` tells what to think of the latter
+    if counts[0] >= usual or is_short_header:  # `refuse_surplus` judges the latter
         return
     raise Unusable(
         "its first lines have fewer fields than the others; if they are no part of the table,"
         " --skip_rows {} leaves them out",
-        places[above],
+        line_of_row[above],
     )
 
 
-def refuse_table_above(places, rows):
+def refuse_table_above(rows, line_of_row):
     """Raise Unusable where a small table stands above, as wide as the one below it or wider.
 
     What stands below is the names of another table: words after a blank line or in another
-    number, with values both above and below. `places` are as in `refuse_preface`.
+    number, with values both above and below. `line_of_row` is as in `refuse_preface`.
     """
     for number in range(2, min(len(rows) - 1, MOST_PREFACE)):
         row = rows[number]
-        is_apart = places[number] > places[number - 1] + 1 or len(row) != len(rows[0])
+        is_behind_blank = line_of_row[number] > line_of_row[number - 1] + 1
+        is_apart = is_behind_blank or len(row) != len(rows[0])
         has_names = all(cell.strip() and not looks_like_value(cell) for cell in row)
         neighbours = (rows[number - 1], rows[number + 1])
         have_values = all(any(looks_like_value(cell) for cell in other) for other in neighbours)
@@ -3135,7 +3143,7 @@ def refuse_table_above(places, rows):
             raise Unusable(
                 "line {} has names ({}) as its first one does: if the table begins there,"
                 " --skip_rows {} leaves out what stands above",
-                *(places[number] + 1, ", ".join(row)[:60], places[number]),
+                *(line_of_row[number] + 1, ", ".join(row)[:60], line_of_row[number]),
             )
 
 
@@ -3228,7 +3236,7 @@ def read_by_marks(content, lines, layout, config):
     layout.decimal, layout.thousands = find_marks(cells, layout.separator, config)
     frame = read_frame(content, layout, config)
     # What the sample of the lines did not show, a column that is no number for pandas may.
-    odd_cells = marked_cells(text_cells(frame))
+    odd_cells = marked_cells(unread_numbers(frame))
     if odd_cells:
         decimal = layout.decimal
         layout.decimal, layout.thousands = find_marks(cells + odd_cells, layout.separator, config)
@@ -3244,7 +3252,7 @@ def marked_cells(cells):
     return sorted(cell for cell in stripped if not cell.isdigit() and form.fullmatch(cell))
 
 
-def text_cells(frame):
+def unread_numbers(frame):
     """Some cells of each column that is no number for pandas but seems to hold numbers."""
     cells = []
     for name in frame.columns:
@@ -3258,23 +3266,33 @@ def text_cells(frame):
     return cells
 
 
+@dataclasses.dataclass
+class Marks:
+    """The marks in one number; "" = it has none, or does not tell."""
+
+    decimal: str = ""
+    thousands: str = ""
+    either: str = ""  # it may be of decimals or of thousands
+
+
 def marks_of(cell):
-    """(decimal mark, thousands mark, mark that may be both) of a number; "" = none, or untold."""
+    """Marks of a number as it is written."""
     marks = re.findall("[.,]", cell)
     groups = re.split("[.,]", cell.lstrip("+-"))
     begins_well = 1 <= len(groups[0]) <= 3 and groups[0] != "0"
     is_last_of_three = begins_well and len(groups[-1]) == 3
     others_are_of_three = begins_well and all(len(group) == 3 for group in groups[1:-1])
     if not marks:
-        return ("", "", "")
-    if len(marks) == 1:  # 1.012 may be either, 1.01 and 0.123 have decimals
-        return ("", "", marks[0]) if is_last_of_three else (marks[0], "", "")
+        return Marks()
+    *before, last = marks
+    if not before:  # 1.012 may be either, 1.01 and 0.123 have decimals
+        return Marks(either=last) if is_last_of_three else Marks(decimal=last)
     if len(set(marks)) == 1:  # 1.234.567; else a date, or the like
         is_grouped = others_are_of_three and is_last_of_three
-        return ("", marks[0], "") if is_grouped else ("", "", "")
-    *before, last = marks  # 1,234,567.8
+        return Marks(thousands=last) if is_grouped else Marks()
+    # 1,234,567.8
     is_number = last not in before and others_are_of_three and groups[-1] != ""
-    return (last, before[0], "") if is_number else ("", "", "")
+    return Marks(decimal=last, thousands=before[0]) if is_number else Marks()
 
 
 @dataclasses.dataclass
@@ -3291,15 +3309,15 @@ def votes_of(cells, stated):
     """Votes of numbers that are texts; `stated` is --thousands."""
     votes = Votes({}, {}, grouping={stated} & {".", ","})
     for cell in cells:
-        decimal, thousands, either = marks_of(cell)
-        if decimal and decimal != stated:
-            votes.decimals.setdefault(decimal, cell)
-        if decimal == "," and re.match(r"[+-]?0\d", cell):
+        marks = marks_of(cell)
+        if marks.decimal and marks.decimal != stated:
+            votes.decimals.setdefault(marks.decimal, cell)
+        if marks.decimal == "," and re.match(r"[+-]?0\d", cell):
             votes.padded = cell
-        if thousands:
-            votes.grouping.add(thousands)
-        if either and either != stated:
-            votes.unsure.setdefault(either, cell)
+        if marks.thousands:
+            votes.grouping.add(marks.thousands)
+        if marks.either and marks.either != stated:
+            votes.unsure.setdefault(marks.either, cell)
     return votes
 
 
@@ -3309,20 +3327,24 @@ def find_marks(cells, separator, config):
     decimal = config.decimal
     if decimal == "auto":
         decimal = find_decimal(votes, separator)
+    if config.thousands == "none":
+        return decimal, ""
     if config.thousands != "auto":
-        return decimal, "" if config.thousands == "none" else config.thousands
-    other = "," if decimal == "." else "."
-    is_seen = other in votes.grouping or other in votes.unsure
+        return decimal, config.thousands
+
+    other = "," if decimal == "." else "."  # the only one that may be of thousands
+    if other not in votes.grouping and other not in votes.unsure:
+        return decimal, ""
     # 1.012 beside 50,13 in another column may be a thousand, or written with another mark. Between
     # commas a number such as "1,012" has quotes, which a thousand needs there.
     is_sure = other in votes.grouping or config.decimal != "auto" or separator == ","
-    if is_seen and not is_sure:
+    if not is_sure:
         raise Unusable(
             "numbers such as {} and {}: if the mark of the first is of thousands, --thousands {};"
             " else write all columns with one mark of decimals",
             *(votes.unsure[other], votes.decimals[decimal], other),
         )
-    return decimal, other if is_seen else ""
+    return decimal, other
 
 
 def find_decimal(votes, separator):
@@ -3352,32 +3374,6 @@ def find_decimal(votes, separator):
     return "."
 
 
-def read_frame(content, layout, config):
-    """DataFrame of a CSV (bytes of UTF-8) by pandas; ids stay as they are written."""
-    ids = [name for name in layout.names if name.lower() in ID_NAMES]
-    if config.id_columns != ["auto"]:
-        ids = config.id_columns
-    as_text = [*ids, *(config.time_column if len(config.time_column) > 1 else [])]
-    positions = [place for place, name in enumerate(layout.names) if name in as_text]
-    frame = pd.read_csv(
-        io.BytesIO(content),
-        sep=layout.separator,
-        decimal=layout.decimal,
-        skiprows=layout.skip,
-        na_values=config.na_values or None,
-        converters=dict.fromkeys(positions, as_marked_text),
-        low_memory=False,
-    )
-    refuse_surplus(frame)
-    for place in positions:
-        cells = frame.iloc[:, place].astype(object)
-        frame.isetitem(place, cells.map(without_mark))
-    names = [str(name).strip() for name in frame.columns]
-    if len(set(names)) == len(names):
-        frame.columns = names
-    return frame
-
-
 TEXT_MARK = "\x1f"  # stands in no CSV
 
 
@@ -3390,6 +3386,37 @@ def as_marked_text(cell):
 def without_mark(cell):
     """A cell that `as_marked_text` made, as it is written."""
     return cell.removeprefix(TEXT_MARK) if isinstance(cell, str) else cell
+
+
+def text_positions(layout, config):
+    """Positions of the columns that stay as they are written: ids, and the parts of a stamp."""
+    ids = [name for name in layout.names if name.lower() in ID_NAMES]
+    if config.id_columns != ["auto"]:
+        ids = config.id_columns
+    parts = config.time_column if len(config.time_column) > 1 else []
+    return [place for place, name in enumerate(layout.names) if name in ids or name in parts]
+
+
+def read_frame(content, layout, config):
+    """DataFrame of a CSV (bytes of UTF-8) by pandas. Raises Unusable, or pandas' ValueErrors."""
+    positions = text_positions(layout, config)
+    frame = pd.read_csv(
+        io.BytesIO(content),
+        sep=layout.separator,
+        decimal=layout.decimal,
+        skiprows=layout.skip,
+        na_values=config.na_values or None,
+        converters=dict.fromkeys(positions, as_marked_text),
+        low_memory=False,  # else a column may be of numbers in one part and of texts in another
+    )
+    refuse_surplus(frame)
+    for place in positions:
+        cells = frame.iloc[:, place].astype(object)
+        frame.isetitem(place, cells.map(without_mark))
+    names = [str(name).strip() for name in frame.columns]
+    if len(set(names)) == len(names):
+        frame.columns = names
+    return frame
 
 
 def refuse_surplus(frame):
