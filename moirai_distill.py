@@ -2833,6 +2833,45 @@ class RawSeries:
     column: str  # its heading in a table of all series of the file
 
 
+# -- Cells and columns -----------------------------------------------------------------------------
+
+
+def is_number(column):
+    """Whether a column is one of numbers for pandas."""
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def cells_of(column, most=100):
+    """Some cells of a column that are not missing, drawn from all over it, always the same."""
+    known = column.dropna()
+    if len(known) <= most:
+        return known
+    drawn = np.random.default_rng(0).integers(0, len(known), most)
+    return known.iloc[np.unique(drawn)]  # every n-th would be one hour of the day
+
+
+def refuse_absent(frame, names):
+    """Raise Unusable where one of the columns that the user named is not there."""
+    absent = [name for name in names if name not in frame.columns]
+    if absent:
+        raise Unusable("no column {}; it has {}", ", ".join(absent), first_names(frame))
+
+
+def first_names(frame):
+    """The names of the first columns, to be shown."""
+    return ", ".join(str(name) for name in frame.columns[:20])
+
+
+def most_common(items):
+    """The most common one of some items; of equally common ones the first."""
+    return collections.Counter(items).most_common(1)[0][0]
+
+
+def looks_like_value(cell):
+    """Whether a cell is a number or begins with one, as a stamp does; no name of a column does."""
+    return re.match(r"\s*[+-]?\d", cell) is not None
+
+
 # -- A file as a table -----------------------------------------------------------------------------
 
 # How files begin that are no CSVs, and what they are.
@@ -3037,32 +3076,6 @@ def decode_as(raw, encoding):
         raise Unusable("unreadable: --encoding {}: no such encoding", encoding) from error
 
 
-def is_number(column):
-    """Whether a column is one of numbers for pandas."""
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-
-
-def cells_of(column, most=100):
-    """Some cells of a column that are not missing, drawn from all over it, always the same."""
-    known = column.dropna()
-    if len(known) <= most:
-        return known
-    drawn = np.random.default_rng(0).integers(0, len(known), most)
-    return known.iloc[np.unique(drawn)]  # every n-th would be one hour of the day
-
-
-def refuse_absent(frame, names):
-    """Raise Unusable where one of the columns that the user named is not there."""
-    absent = [name for name in names if name not in frame.columns]
-    if absent:
-        raise Unusable("no column {}; it has {}", ", ".join(absent), first_names(frame))
-
-
-def first_names(frame):
-    """The names of the first columns, to be shown."""
-    return ", ".join(str(name) for name in frame.columns[:20])
-
-
 # -- How it is written -----------------------------------------------------------------------------
 
 
@@ -3212,16 +3225,6 @@ def split_lines(lines, layout):
     """The fields of the lines from the header on, without blank lines."""
     filled = [line for line in lines[layout.skip :] if line.strip()]
     return [row for row in csv.reader(filled, delimiter=layout.separator) if row]
-
-
-def most_common(items):
-    """The most common one of some items; of equally common ones the first."""
-    return collections.Counter(items).most_common(1)[0][0]
-
-
-def looks_like_value(cell):
-    """Whether a cell is a number or begins with one, as a stamp does; no name of a column does."""
-    return re.match(r"\s*[+-]?\d", cell) is not None
 
 
 # -- Decimal and thousands marks -------------------------------------------------------------------
@@ -4241,15 +4244,6 @@ def month_freq(months, phase, is_at_end):
     return f"M{side}" if months == 1 else f"{months}M{side}"
 
 
-def months_of(freq):
-    """How many months a pandas frequency steps by; 0 where it steps by something else."""
-    found = re.fullmatch(r"(\d*)B?([MQY])[SE](-\w+)?", freq)
-    if not found:
-        return 0
-    count = int(found[1] or 1)
-    return count * {"M": 1, "Q": 3, "Y": 12}[found[2]]
-
-
 def half_month_grid(times, step):
     """Grid of the 1st and the 15th of each month, or of the 15th and the last day; or None."""
     if not 13 * DAY <= step <= 17 * DAY:
@@ -4315,66 +4309,6 @@ def name_of_step(step):
     return to_offset(pd.Timedelta(step)).freqstr
 
 
-def season_of(freq):
-    """Seasonal period in steps of a pandas frequency; 24 without one, 1 where no cycle is usual."""
-    if freq == "B":
-        return 5
-    if freq.startswith("SM"):
-        return 24
-    if months := months_of(freq):
-        return max(1, 12 // months)
-    named = freq or "h"
-    step = pd.Timedelta(named if named[0].isdigit() else f"1{named}").value
-    if step < DAY:
-        return round(DAY / step)
-    return {1: 7, 7: 52}.get(step // DAY, 1)
-
-
-def steps_after(series, count, back=0):
-    """Index (count,) of the steps from `back` before the end of a series on.
-
-    Timestamps on the clock of its last one, or the numbers 1, 2, ... where it has none.
-    """
-    if series.stamps is None:
-        return pd.RangeIndex(1, count + 1, name="step") - back
-    if months := months_of(series.freq):
-        index = months_after(series, months, count, back)
-    else:
-        index = offsets_after(series, to_offset(series.freq), count, back)
-    return index.rename(series.stamps.name)
-
-
-def offsets_after(series, offset, count, back):
-    """As `steps_after`, for business days and equal steps."""
-    last = series.stamps[-1]
-    day = last.normalize() if series.freq == "B" else last
-    # A stamp off the rule, such as a Sunday, counts as the nearest one on it.
-    sides = (offset.rollback(day), offset.rollforward(day))
-    nearest = min(sides, key=lambda side: abs(side - day))
-    index = pd.date_range(nearest - back * offset, periods=count + 1, freq=offset)[1:]
-    return index + (last - day)  # the time of the day, and how far it was off
-
-
-def months_after(series, months, count, back):
-    """As `steps_after`, for every n months on the day of the month that is seen; 31 = the last."""
-    stamps = series.stamps.tz_localize(None)
-    usual_day = day_of_month(stamps)
-    last = month_numbers(stamps[-1:].normalize(), usual_day)[0]
-    numbers = last + months * (np.arange(1, count + 1) - back)
-    first_days = pd.DatetimeIndex((numbers - 12 * 1970).astype("datetime64[M]")).as_unit("ns")
-    days = np.minimum(usual_day, first_days.days_in_month)
-    clock = stamps[-1] - stamps[-1].normalize()
-    return (first_days + pd.to_timedelta(days - 1, "D") + clock).tz_localize(series.stamps.tz)
-
-
-def day_of_month(stamps):
-    """The day of the month, 1 to 31, that most stamps have; in a short month it is the last one."""
-    days = np.arange(31, 0, -1)
-    clipped = np.minimum(days[:, None], stamps.days_in_month.to_numpy())  # (31, stamps)
-    hits = (clipped == stamps.day.to_numpy()).sum(axis=1)
-    return int(days[hits.argmax()])  # of equally good ones the latest
-
-
 @dataclasses.dataclass
 class Placed:
     """A series on its regular grid."""
@@ -4437,6 +4371,78 @@ def refuse_sparse(positions, rows, freq):
             " the rows as they stand",
             *(missing, steps, freq),
         )
+
+
+# -- The steps that follow -------------------------------------------------------------------------
+
+
+def months_of(freq):
+    """How many months a pandas frequency steps by; 0 where it steps by something else."""
+    found = re.fullmatch(r"(\d*)B?([MQY])[SE](-\w+)?", freq)
+    if not found:
+        return 0
+    count = int(found[1] or 1)
+    return count * {"M": 1, "Q": 3, "Y": 12}[found[2]]
+
+
+def season_of(freq):
+    """Seasonal period in steps of a pandas frequency; 24 without one, 1 where no cycle is usual."""
+    if freq == "B":
+        return 5
+    if freq.startswith("SM"):
+        return 24
+    if months := months_of(freq):
+        return max(1, 12 // months)
+    named = freq or "h"
+    step = pd.Timedelta(named if named[0].isdigit() else f"1{named}").value
+    if step < DAY:
+        return round(DAY / step)
+    return {1: 7, 7: 52}.get(step // DAY, 1)
+
+
+def steps_after(series, count, back=0):
+    """Index (count,) of the steps from `back` before the end of a series on.
+
+    Timestamps on the clock of its last one, or the numbers 1, 2, ... where it has none.
+    """
+    if series.stamps is None:
+        return pd.RangeIndex(1, count + 1, name="step") - back
+    if months := months_of(series.freq):
+        index = months_after(series, months, count, back)
+    else:
+        index = offsets_after(series, to_offset(series.freq), count, back)
+    return index.rename(series.stamps.name)
+
+
+def offsets_after(series, offset, count, back):
+    """As `steps_after`, for business days and equal steps."""
+    last = series.stamps[-1]
+    day = last.normalize() if series.freq == "B" else last
+    # A stamp off the rule, such as a Sunday, counts as the nearest one on it.
+    sides = (offset.rollback(day), offset.rollforward(day))
+    nearest = min(sides, key=lambda side: abs(side - day))
+    index = pd.date_range(nearest - back * offset, periods=count + 1, freq=offset)[1:]
+    return index + (last - day)  # the time of the day, and how far it was off
+
+
+def months_after(series, months, count, back):
+    """As `steps_after`, for every n months on the day of the month that is seen; 31 = the last."""
+    stamps = series.stamps.tz_localize(None)
+    usual_day = day_of_month(stamps)
+    last = month_numbers(stamps[-1:].normalize(), usual_day)[0]
+    numbers = last + months * (np.arange(1, count + 1) - back)
+    first_days = pd.DatetimeIndex((numbers - 12 * 1970).astype("datetime64[M]")).as_unit("ns")
+    days = np.minimum(usual_day, first_days.days_in_month)
+    clock = stamps[-1] - stamps[-1].normalize()
+    return (first_days + pd.to_timedelta(days - 1, "D") + clock).tz_localize(series.stamps.tz)
+
+
+def day_of_month(stamps):
+    """The day of the month, 1 to 31, that most stamps have; in a short month it is the last one."""
+    days = np.arange(31, 0, -1)
+    clipped = np.minimum(days[:, None], stamps.days_in_month.to_numpy())  # (31, stamps)
+    hits = (clipped == stamps.day.to_numpy()).sum(axis=1)
+    return int(days[hits.argmax()])  # of equally good ones the latest
 
 
 # -- Columns ---------------------------------------------------------------------------------------
@@ -4767,6 +4773,9 @@ def warnings_of_texts(frame, columns):
     return warnings
 
 
+# -- Series in rows --------------------------------------------------------------------------------
+
+
 def refuse_series_in_rows(frame):
     """Raise Unusable where each series is a row: columns are dates, years, or d_1, d_2, d_3, ..."""
     names = [str(name) for name in frame.columns]
@@ -4774,7 +4783,7 @@ def refuse_series_in_rows(frame):
         return
     tail = names[-max(5, len(names) // 2) :]
     in_rows = are_dates(tail)
-    if not in_rows and run_on(tail):
+    if not in_rows and count_on(tail):
         first = frame.iloc[:, 0]
         has_stamps = parse_numbers(first) if is_number(first) else parse_text(first)
         in_rows = not has_stamps and (are_years(tail) or holds_keys(first))
@@ -4786,7 +4795,7 @@ def refuse_series_in_rows(frame):
         )
 
 
-def run_on(names):
+def count_on(names):
     """Whether the names of columns are words with numbers of one step; or years, or parts of it."""
     numbers = [re.fullmatch(r"(?P<word>[A-Za-z_]*)(?P<number>\d+)", name) for name in names]
     if not all(numbers) or len({found["word"] for found in numbers}) > 1:
@@ -4832,7 +4841,7 @@ def are_dates(names):
     return bool(patterns) and read_stamps(texts, *patterns[0]).notna().mean() > 0.9
 
 
-# -- Files -----------------------------------------------------------------------------------------
+# -- One file --------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -4889,57 +4898,6 @@ def read_series(path, name, config):
     series = [one for one, _ in placed]
     report = Report(facts_of(table, columns, placed), warnings, skipped)
     return FileRead(series, report, table.layout, times)
-
-
-def is_parquet(path):
-    """Whether a file is one of Parquet, by its name."""
-    return Path(path).name.lower().endswith(PARQUET)
-
-
-def read_parquet(path, name, config):
-    """FileRead of a Parquet file, which is read as the CSV that it would be. Raises Unusable.
-
-    So all that is looked at in a CSV is looked at here, too. What a Parquet file knows itself is
-    not guessed: the marks in its numbers, and the form of stamps that are no texts.
-    """
-    frame = frame_of_parquet(path, config.max_file_mb)
-    config = dataclasses.replace(
-        config, encoding="utf-8", skip_rows=0, decimal=".", thousands="none"
-    )
-    if any(pd.api.types.is_datetime64_any_dtype(frame[column]) for column in frame.columns):
-        config.time_format = "auto"
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder, "table.csv")
-        frame.to_csv(copy, index=False)
-        return read_series(copy, name, config)
-
-
-def frame_of_parquet(path, max_mb):
-    """DataFrame of a Parquet file; an index with a meaning is a column of it. Raises Unusable."""
-    try:
-        from pyarrow import parquet  # few users need it
-    except ModuleNotFoundError as error:
-        raise Unusable("a Parquet file is read with pyarrow: pip install pyarrow") from error
-    try:
-        with open(path, "rb") as file:
-            facts = parquet.read_metadata(file)
-            cells = facts.num_rows * facts.num_columns  # each of 8 bytes, or of a text
-            if max_mb and 8 * cells > max_mb * 10**6:
-                raise Unusable(
-                    "larger than {:,} MB when it is unpacked; --max_file_mb raises the limit",
-                    max_mb,
-                )
-            frame = pd.read_parquet(file, engine="pyarrow")
-        if isinstance(frame.index, pd.DatetimeIndex):
-            frame = frame.rename_axis(frame.index.name or "date")
-        if not isinstance(frame.index, pd.RangeIndex):
-            frame = frame.reset_index()
-        for column in frame.columns:
-            if pd.api.types.infer_dtype(frame[column]) == "date":  # days, which pandas keeps apart
-                frame[column] = pd.to_datetime(frame[column])
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-        raise Unusable("unreadable: {}", " ".join(str(error).split())[:200]) from error
-    return frame
 
 
 def refuse_second_table(frame):
@@ -5109,6 +5067,9 @@ def is_time_of_day(column):
     return {*hours} in ({*range(24)}, {*range(1, 25)})
 
 
+# -- What is told of it ----------------------------------------------------------------------------
+
+
 def facts_of(table, columns, placed):
     """List of Message: what was understood of a file."""
     if columns.times:
@@ -5273,6 +5234,63 @@ def warnings_of_places(places):
             Message("{:.0f} % of the steps have no row: they are missing", (100 * missing / steps,))
         )
     return warnings
+
+
+# -- Parquet ---------------------------------------------------------------------------------------
+
+
+def is_parquet(path):
+    """Whether a file is one of Parquet, by its name."""
+    return Path(path).name.lower().endswith(PARQUET)
+
+
+def read_parquet(path, name, config):
+    """FileRead of a Parquet file, which is read as the CSV that it would be. Raises Unusable.
+
+    So all that is looked at in a CSV is looked at here, too. What a Parquet file knows itself is
+    not guessed: the marks in its numbers, and the form of stamps that are no texts.
+    """
+    frame = frame_of_parquet(path, config.max_file_mb)
+    config = dataclasses.replace(
+        config, encoding="utf-8", skip_rows=0, decimal=".", thousands="none"
+    )
+    if any(pd.api.types.is_datetime64_any_dtype(frame[column]) for column in frame.columns):
+        config.time_format = "auto"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "table.csv")
+        frame.to_csv(copy, index=False)
+        return read_series(copy, name, config)
+
+
+def frame_of_parquet(path, max_mb):
+    """DataFrame of a Parquet file; an index with a meaning is a column of it. Raises Unusable."""
+    try:
+        from pyarrow import parquet  # few users need it
+    except ModuleNotFoundError as error:
+        raise Unusable("a Parquet file is read with pyarrow: pip install pyarrow") from error
+    try:
+        with open(path, "rb") as file:
+            facts = parquet.read_metadata(file)
+            cells = facts.num_rows * facts.num_columns  # each of 8 bytes, or of a text
+            if max_mb and 8 * cells > max_mb * 10**6:
+                raise Unusable(
+                    "larger than {:,} MB when it is unpacked; --max_file_mb raises the limit",
+                    max_mb,
+                )
+            frame = pd.read_parquet(file, engine="pyarrow")
+        if isinstance(frame.index, pd.DatetimeIndex):
+            frame = frame.rename_axis(frame.index.name or "date")
+        if not isinstance(frame.index, pd.RangeIndex):
+            frame = frame.reset_index()
+        for column in frame.columns:
+            if pd.api.types.infer_dtype(frame[column]) == "date":  # days, which pandas keeps apart
+                frame[column] = pd.to_datetime(frame[column])
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise Unusable("unreadable: {}", " ".join(str(error).split())[:200]) from error
+    return frame
+
+
+# -- A folder --------------------------------------------------------------------------------------
 
 
 def find_files(data_dir, max_files):
