@@ -2793,6 +2793,15 @@ class Job:
 #
 # Little is guessed, and all that was understood is told: what a file does not decide is refused
 # with the name of the flag that decides it.
+#
+# The way of a file, from `read_files`, which stands last, and `read_series`:
+#   read_table     its bytes, its text, how it is written (Layout), its cells as pandas reads them
+#   pick_columns   which columns are the ids, the stamps (`find_times`) and the values
+#   place_all      each series of it on a regular grid (`on_grid`)
+#   facts_of ...   what was understood, and what may be wrong
+# A function `refuse_...` raises Unusable and returns nothing. In shapes, "rows" are those of the
+# table, T the steps of one series. A table's "layout" is how it is written; the "marks" are the
+# decimal point or comma, and what stands between thousands; "stamps" are timestamps.
 
 MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
 
@@ -2837,7 +2846,10 @@ class RawSeries:
 
 
 def is_number(column):
-    """Whether a column is one of numbers for pandas."""
+    """Whether a column is one of numbers for pandas; one of true and false is none.
+
+    Pandas' own `is_numeric_dtype` is asked where such a column shall not count as texts, either.
+    """
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
 
 
@@ -3436,42 +3448,8 @@ def refuse_surplus(frame):
 
 # -- Timestamps ------------------------------------------------------------------------------------
 
-# What stands for the parts of a stamp in a pattern: pandas' directives, and %q for a quarter.
-DIRECTIVES = {
-    "%Y": r"(?P<Y>\d{4})",
-    "%G": r"\d{4}",
-    "%y": r"\d\d",
-    "%m": r"\d{1,2}",
-    "%d": r"\d{1,2}",
-    "%V": r"\d\d",
-    "%u": r"[1-7]",
-    "%j": r"\d{3}",
-    "%q": r"(?P<q>[1-4])",
-    "%b": r"[A-Za-z]{3}",
-    "%a": r"[A-Za-z]{3}",
-    "%A": r"[A-Za-z]{6,9}",
-    "%B": r"[A-Za-z]{4,9}",
-    "%H": r"\d{1,2}",
-    "%I": r"\d{1,2}",
-    "%M": r"\d\d",
-    "%S": r"\d\d",
-    "%f": r"\d{1,9}",
-    "%p": r"[AaPp][Mm]",
-    " ": r"\s+",
-}
-PATTERN_OF_LENGTH = {  # how many digits a whole number has -> which date it may be
-    4: "%Y",
-    6: "%Y%m",
-    7: "%Y%j",
-    8: "%Y%m%d",
-    10: "%Y%m%d%H",
-    12: "%Y%m%d%H%M",
-    14: "%Y%m%d%H%M%S",
-}
-YEARS_IN_NS = (1678, 2261)  # the first and the last whole year that nanoseconds can count
-UNITS_OF_EPOCH = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # unit -> how many are a second
 NAME_OF_MONTH = rf"(?i:\b(?:{'|'.join(MONTHS)}))"
-CLOCK = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
+CLOCK_ALONE = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
 LIKE_A_STAMP = (
     r"\d{1,4}[-/.年 ]\d{1,2}[-/.月 ]"
     r"|\d:\d\d"
@@ -3479,15 +3457,6 @@ LIKE_A_STAMP = (
     r"|\b(?:1[6-9]|20)\d\d(?:\b|[A-Za-z]\d)"  # a year, as in 3 août 2024 or 2024M01
     r"|^[^\W\d]{3,9}\.?[- ]\d\d$"  # Okt-24
 )
-# Two dates, or a date with a clock and what follows: the first is group 1, 2 or 3.
-RANGE = (
-    r"^(.*\d:\d\d\S*) +[-–] +\d.*$"
-    r"|^(\d[\d./-]{5,}) +[-–] +\d[\d./-]{5,}$"
-    r"|^(\d{4}-\S+)/\d{4}-\S+$"
-)
-DOTS_OF_AM = r"(?<=\d [AaPp])\.\s?[Mm]\."
-WORD_BEHIND = r"(?<=\d)(\s*[A-Za-z]+)$"
-HOUR_24 = r"^(\d{8}|.*\D)24((?::?00){0,2}(?:[.,]0+)?(?: ?Z| ?[+-]\d\d:?\d\d|时)?)$"
 
 
 @dataclasses.dataclass
@@ -3623,7 +3592,7 @@ def refuse_clock_apart(frame):
 def is_clock(text):
     """Whether most of some texts are a time of the day alone."""
     sample = cells_of(text).astype(str).str.strip()
-    return len(sample) > 0 and sample.str.fullmatch(CLOCK).mean() > 0.5
+    return len(sample) > 0 and sample.str.fullmatch(CLOCK_ALONE).mean() > 0.5
 
 
 def are_clock_numbers(text):
@@ -3650,11 +3619,11 @@ def times_by_name(frame, names, time_format):
         )
     stamps, form = parsed
     if len(names) > 1 and form.pattern == "ISO8601":
-        form.pattern = pattern_of_parts(column.dropna().iloc[-100:], len(names))
+        form.pattern = common_pattern(column.dropna().iloc[-100:], len(names))
     return Times(stamps.rename(names[0]), names, form, column)
 
 
-def pattern_of_parts(texts, count):
+def common_pattern(texts, count):
     """The pattern of joined stamps that has `count` parts; "ISO8601" where none is known."""
     common = set.intersection(*(set(known_patterns(text)) for text in texts))
     for date, clock in known_patterns(texts.iloc[0]):
@@ -3738,6 +3707,18 @@ def refuse_rounded_epoch(column):
 
 
 # -- Stamps that are numbers -----------------------------------------------------------------------
+
+PATTERN_OF_LENGTH = {  # how many digits a whole number has -> which date it may be
+    4: "%Y",
+    6: "%Y%m",
+    7: "%Y%j",
+    8: "%Y%m%d",
+    10: "%Y%m%d%H",
+    12: "%Y%m%d%H%M",
+    14: "%Y%m%d%H%M%S",
+}
+YEARS_IN_NS = (1678, 2261)  # the first and the last whole year that nanoseconds can count
+UNITS_OF_EPOCH = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # unit -> how many are a second
 
 
 def parse_numbers(column, time_format="auto"):
@@ -3835,6 +3816,43 @@ def refuse_far_years(stamps, pattern):
 
 # -- Stamps that are text --------------------------------------------------------------------------
 
+# How stamps are written is a pattern in two parts, (date, clock), such as ("%d.%m.%Y", " %H:%M"),
+# so that a stamp without a clock, or with another one, is read by the same date. ("", pattern) has
+# not been divided: a clock in front, "ISO8601" and "mixed", which pandas reads by rules of its own.
+
+# What stands for the parts of a stamp in a pattern: pandas' directives, and %q for a quarter.
+DIRECTIVES = {
+    "%Y": r"(?P<Y>\d{4})",
+    "%G": r"\d{4}",
+    "%y": r"\d\d",
+    "%m": r"\d{1,2}",
+    "%d": r"\d{1,2}",
+    "%V": r"\d\d",
+    "%u": r"[1-7]",
+    "%j": r"\d{3}",
+    "%q": r"(?P<q>[1-4])",
+    "%b": r"[A-Za-z]{3}",
+    "%a": r"[A-Za-z]{3}",
+    "%A": r"[A-Za-z]{6,9}",
+    "%B": r"[A-Za-z]{4,9}",
+    "%H": r"\d{1,2}",
+    "%I": r"\d{1,2}",
+    "%M": r"\d\d",
+    "%S": r"\d\d",
+    "%f": r"\d{1,9}",
+    "%p": r"[AaPp][Mm]",
+    " ": r"\s+",
+}
+# Two dates, or a date with a clock and what follows: the first is group 1, 2 or 3.
+RANGE_OF_STAMPS = (
+    r"^(.*\d:\d\d\S*) +[-–] +\d.*$"
+    r"|^(\d[\d./-]{5,}) +[-–] +\d[\d./-]{5,}$"
+    r"|^(\d{4}-\S+)/\d{4}-\S+$"
+)
+DOTS_OF_AM_PM = r"(?<=\d [AaPp])\.\s?[Mm]\."
+WORD_BEHIND = r"(?<=\d)(\s*[A-Za-z]+)$"
+HOUR_24 = r"^(\d{8}|.*\D)24((?::?00){0,2}(?:[.,]0+)?(?: ?Z| ?[+-]\d\d:?\d\d|时)?)$"
+
 
 def parse_text(column, time_format="auto"):
     """(timestamps (rows,), StampForm) of texts, NaT where unread; None where they are no stamps.
@@ -3882,13 +3900,13 @@ def plain_stamps(text):
         sample = text[sample.index]
     if sample.empty:
         return text, sample, form
-    if sample.str.match(RANGE).mean() > 0.5:
+    if sample.str.match(RANGE_OF_STAMPS).mean() > 0.5:
         form.notes.append(Message("of ranges such as {!r} the start", (sample.iloc[0],)))
-        text = text.str.replace(RANGE, r"\1\2\3", regex=True)
+        text = text.str.replace(RANGE_OF_STAMPS, r"\1\2\3", regex=True)
         sample = text[sample.index]
-    form.has_dots = bool(sample.str.contains(DOTS_OF_AM).any())
+    form.has_dots = bool(sample.str.contains(DOTS_OF_AM_PM).any())
     if form.has_dots:
-        text = text.str.replace(DOTS_OF_AM, "m", regex=True)
+        text = text.str.replace(DOTS_OF_AM_PM, "m", regex=True)
         sample = text[sample.index]
     form.suffix = word_behind(sample)
     if form.suffix:
@@ -3930,8 +3948,11 @@ def example_of(texts, pattern):
     return min(fitting, key=len) if fitting else texts[-1]
 
 
-def read_as(text, pattern):
-    """Timestamps (rows,) in UTC of texts in a pattern, NaT where they do not have it."""
+def read_exactly(text, pattern):
+    """Timestamps (rows,) in UTC of texts in a pattern, NaT where they do not have it.
+
+    The pattern may be one that pandas does not know: with a quarter, or a week without its day.
+    """
     if "%q" in pattern:
         parts = text.str.extract(f"^{regex_of(pattern)}$")
         months = (3 * parts["q"].astype("Int64") - 2).astype("string")
@@ -3951,10 +3972,10 @@ def read_stamps(text, date, clock):
 
     Those that have another clock, or none, are read by the same date; 24:00 is the next day's 0:00.
     """
-    times = read_as(text, date + clock)
+    times = read_exactly(text, date + clock)
     unread = text[times.isna() & text.notna()]
     for other in other_clocks(unread, date):
-        times[unread.index] = read_as(unread, date + other)
+        times[unread.index] = read_exactly(unread, date + other)
         unread = unread[times[unread.index].isna()]
     late = unread[unread.str.match(HOUR_24).to_numpy(dtype=bool)]
     if len(late):
@@ -3964,44 +3985,48 @@ def read_stamps(text, date, clock):
 
 
 def other_clocks(texts, date):
-    """What follows a date in some of the texts, as patterns."""
+    """List of what follows a date in some of the texts, as patterns of the clock."""
     found = []
     for text in cells_of(texts):
-        found += [clock for known, clock in known_patterns(text) if known == date]
-    return dict.fromkeys(found)
+        found += [clock for its_date, clock in known_patterns(text) if its_date == date]
+    return [*dict.fromkeys(found)]  # each once, in order
 
 
 def best_patterns(sample):
     """The patterns (date, clock) that read most of a sample of stamps; several where all do."""
-    unread = {("", "ISO8601"): read_as(sample, "ISO8601").isna().mean()}
+    unread = {("", "ISO8601"): read_exactly(sample, "ISO8601").isna().mean()}  # pattern -> share
     if unread["", "ISO8601"] == 0:
-        return [*unread]
+        return [("", "ISO8601")]
     longest = sample[sample.str.len() == sample.str.len().max()]  # those with all of a clock
     looked_at = [*sample.iloc[:: max(1, len(sample) // 10)], *longest.iloc[:3]]
     found = [pattern for stamp in looked_at for pattern in known_patterns(stamp)]
     for date, clock in dict.fromkeys(found):
-        unread[date, clock] = read_as(sample, date + clock).isna().mean()
+        unread[date, clock] = read_exactly(sample, date + clock).isna().mean()
     # With a month by its name and a year of four digits, a stamp means one date however it is
     # written: "mixed" leaves each one to pandas.
     is_named = sample.str.contains(NAME_OF_MONTH) & sample.str.contains(r"\d{4}")
     if min(unread.values()) > 1 - MOST_STAMPS and is_named.mean() >= MOST_STAMPS:
-        unread["", "mixed"] = read_as(sample, "mixed").isna().mean()
+        unread["", "mixed"] = read_exactly(sample, "mixed").isna().mean()
     fewest = min(unread.values())
-    return [pattern for pattern, share in unread.items() if share == fewest < 1]
+    if fewest == 1:  # no pattern reads any
+        return []
+    return [pattern for pattern, share in unread.items() if share == fewest]
 
 
 def known_patterns(stamp):
     """List of the patterns (date, clock) that a stamp has; ("", both) with the clock in front."""
     found = []
     for clock in CLOCKS:
-        if ":" in clock and (begins := compiled(clock + " ").match(stamp)):
-            dates = [date for date in DATES if compiled(date).fullmatch(stamp, begins.end())]
+        front = compiled(clock + " ").match(stamp) if ":" in clock else None
+        if front:
+            dates = [date for date in DATES if compiled(date).fullmatch(stamp, front.end())]
             found += [("", f"{clock} {date}") for date in dates]
     for date in (*DATES, *MONTH_DATES):
-        if begins := compiled(date).match(stamp):
-            for clock in clocks_after(date):
-                if compiled(clock).fullmatch(stamp, begins.end()):
-                    found.append((date, clock))
+        front = compiled(date).match(stamp)
+        if front:
+            rests = clocks_after(date)
+            clocks = [clock for clock in rests if compiled(clock).fullmatch(stamp, front.end())]
+            found += [(date, clock) for clock in clocks]
     return found
 
 
@@ -4096,12 +4121,18 @@ def write_stamps(index, form):
     return pd.Index([text + form.suffix for text in texts])
 
 
+ISO_STAMP = re.compile(
+    r"(?P<date>\d{4}\d\d(\d\d)?|\d{4}(?P<dash>[-/.])\d\d?([-/.]\d\d?)?)"
+    r"(?P<joiner>[T ])?"
+    r"(?P<clock>\d\d|\d{4}|\d{6}|\d\d?(:\d\d)+)?"
+    r"(?P<rest>[.,]\d+)?"  # of a second
+    r"(?P<zone> ?(?:Z|[+-]\d\d(?::?\d\d)?))?"
+)
+
+
 def iso_pattern(example):
     """Pattern of strftime for stamps like an ISO one."""
-    form = r"(?P<date>\d{4}\d\d(\d\d)?|\d{4}(?P<dash>[-/.])\d\d?([-/.]\d\d?)?)"
-    form += r"(?P<joiner>[T ])?(?P<clock>\d\d|\d{4}|\d{6}|\d\d?(:\d\d)+)?(?P<rest>[.,]\d+)?"
-    form += r"(?P<zone> ?(?:Z|[+-]\d\d(?::?\d\d)?))?"
-    found = re.fullmatch(form, example)
+    found = ISO_STAMP.fullmatch(example)
     if not found:
         return "%Y-%m-%d %H:%M:%S"
     dash = found["dash"] or ""
@@ -4114,11 +4145,10 @@ def iso_pattern(example):
     if found["rest"]:
         pattern += f"{found['rest'][0]}%f"
     zone = found["zone"] or ""
-    if zone.strip() == "Z":
+    if zone == "" or zone.strip() == "Z":
         return pattern + zone
-    if zone:
-        return pattern + zone[: len(zone) - len(zone.lstrip())] + "%z"
-    return pattern
+    space = " " if zone.startswith(" ") else ""
+    return f"{pattern}{space}%z"
 
 
 def like_example(texts, pattern, example):
@@ -4136,29 +4166,27 @@ def like_example(texts, pattern, example):
         texts = texts.str.replace(six, lambda found: found[0][:digits], regex=True)
     if re.search("%[bB]", pattern) and example.isupper():
         texts = texts.str.upper()
-    date, clock = without_zeros(example)
-    return pd.Index([unpadded(text, date, clock) for text in texts])
+    date, clock = split_stamp(example)
+    has_short_date = re.search(r"(?<!\d)\d(?!\d)", date) is not None  # a number of one digit
+    has_short_clock = re.match(r"\d:", clock) is not None
+    return pd.Index([without_zeros(text, has_short_date, has_short_clock) for text in texts])
 
 
-def without_zeros(example):
-    """Whether the date of a stamp has a number of one digit, and whether its clock begins so."""
-    clock = re.search(r"\d{1,2}:", example)
-    date = example if clock is None else example[: clock.start()]
-    has_short_date = re.search(r"(?<!\d)\d(?!\d)", date) is not None
-    return has_short_date, clock is not None and len(clock[0]) == 2
-
-
-def unpadded(text, of_date, of_clock):
-    """A stamp without the zeros in front of the numbers of its date, or of its hour."""
+def split_stamp(text):
+    """(date, clock) of a stamp; the clock begins with the hour."""
     clock = re.search(r"\d{1,2}:", text)
     start = len(text) if clock is None else clock.start()
-    date = text[:start]
-    rest = text[start:]
+    return text[:start], text[start:]
+
+
+def without_zeros(text, of_date, of_clock):
+    """A stamp without the zeros in front of the numbers of its date, or of its hour."""
+    date, clock = split_stamp(text)
     if of_date:
         date = re.sub(r"(?<!\d)0(\d)(?!\d)", r"\1", date)
     if of_clock:
-        rest = re.sub(r"^0(\d)", r"\1", rest)
-    return date + rest
+        clock = re.sub(r"^0(\d)", r"\1", clock)
+    return date + clock
 
 
 # -- The regular grid ------------------------------------------------------------------------------
