@@ -3579,11 +3579,11 @@ def refuse_clock_apart(frame):
     clocks = [name for name in texts if is_clock(frame[name])]
     if not clocks:
         return
-    stamps = [name for name in texts if looks_like_stamps(frame[name], is_called_so=False)]
-    dates = [
-        name for name in stamps if not cells_of(frame[name]).astype(str).str.contains(":").any()
-    ]
-    if dates == stamps and dates and frame[dates[0]].duplicated().any():
+    dates = [name for name in texts if looks_like_stamps(frame[name], is_called_so=False)]
+    for name in dates:
+        if cells_of(frame[name]).astype(str).str.contains(":").any():
+            return  # it has its clock in it
+    if dates and frame[dates[0]].duplicated().any():
         raise Unusable(
             "dates and clocks lie in two columns: --time_column {} {}", *(dates[0], clocks[0])
         )
@@ -3688,24 +3688,6 @@ def looks_like_stamps(text, is_called_so):
     return is_called_so or (looks_so and varies and sample.str.contains(r"\d").all())
 
 
-def refuse_rounded_epoch(column):
-    """Raise Unusable where numbers run as seconds since 1970 do, but by no even step.
-
-    Only from 2001 to 2036, as nothing but the size of the numbers tells.
-    """
-    known = column.dropna()
-    runs = known.is_monotonic_increasing or known.is_monotonic_decreasing
-    is_epoch = any(
-        1e9 * size <= known.min() < known.max() < 2.1e9 * size for size in UNITS_OF_EPOCH.values()
-    )
-    if runs and is_epoch:
-        raise Unusable(
-            "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it"
-            " rounded? --time_column none takes the rows as they stand",
-            *(column.name, known.iloc[0]),
-        )
-
-
 # -- Stamps that are numbers -----------------------------------------------------------------------
 
 PATTERN_OF_LENGTH = {  # how many digits a whole number has -> which date it may be
@@ -3801,6 +3783,24 @@ def rarer_patterns(column, is_called_so):
         if stamps.notna().all() and years.min() >= OLDEST_YEAR and years.max() <= 2100:
             fitting.append(pattern)
     return fitting
+
+
+def refuse_rounded_epoch(column):
+    """Raise Unusable where numbers run as seconds since 1970 do, but by no even step.
+
+    Only from 2001 to 2036, as nothing but the size of the numbers tells.
+    """
+    known = column.dropna()
+    runs = known.is_monotonic_increasing or known.is_monotonic_decreasing
+    is_epoch = any(
+        1e9 * size <= known.min() < known.max() < 2.1e9 * size for size in UNITS_OF_EPOCH.values()
+    )
+    if runs and is_epoch:
+        raise Unusable(
+            "{} seems to count seconds since 1970, such as {:g}, but by no even step: was it"
+            " rounded? --time_column none takes the rows as they stand",
+            *(column.name, known.iloc[0]),
+        )
 
 
 def refuse_far_years(stamps, pattern):
@@ -3923,11 +3923,11 @@ def word_behind(sample):
     Raises Unusable where they end with different zones.
     """
     words = sample.str.extract(WORD_BEHIND)[0].fillna("").unique()
-    zones = [word.strip() for word in words]
     if len(words) == 1:
-        is_meant = zones[0].upper()[:3] in (*MONTHS, "AM", "PM", "Z")
+        belongs_to_stamps = words[0].strip().upper()[:3] in (*MONTHS, "AM", "PM", "Z")
         is_behind_stamps = sample.str.contains(r"\d:\d|\d[-/.]\d+[-/.]\d").all()  # not 2024 kWh
-        return words[0] if is_behind_stamps and not is_meant else ""
+        return words[0] if is_behind_stamps and not belongs_to_stamps else ""
+    zones = [word.strip() for word in words]
     if all(re.fullmatch("[A-Z]{1,3}S?T", zone) for zone in zones):
         raise Unusable(
             "the stamps are of the zones {}: write them with offsets from UTC, such as"
@@ -4228,13 +4228,17 @@ def to_usual_steps(gaps):
     return np.where(is_close, nearest, gaps)
 
 
+DAYS_OF_MONTH = 365.25 / 12  # in the mean
+
+
 def month_grid(times, step):
     """Grid of every n months on one day of the month, or None.
 
     The day may vary by some days, as that of the last business day does.
     """
-    months = round(step / DAY / 30.4375)
-    if months < 1 or abs(step / DAY - 30.4375 * months) > 3:
+    days = step / DAY
+    months = round(days / DAYS_OF_MONTH)
+    if months < 1 or abs(days - DAYS_OF_MONTH * months) > 3:
         return None
     gaps = np.diff(times.asi8)
     if len(gaps) > 3 and (gaps % gaps.min() == 0).all():  # months are not equally long
@@ -4245,6 +4249,7 @@ def month_grid(times, step):
     is_at_end = dates.is_month_end.mean() >= MOST_ON_RULE
     usual_day = 31 if is_at_end else int(np.median(dates.day))
     numbers = month_numbers(dates, usual_day)
+    # With a step of three months, phase 0 is January, April, July and October.
     phases, counts = np.unique(numbers % months, return_counts=True)
     if counts.max() < MOST_ON_RULE * len(dates):
         return None
@@ -4356,33 +4361,42 @@ class Duplicated(Unusable):
 def on_grid(times, values):
     """Placed of timestamps (T,) and values (T,). Raises Unusable where there is no such grid."""
     clock = times.tz_localize(None).as_unit("ns")  # the grid is that of the clock they show
-    table = pd.Series(values, clock)[clock.notna()].sort_index(kind="stable")
-    rows = len(table)
-    is_repeated = table.index.duplicated(keep="last")
-    conflicting = int(is_repeated.sum())
-    table = table[~is_repeated]
-    if conflicting > FEW_DUPLICATES * rows:
-        raise Duplicated("{} of {} timestamps are duplicates with other values", conflicting, rows)
-    if len(table) < 3:
-        raise Unusable("too short: {} timestamps", len(table))
+    by_stamp = pd.Series(values, clock)[clock.notna()].sort_index(kind="stable")
+    by_stamp, conflicting = without_conflicts(by_stamp)
+    if len(by_stamp) < 3:
+        raise Unusable("too short: {} timestamps", len(by_stamp))
 
-    grid = regular_grid(table.index)
+    grid = regular_grid(by_stamp.index)
     is_on = grid.positions >= 0
-    stamps = table.index[-12:].tz_localize(times.tz)
-    table = table[is_on]
     positions = grid.positions[is_on]
-    placed = 0
+    rows = 0  # that find a place of their own
     if len(positions):
-        placed = 1 + int((np.diff(positions) > 0).sum())  # they are sorted
-    if placed < MOST_PLACED * len(is_on):
+        rows = 1 + int((np.diff(positions) > 0).sum())  # they are sorted
+    if rows < MOST_PLACED * len(is_on):
         raise Unusable(
-            "irregular timestamps: only {} of {} fit one step ({})", placed, len(is_on), grid.freq
+            "irregular timestamps: only {} of {} fit one step ({})", rows, len(is_on), grid.freq
         )
-    refuse_sparse(positions, placed, grid.freq)
+    refuse_sparse(positions, rows, grid.freq)
 
     regular = np.full(int(np.ptp(positions)) + 1, np.nan)
-    regular[positions - positions.min()] = table.to_numpy()  # of two in one place the later stays
-    return Placed(regular, grid.freq, stamps, placed, conflicting, len(is_on) - placed)
+    # Of two in one place the later stays.
+    regular[positions - positions.min()] = by_stamp[is_on].to_numpy()
+    stamps = by_stamp.index[-12:].tz_localize(times.tz)
+    return Placed(regular, grid.freq, stamps, rows, conflicting, crowded=len(is_on) - rows)
+
+
+def without_conflicts(by_stamp):
+    """(values by their stamps with the last one of each stamp, how many others there were).
+
+    Raises Duplicated where those are more than a few.
+    """
+    is_repeated = by_stamp.index.duplicated(keep="last")
+    conflicting = int(is_repeated.sum())
+    if conflicting > FEW_DUPLICATES * len(by_stamp):
+        raise Duplicated(
+            "{} of {} timestamps are duplicates with other values", conflicting, len(by_stamp)
+        )
+    return by_stamp[~is_repeated], conflicting
 
 
 def refuse_sparse(positions, rows, freq):
@@ -4522,20 +4536,7 @@ def pick_columns(table, config):
     times = find_times(frame, ids, config)
     codes, keys = codes_of(frame, ids)
     columns = Columns(times, ids, codes, keys, values={}, passed_over={}, warnings=[])
-    candidates = config.columns if config.names_columns else frame.columns
-    for name in candidates:
-        if name in ids or (times and name in times.names):
-            continue
-        if config.columns == ["first"] and columns.values:
-            columns.behind += 1
-            continue
-        numbers = as_numbers(frame[name], table.layout)
-        if numbers is None or numbers.share < MOST_NUMBERS:
-            pass_over_text(name, frame[name], numbers, columns)
-        elif not config.names_columns and (why := why_no_value(name, numbers.values, columns)):
-            columns.passed_over[name] = why
-        else:
-            columns.values[name] = numbers
+    find_values(table, columns, config)
     if not columns.values:
         refuse_without_values(frame, columns)
     if times is None and config.time_column == ["auto"]:
@@ -4544,22 +4545,37 @@ def pick_columns(table, config):
     if not config.names_columns:
         columns.warnings += warnings_of_few_values(columns)
     if config.id_columns == ["auto"] and not ids:
-        columns.warnings += warnings_of_texts(frame, columns)
+        columns.warnings += warnings_of_possible_ids(frame, columns)
     return columns
+
+
+def find_values(table, columns, config):
+    """Note in Columns which columns are the values, and why others are none."""
+    frame = table.frame
+    times = columns.times
+    for name in config.columns if config.names_columns else frame.columns:
+        if name in columns.ids or (times and name in times.names):
+            continue
+        if config.columns == ["first"] and columns.values:
+            columns.behind += 1
+            continue
+        numbers = numbers_of_column(frame[name], table.layout)
+        if numbers is None or numbers.share < MOST_NUMBERS:
+            pass_over_text(name, frame[name], numbers, columns)
+            continue
+        # A column that the user named is one in any case.
+        why = None if config.names_columns else why_no_value(name, numbers.values, columns)
+        if why:
+            columns.passed_over[name] = why
+        else:
+            columns.values[name] = numbers
 
 
 def refuse_without_values(frame, columns):
     """Raise Unusable as no column is the value, with the reason of each that might be."""
     told = [name for name, why in columns.passed_over.items() if why != NO_NUMBER]
     if not told:
-        for name in columns.passed_over:
-            cells = frame[name].dropna().astype(str)
-            if len(cells) and re.match(r"\W*\d", cells.iloc[0]):
-                raise Unusable(
-                    "no numeric column among {}; {} holds cells such as {!r}",
-                    *(first_names(frame), name, cells.iloc[0][:40]),
-                )
-        raise Unusable("no numeric column among {}", first_names(frame))
+        refuse_texts_alone(frame, columns)
     if len(frame) < SHORTEST_FILE:
         raise Unusable("too short: {} rows", len(frame))
     reasons = [Message("{} {}", (name, columns.passed_over[name])) for name in told[:5]]
@@ -4567,6 +4583,18 @@ def refuse_without_values(frame, columns):
     if not numeric:
         raise Unusable("no column to forecast: {}", reasons)
     raise Unusable("no column to forecast: {}; --columns {} takes it anyway", reasons, numeric[0])
+
+
+def refuse_texts_alone(frame, columns):
+    """Raise Unusable as no column is numeric; a cell that begins with a digit may show why."""
+    for name in columns.passed_over:
+        cells = frame[name].dropna().astype(str)
+        if len(cells) and re.match(r"\W*\d", cells.iloc[0]):
+            raise Unusable(
+                "no numeric column among {}; {} holds cells such as {!r}",
+                *(first_names(frame), name, cells.iloc[0][:40]),
+            )
+    raise Unusable("no numeric column among {}", first_names(frame))
 
 
 def find_ids(table, config):
@@ -4584,9 +4612,9 @@ def find_ids(table, config):
     # A column called `series` may hold the values themselves.
     others = [name for name in frame.columns if name not in (*found, *INDEX_NAMES)]
     others = [name for name in others if name.lower() not in TIME_NAMES]
-    if any(as_numbers(frame[name], table.layout) for name in others):
+    if any(numbers_of_column(frame[name], table.layout) for name in others):
         return found
-    return [name for name in found if as_numbers(frame[name], table.layout) is None]
+    return [name for name in found if numbers_of_column(frame[name], table.layout) is None]
 
 
 def codes_of(frame, ids):
@@ -4605,20 +4633,22 @@ def codes_of(frame, ids):
             *(" ".join(ids), len(keys), len(frame)),
         )
 
-    def sort_key(number):
-        parts = []
-        for text in keys[number]:
-            is_integer = text.isdecimal() and str(int(text)) == text
-            parts.append((0, int(text), "") if is_integer else (1, 0, text))
-        return parts
-
-    order = sorted(range(len(keys)), key=sort_key)
-    rank = np.empty(len(order), np.int64)
+    order = sorted(range(len(keys)), key=lambda code: sort_key_of_ids(keys[code]))
+    rank = np.empty(len(order), np.int64)  # code -> its place in that order
     rank[order] = np.arange(len(order))
-    return rank[codes], [keys[number] for number in order]
+    return rank[codes], [keys[code] for code in order]
 
 
-def as_numbers(column, layout):
+def sort_key_of_ids(texts):
+    """Key by which ids are sorted: whole numbers by their size, before all other texts."""
+    key = []
+    for text in texts:
+        is_integer = text.isdecimal() and str(int(text)) == text
+        key.append((0, int(text), "") if is_integer else (1, 0, text))
+    return key
+
+
+def numbers_of_column(column, layout):
     """Numbers of a column; None where hardly any cell is one."""
     if pd.api.types.is_bool_dtype(column):
         return None
@@ -4627,9 +4657,10 @@ def as_numbers(column, layout):
         is_unread = np.zeros(0, bool)
         known = np.count_nonzero(~np.isnan(values))
     else:
-        if numbers_of(cells_of(column), layout).notna().mean() < 0.3:  # a text: look no further
+        sample = floats_of_texts(cells_of(column), layout)
+        if sample.notna().mean() < 0.3:  # a text: look no further
             return None
-        parsed = numbers_of(column, layout)
+        parsed = floats_of_texts(column, layout)
         values = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
         is_unread = (parsed.isna() & column.notna()).to_numpy()
         known = column.notna().sum()
@@ -4641,7 +4672,7 @@ def as_numbers(column, layout):
     return Numbers(np.where(is_finite, values, np.nan), unread, example, 1 - unread / known)
 
 
-def numbers_of(column, layout):
+def floats_of_texts(column, layout):
     """Numbers (rows,) of texts with the marks of a layout, NaN where there is none."""
     text = column.astype("string").str.strip()
     decimal = re.escape(layout.decimal)
@@ -4782,7 +4813,7 @@ def warnings_of_few_values(columns):
     return warnings
 
 
-def warnings_of_texts(frame, columns):
+def warnings_of_possible_ids(frame, columns):
     """List of Message: texts that come in blocks, or by turns, as the ids of several series do."""
     warnings = []
     taken = [*columns.values, *(columns.times.names if columns.times else [])]
@@ -4904,28 +4935,10 @@ def read_series(path, name, config):
     is_again = rows_again(table.frame, columns)
     placed, skipped = place_all(name, table.frame, columns, is_again)
 
-    warnings = [*table.warnings]
-    if times:
-        warnings += warnings_of_unread(times)
-    for column, numbers in columns.values.items():
-        warnings += warnings_of_column(column, numbers)
-    warnings += columns.warnings
-    if times is None and columns.passed_over and config.time_column == ["auto"]:
-        warnings.append(
-            Message(
-                "no timestamps were found: the rows are taken as they stand, as if the oldest"
-                " came first"
-            )
-        )
-    if is_again.any():
-        count = int(is_again.sum())
-        warnings.append(Message("{:,} rows are there twice: used once", (count,)))
-    if times:
-        warnings += warnings_of_places([place for _, place in placed])
-
     series = [one for one, _ in placed]
-    report = Report(facts_of(table, columns, placed), warnings, skipped)
-    return FileRead(series, report, table.layout, times)
+    facts = facts_of(table, columns, placed)
+    warnings = warnings_of_file(table, columns, placed, is_again, config)
+    return FileRead(series, Report(facts, warnings, skipped), table.layout, times)
 
 
 def refuse_second_table(frame):
@@ -5172,6 +5185,30 @@ def runs_backwards(stamps, codes):
     """Whether most timestamps (rows,) are older than the one above, in the same series."""
     steps = np.diff(stamps.asi8)[np.diff(codes) == 0]
     return bool(len(steps) and (steps < 0).mean() > 0.5)
+
+
+def warnings_of_file(table, columns, placed, is_again, config):
+    """List of Message: what may make the numbers of a file wrong."""
+    times = columns.times
+    warnings = [*table.warnings]
+    if times:
+        warnings += warnings_of_unread(times)
+    for column, numbers in columns.values.items():
+        warnings += warnings_of_column(column, numbers)
+    warnings += columns.warnings
+    if times is None and columns.passed_over and config.time_column == ["auto"]:
+        warnings.append(
+            Message(
+                "no timestamps were found: the rows are taken as they stand, as if the oldest"
+                " came first"
+            )
+        )
+    if is_again.any():
+        count = int(is_again.sum())
+        warnings.append(Message("{:,} rows are there twice: used once", (count,)))
+    if times:
+        warnings += warnings_of_places([place for _, place in placed])
+    return warnings
 
 
 def warnings_of_unread(times):
