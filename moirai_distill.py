@@ -3448,16 +3448,6 @@ def refuse_surplus(frame):
 
 # -- Timestamps ------------------------------------------------------------------------------------
 
-NAME_OF_MONTH = rf"(?i:\b(?:{'|'.join(MONTHS)}))"
-CLOCK_ALONE = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
-LIKE_A_STAMP = (
-    r"\d{1,4}[-/.年 ]\d{1,2}[-/.月 ]"
-    r"|\d:\d\d"
-    rf"|{NAME_OF_MONTH}"
-    r"|\b(?:1[6-9]|20)\d\d(?:\b|[A-Za-z]\d)"  # a year, as in 3 août 2024 or 2024M01
-    r"|^[^\W\d]{3,9}\.?[- ]\d\d$"  # Okt-24
-)
-
 
 @dataclasses.dataclass
 class StampForm:
@@ -3544,6 +3534,118 @@ def are_surely_stamps(frame, name, ids, stamps, form):
     return is_called_time(name) or is_even or runs_evenly(ticks, frame, ids)
 
 
+def runs_evenly(column, frame, ids):
+    """Whether numbers go one way, and mostly by the same step, in each series of a table."""
+    groups = column.groupby([frame[name] for name in ids]) if ids else column
+    steps = groups.diff().dropna()
+    if not len(steps) or (steps == 0).mean() > 0.02:
+        return False
+    steps = steps[steps != 0]
+    goes_up = (steps > 0).mean()
+    return max(goes_up, 1 - goes_up) >= 0.98 and (steps == steps.median()).mean() > 0.5
+
+
+def times_by_name(frame, names, time_format):
+    """Times of the columns with these names, joined by a space. Raises Unusable."""
+    refuse_absent(frame, names)
+    column = frame[names[0]] if len(names) == 1 else joined(frame, names)
+    if pd.api.types.is_numeric_dtype(column):
+        parsed = parse_numbers(column, time_format)
+    else:
+        parsed = parse_text(column, time_format)
+    if not parsed:
+        known = column.dropna()
+        raise Unusable(
+            "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
+            " written",
+            *(" ".join(names), str(known.iloc[0]) if len(known) else ""),
+        )
+    stamps, form = parsed
+    if len(names) > 1 and form.pattern == "ISO8601":
+        form.pattern = common_pattern(column.dropna().iloc[-100:], len(names))
+    return Times(stamps.rename(names[0]), names, form, column)
+
+
+def date_in_parts(frame):
+    """Names of the columns that make a date together, as year and month do; [] without them."""
+    found = {}
+    for name in frame.columns:
+        for part, names in PARTS_OF_DATE.items():
+            if name.lower() in names:
+                found.setdefault(part, name)
+    if "year" not in found or len(found) == 1:
+        return []
+    order = [part for part in PARTS_OF_DATE if part in found]
+    if order[1] == "quarter":
+        order = order[:2]
+    return [found[part] for part in order]
+
+
+def joined(frame, names):
+    """Texts (rows,) of several columns, with a space between; whole numbers without a point.
+
+    Behind a date, 905 is 09:05.
+    """
+    texts = []
+    for name in names:
+        column = frame[name]
+        if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+            column = column.astype("Int64")
+        text = column.astype("string").str.strip()
+        if name.lower() in PARTS_OF_DATE["quarter"]:  # else 1 to 4 would be months
+            text = "Q" + text.str.lstrip("Qq")
+        texts.append(text)
+    is_date = texts[0].str.len().max() > len("2024")
+    if is_date and are_clock_numbers(texts[-1]):
+        texts[-1] = texts[-1].str.zfill(4)
+    return texts[0].str.cat(texts[1:], sep=" ")
+
+
+def are_clock_numbers(text):
+    """Whether texts are hours and minutes without a mark between, such as 905 and 1330."""
+    digits = cells_of(text).str.removesuffix(".0")
+    is_fitting = digits.str.fullmatch(r"\d{1,2}|(?:[01]?\d|2[0-4])[0-5]\d")
+    return bool(is_fitting.all() and digits.str.len().max() > 2)
+
+
+def common_pattern(texts, count):
+    """The pattern of joined stamps that has `count` parts; "ISO8601" where none is known."""
+    common = set.intersection(*(set(known_patterns(text)) for text in texts))
+    for date, clock in known_patterns(texts.iloc[0]):
+        if (date, clock) in common and (date + clock).count(" ") == count - 1:
+            return date + clock
+    return "ISO8601"
+
+
+# -- Columns of stamps that are not read -----------------------------------------------------------
+
+NAME_OF_MONTH = rf"(?i:\b(?:{'|'.join(MONTHS)}))"
+CLOCK_ALONE = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
+LIKE_A_STAMP = (
+    r"\d{1,4}[-/.年 ]\d{1,2}[-/.月 ]"
+    r"|\d:\d\d"
+    rf"|{NAME_OF_MONTH}"
+    r"|\b(?:1[6-9]|20)\d\d(?:\b|[A-Za-z]\d)"  # a year, as in 3 août 2024 or 2024M01
+    r"|^[^\W\d]{3,9}\.?[- ]\d\d$"  # Okt-24
+)
+
+
+def refuse_clock_apart(frame):
+    """Raise Unusable where a column holds the dates of the rows, and another one their clocks."""
+    texts = [name for name in frame.columns if not is_number(frame[name])]
+    clocks = [name for name in texts if is_clock(frame[name])]
+    if not clocks:
+        return
+    dates = [name for name in texts if looks_like_stamps(frame[name], is_called_so=False)]
+    for name in dates:
+        if cells_of(frame[name]).astype(str).str.contains(":").any():
+            return  # it has its clock in it
+    if dates and frame[dates[0]].duplicated().any():
+        raise Unusable(
+            "dates and clocks lie in two columns: --time_column {} {}", *(dates[0], clocks[0])
+        )
+
+
 def refuse_unread_column(column, is_called_so):
     """Raise Unusable where a column seems to hold stamps, though none were read from it."""
     if pd.api.types.is_numeric_dtype(column):
@@ -3573,111 +3675,6 @@ def refuse_unread_column(column, is_called_so):
     )
 
 
-def refuse_clock_apart(frame):
-    """Raise Unusable where a column holds the dates of the rows, and another one their clocks."""
-    texts = [name for name in frame.columns if not is_number(frame[name])]
-    clocks = [name for name in texts if is_clock(frame[name])]
-    if not clocks:
-        return
-    dates = [name for name in texts if looks_like_stamps(frame[name], is_called_so=False)]
-    for name in dates:
-        if cells_of(frame[name]).astype(str).str.contains(":").any():
-            return  # it has its clock in it
-    if dates and frame[dates[0]].duplicated().any():
-        raise Unusable(
-            "dates and clocks lie in two columns: --time_column {} {}", *(dates[0], clocks[0])
-        )
-
-
-def is_clock(text):
-    """Whether most of some texts are a time of the day alone."""
-    sample = cells_of(text).astype(str).str.strip()
-    return len(sample) > 0 and sample.str.fullmatch(CLOCK_ALONE).mean() > 0.5
-
-
-def are_clock_numbers(text):
-    """Whether texts are hours and minutes without a mark between, such as 905 and 1330."""
-    digits = cells_of(text).str.removesuffix(".0")
-    is_fitting = digits.str.fullmatch(r"\d{1,2}|(?:[01]?\d|2[0-4])[0-5]\d")
-    return bool(is_fitting.all() and digits.str.len().max() > 2)
-
-
-def times_by_name(frame, names, time_format):
-    """Times of the columns with these names, joined by a space. Raises Unusable."""
-    refuse_absent(frame, names)
-    column = frame[names[0]] if len(names) == 1 else joined(frame, names)
-    if pd.api.types.is_numeric_dtype(column):
-        parsed = parse_numbers(column, time_format)
-    else:
-        parsed = parse_text(column, time_format)
-    if not parsed:
-        known = column.dropna()
-        raise Unusable(
-            "the stamps of {} cannot be read, such as {!r}: --time_format says how they are"
-            " written",
-            *(" ".join(names), str(known.iloc[0]) if len(known) else ""),
-        )
-    stamps, form = parsed
-    if len(names) > 1 and form.pattern == "ISO8601":
-        form.pattern = common_pattern(column.dropna().iloc[-100:], len(names))
-    return Times(stamps.rename(names[0]), names, form, column)
-
-
-def common_pattern(texts, count):
-    """The pattern of joined stamps that has `count` parts; "ISO8601" where none is known."""
-    common = set.intersection(*(set(known_patterns(text)) for text in texts))
-    for date, clock in known_patterns(texts.iloc[0]):
-        if (date, clock) in common and (date + clock).count(" ") == count - 1:
-            return date + clock
-    return "ISO8601"
-
-
-def joined(frame, names):
-    """Texts (rows,) of several columns, with a space between; whole numbers without a point.
-
-    Behind a date, 905 is 09:05.
-    """
-    texts = []
-    for name in names:
-        column = frame[name]
-        if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
-            column = column.astype("Int64")
-        text = column.astype("string").str.strip()
-        if name.lower() in PARTS_OF_DATE["quarter"]:  # else 1 to 4 would be months
-            text = "Q" + text.str.lstrip("Qq")
-        texts.append(text)
-    is_date = texts[0].str.len().max() > len("2024")
-    if is_date and are_clock_numbers(texts[-1]):
-        texts[-1] = texts[-1].str.zfill(4)
-    return texts[0].str.cat(texts[1:], sep=" ")
-
-
-def date_in_parts(frame):
-    """Names of the columns that make a date together, as year and month do; [] without them."""
-    found = {}
-    for name in frame.columns:
-        for part, names in PARTS_OF_DATE.items():
-            if name.lower() in names:
-                found.setdefault(part, name)
-    if "year" not in found or len(found) == 1:
-        return []
-    order = [part for part in PARTS_OF_DATE if part in found]
-    if order[1] == "quarter":
-        order = order[:2]
-    return [found[part] for part in order]
-
-
-def runs_evenly(column, frame, ids):
-    """Whether numbers go one way, and mostly by the same step, in each series of a table."""
-    groups = column.groupby([frame[name] for name in ids]) if ids else column
-    steps = groups.diff().dropna()
-    if not len(steps) or (steps == 0).mean() > 0.02:
-        return False
-    steps = steps[steps != 0]
-    goes_up = (steps > 0).mean()
-    return max(goes_up, 1 - goes_up) >= 0.98 and (steps == steps.median()).mean() > 0.5
-
-
 def looks_like_stamps(text, is_called_so):
     """Whether most of some texts look like stamps, or are called so; a clock alone does not."""
     sample = cells_of(text).astype(str).str.strip()
@@ -3686,6 +3683,12 @@ def looks_like_stamps(text, is_called_so):
     looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS
     varies = len(sample) == 1 or sample.nunique() > 1
     return is_called_so or (looks_so and varies and sample.str.contains(r"\d").all())
+
+
+def is_clock(text):
+    """Whether most of some texts are a time of the day alone."""
+    sample = cells_of(text).astype(str).str.strip()
+    return len(sample) > 0 and sample.str.fullmatch(CLOCK_ALONE).mean() > 0.5
 
 
 # -- Stamps that are numbers -----------------------------------------------------------------------
@@ -3820,29 +3823,6 @@ def refuse_far_years(stamps, pattern):
 # so that a stamp without a clock, or with another one, is read by the same date. ("", pattern) has
 # not been divided: a clock in front, "ISO8601" and "mixed", which pandas reads by rules of its own.
 
-# What stands for the parts of a stamp in a pattern: pandas' directives, and %q for a quarter.
-DIRECTIVES = {
-    "%Y": r"(?P<Y>\d{4})",
-    "%G": r"\d{4}",
-    "%y": r"\d\d",
-    "%m": r"\d{1,2}",
-    "%d": r"\d{1,2}",
-    "%V": r"\d\d",
-    "%u": r"[1-7]",
-    "%j": r"\d{3}",
-    "%q": r"(?P<q>[1-4])",
-    "%b": r"[A-Za-z]{3}",
-    "%a": r"[A-Za-z]{3}",
-    "%A": r"[A-Za-z]{6,9}",
-    "%B": r"[A-Za-z]{4,9}",
-    "%H": r"\d{1,2}",
-    "%I": r"\d{1,2}",
-    "%M": r"\d\d",
-    "%S": r"\d\d",
-    "%f": r"\d{1,9}",
-    "%p": r"[AaPp][Mm]",
-    " ": r"\s+",
-}
 # Two dates, or a date with a clock and what follows: the first is group 1, 2 or 3.
 RANGE_OF_STAMPS = (
     r"^(.*\d:\d\d\S*) +[-–] +\d.*$"
@@ -3851,7 +3831,6 @@ RANGE_OF_STAMPS = (
 )
 DOTS_OF_AM_PM = r"(?<=\d [AaPp])\.\s?[Mm]\."
 WORD_BEHIND = r"(?<=\d)(\s*[A-Za-z]+)$"
-HOUR_24 = r"^(\d{8}|.*\D)24((?::?00){0,2}(?:[.,]0+)?(?: ?Z| ?[+-]\d\d:?\d\d|时)?)$"
 
 
 def parse_text(column, time_format="auto"):
@@ -3937,59 +3916,31 @@ def word_behind(sample):
     return ""
 
 
-def example_of(texts, pattern):
-    """The text that shows most of how stamps are written: all of a clock, and no zeros in front."""
-    if pattern == "ISO8601":
-        marks = [len(re.sub(r"\d", "", text)) for text in texts]  # as many as there are parts
-        fitting = [text for text, count in zip(texts, marks, strict=True) if count == max(marks)]
-    else:
-        form = re.compile(regex_of(pattern))
-        fitting = [text for text in texts if form.fullmatch(text)]
-    return min(fitting, key=len) if fitting else texts[-1]
+# -- Patterns of stamps ----------------------------------------------------------------------------
 
-
-def read_exactly(text, pattern):
-    """Timestamps (rows,) in UTC of texts in a pattern, NaT where they do not have it.
-
-    The pattern may be one that pandas does not know: with a quarter, or a week without its day.
-    """
-    if "%q" in pattern:
-        parts = text.str.extract(f"^{regex_of(pattern)}$")
-        months = (3 * parts["q"].astype("Int64") - 2).astype("string")
-        text = parts["Y"].str.cat(months, sep="-")
-        pattern = "%Y-%m"
-    if "%V" in pattern and "%u" not in pattern:  # of a week the Monday
-        text = text + " 1"
-        pattern = pattern + " %u"
-    try:
-        return pd.to_datetime(text, format=pattern, errors="coerce", utc=True)
-    except ValueError as error:  # of the user's own pattern
-        raise Unusable("--time_format {}: {}", *(pattern, error)) from error
-
-
-def read_stamps(text, date, clock):
-    """Timestamps (rows,) in UTC of texts, NaT where unread; `date` + `clock` is their pattern.
-
-    Those that have another clock, or none, are read by the same date; 24:00 is the next day's 0:00.
-    """
-    times = read_exactly(text, date + clock)
-    unread = text[times.isna() & text.notna()]
-    for other in other_clocks(unread, date):
-        times[unread.index] = read_exactly(unread, date + other)
-        unread = unread[times[unread.index].isna()]
-    late = unread[unread.str.match(HOUR_24).to_numpy(dtype=bool)]
-    if len(late):
-        midnights = late.str.replace(HOUR_24, r"\g<1>00\g<2>", regex=True)
-        times[late.index] = read_stamps(midnights, date, clock) + pd.Timedelta(1, "D")
-    return times
-
-
-def other_clocks(texts, date):
-    """List of what follows a date in some of the texts, as patterns of the clock."""
-    found = []
-    for text in cells_of(texts):
-        found += [clock for its_date, clock in known_patterns(text) if its_date == date]
-    return [*dict.fromkeys(found)]  # each once, in order
+# What stands for the parts of a stamp in a pattern: pandas' directives, and %q for a quarter.
+DIRECTIVES = {
+    "%Y": r"(?P<Y>\d{4})",
+    "%G": r"\d{4}",
+    "%y": r"\d\d",
+    "%m": r"\d{1,2}",
+    "%d": r"\d{1,2}",
+    "%V": r"\d\d",
+    "%u": r"[1-7]",
+    "%j": r"\d{3}",
+    "%q": r"(?P<q>[1-4])",
+    "%b": r"[A-Za-z]{3}",
+    "%a": r"[A-Za-z]{3}",
+    "%A": r"[A-Za-z]{6,9}",
+    "%B": r"[A-Za-z]{4,9}",
+    "%H": r"\d{1,2}",
+    "%I": r"\d{1,2}",
+    "%M": r"\d\d",
+    "%S": r"\d\d",
+    "%f": r"\d{1,9}",
+    "%p": r"[AaPp][Mm]",
+    " ": r"\s+",
+}
 
 
 def best_patterns(sample):
@@ -4050,6 +4001,53 @@ def regex_of(pattern):
     return "".join(DIRECTIVES.get(part, re.escape(part)) for part in parts)
 
 
+HOUR_24 = r"^(\d{8}|.*\D)24((?::?00){0,2}(?:[.,]0+)?(?: ?Z| ?[+-]\d\d:?\d\d|时)?)$"
+
+
+def read_stamps(text, date, clock):
+    """Timestamps (rows,) in UTC of texts, NaT where unread; `date` + `clock` is their pattern.
+
+    Those that have another clock, or none, are read by the same date; 24:00 is the next day's 0:00.
+    """
+    times = read_exactly(text, date + clock)
+    unread = text[times.isna() & text.notna()]
+    for other in other_clocks(unread, date):
+        times[unread.index] = read_exactly(unread, date + other)
+        unread = unread[times[unread.index].isna()]
+    late = unread[unread.str.match(HOUR_24).to_numpy(dtype=bool)]
+    if len(late):
+        midnights = late.str.replace(HOUR_24, r"\g<1>00\g<2>", regex=True)
+        times[late.index] = read_stamps(midnights, date, clock) + pd.Timedelta(1, "D")
+    return times
+
+
+def read_exactly(text, pattern):
+    """Timestamps (rows,) in UTC of texts in a pattern, NaT where they do not have it.
+
+    The pattern may be one that pandas does not know: with a quarter, or a week without its day.
+    """
+    if "%q" in pattern:
+        parts = text.str.extract(f"^{regex_of(pattern)}$")
+        months = (3 * parts["q"].astype("Int64") - 2).astype("string")
+        text = parts["Y"].str.cat(months, sep="-")
+        pattern = "%Y-%m"
+    if "%V" in pattern and "%u" not in pattern:  # of a week the Monday
+        text = text + " 1"
+        pattern = pattern + " %u"
+    try:
+        return pd.to_datetime(text, format=pattern, errors="coerce", utc=True)
+    except ValueError as error:  # of the user's own pattern
+        raise Unusable("--time_format {}: {}", *(pattern, error)) from error
+
+
+def other_clocks(texts, date):
+    """List of what follows a date in some of the texts, as patterns of the clock."""
+    found = []
+    for text in cells_of(texts):
+        found += [clock for its_date, clock in known_patterns(text) if its_date == date]
+    return [*dict.fromkeys(found)]  # each once, in order
+
+
 def most_even(readings, sample):
     """The pattern by which the stamps are most even; `readings` is pattern -> timestamps.
 
@@ -4095,6 +4093,17 @@ def zone_of(offsets):
     hours = offsets[0][:3]
     minutes = offsets[0][3:] or "00"
     return f"{hours}:{minutes}"
+
+
+def example_of(texts, pattern):
+    """The text that shows most of how stamps are written: all of a clock, and no zeros in front."""
+    if pattern == "ISO8601":
+        marks = [len(re.sub(r"\d", "", text)) for text in texts]  # as many as there are parts
+        fitting = [text for text, count in zip(texts, marks, strict=True) if count == max(marks)]
+    else:
+        form = re.compile(regex_of(pattern))
+        fitting = [text for text in texts if form.fullmatch(text)]
+    return min(fitting, key=len) if fitting else texts[-1]
 
 
 # -- Stamps are written ----------------------------------------------------------------------------
