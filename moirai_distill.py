@@ -2947,7 +2947,7 @@ def read_table(path, config):
         layout = find_layout(lines, config)
         content = text.encode()
         warnings = warnings_of_text(encoding, text, layout)
-        del text  # it may be large
+        del text  # it may be large, and pandas reads `content`
         frame = read_by_marks(content, lines, layout, config)
     except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
         # (pandas' errors are ValueErrors)
@@ -3197,24 +3197,26 @@ def refuse_spare_comma(rows):
 def find_separator(lines):
     """Tab, semicolon, comma or bar: the one that cuts most lines into equally many fields.
 
-    Raises Unusable where it is another one.
+    A comma where there is one column only. Raises Unusable where the separator is another one.
     """
-
-    def agreement(mark):
-        try:
-            counts = [len(fields) for fields in csv.reader(lines, delimiter=mark)]
-        except csv.Error:  # a field would be longer than 131,072 characters
-            return 0
-        several = [count for count in counts if count > 1]
-        if not several:
-            return 0
-        return counts.count(most_common(several)) / len(counts)
-
-    best = max(SEPARATORS, key=agreement)
-    if agreement(best):
+    shares = {mark: share_cut_alike(lines, mark) for mark in SEPARATORS}
+    best = max(SEPARATORS, key=shares.get)
+    if shares[best] > 0:
         return best
     refuse_other_separator(lines)
     return ","
+
+
+def share_cut_alike(lines, mark):
+    """Share of the lines that a separator cuts into the most common number of fields, from 2 on."""
+    try:
+        counts = [len(fields) for fields in csv.reader(lines, delimiter=mark)]
+    except csv.Error:  # a field would be longer than 131,072 characters
+        return 0
+    several = [count for count in counts if count > 1]
+    if not several:
+        return 0
+    return counts.count(most_common(several)) / len(counts)
 
 
 def refuse_other_separator(lines):
@@ -3535,10 +3537,13 @@ def are_surely_stamps(frame, name, ids, stamps, form):
 
 
 def runs_evenly(column, frame, ids):
-    """Whether numbers go one way, and mostly by the same step, in each series of a table."""
+    """Whether numbers go one way, and mostly by the same step, in each series of a table.
+
+    2 % of the steps may be none (a row that is there twice) or go the other way.
+    """
     groups = column.groupby([frame[name] for name in ids]) if ids else column
     steps = groups.diff().dropna()
-    if not len(steps) or (steps == 0).mean() > 0.02:
+    if steps.empty or (steps == 0).mean() > 0.02:
         return False
     steps = steps[steps != 0]
     goes_up = (steps > 0).mean()
@@ -3548,7 +3553,7 @@ def runs_evenly(column, frame, ids):
 def times_by_name(frame, names, time_format):
     """Times of the columns with these names, joined by a space. Raises Unusable."""
     refuse_absent(frame, names)
-    column = frame[names[0]] if len(names) == 1 else joined(frame, names)
+    column = frame[names[0]] if len(names) == 1 else join_columns(frame, names)
     if pd.api.types.is_numeric_dtype(column):
         parsed = parse_numbers(column, time_format)
     else:
@@ -3581,7 +3586,7 @@ def date_in_parts(frame):
     return [found[part] for part in order]
 
 
-def joined(frame, names):
+def join_columns(frame, names):
     """Texts (rows,) of several columns, with a space between; whole numbers without a point.
 
     Behind a date, 905 is 09:05.
@@ -3855,7 +3860,7 @@ def parse_text(column, time_format="auto"):
     if not readings:
         return None
 
-    form.pattern = most_even(readings, sample)
+    form.pattern = most_even_pattern(readings, sample)
     offsets = offsets_of(sample)
     if len(offsets) > 1:
         form.notes.append(
@@ -3871,9 +3876,12 @@ def parse_text(column, time_format="auto"):
 
 
 def plain_stamps(text):
-    """(texts (rows,), a sample of them, StampForm) without what pandas' patterns do not know."""
+    """(texts (rows,), a sample of them, StampForm) without what pandas' patterns do not know.
+
+    What is taken away is noted in the StampForm, so that it can be written again.
+    """
     form = StampForm("")
-    sample = cells_of(text)
+    sample = cells_of(text)  # always of the same rows: taken anew after each change
     if sample.str.contains(r"^\s|\s$").any():
         text = text.str.strip()
         sample = text[sample.index]
@@ -3914,6 +3922,64 @@ def word_behind(sample):
             ", ".join(zones),
         )
     return ""
+
+
+def most_even_pattern(readings, sample):
+    """The pattern by which the stamps are most even; `readings` is pattern -> timestamps.
+
+    So 1/2/2024 is in January or in February. Raises Unusable where the stamps do not tell.
+    """
+    if len(readings) == 1:
+        return next(iter(readings))
+    distances = {pattern: unevenness(times) for pattern, times in readings.items()}
+    first, *others = sorted(distances, key=distances.get)
+    for other in others:
+        is_the_same = readings[first].equals(readings[other])
+        if distances[other] == distances[first] and not is_the_same:
+            raise Unusable(
+                "stamps such as {!r} are {} or {}: --time_format decides",
+                *(sample.iloc[-1], first, other),
+            )
+    return first
+
+
+def unevenness(times):
+    """The longest distance of neighbouring stamps over the typical one."""
+    gaps = np.diff(np.unique(times.dropna().astype("int64")))
+    if not len(gaps):
+        return math.inf
+    return gaps.max() / np.median(gaps)
+
+
+def offsets_of(sample):
+    """The different offsets from UTC of stamps as they are written, sorted; "" where one has none.
+
+    Z is one of its own.
+    """
+    offsets = sample.str.extract(r":\d\d(?:[.,]\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
+    return sorted(set(offsets.fillna("").str.replace(":", "")))
+
+
+def zone_of(offsets):
+    """Zone of stamps with such offsets as pandas wants it: None, "UTC", or one such as "+08:00"."""
+    if offsets == [""]:
+        return None
+    if len(offsets) > 1 or offsets == ["Z"]:
+        return "UTC"
+    hours = offsets[0][:3]
+    minutes = offsets[0][3:] or "00"
+    return f"{hours}:{minutes}"
+
+
+def example_of(texts, pattern):
+    """The text that shows most of how stamps are written: all of a clock, and no zeros in front."""
+    if pattern == "ISO8601":
+        marks = [len(re.sub(r"\d", "", text)) for text in texts]  # as many as there are parts
+        fitting = [text for text, count in zip(texts, marks, strict=True) if count == max(marks)]
+    else:
+        form = re.compile(regex_of(pattern))
+        fitting = [text for text in texts if form.fullmatch(text)]
+    return min(fitting, key=len) if fitting else texts[-1]
 
 
 # -- Patterns of stamps ----------------------------------------------------------------------------
@@ -4046,64 +4112,6 @@ def other_clocks(texts, date):
     for text in cells_of(texts):
         found += [clock for its_date, clock in known_patterns(text) if its_date == date]
     return [*dict.fromkeys(found)]  # each once, in order
-
-
-def most_even(readings, sample):
-    """The pattern by which the stamps are most even; `readings` is pattern -> timestamps.
-
-    So 1/2/2024 is in January or in February. Raises Unusable where the stamps do not tell.
-    """
-    if len(readings) == 1:
-        return next(iter(readings))
-    distances = {pattern: unevenness(times) for pattern, times in readings.items()}
-    first, *others = sorted(distances, key=distances.get)
-    for other in others:
-        is_the_same = readings[first].equals(readings[other])
-        if distances[other] == distances[first] and not is_the_same:
-            raise Unusable(
-                "stamps such as {!r} are {} or {}: --time_format decides",
-                *(sample.iloc[-1], first, other),
-            )
-    return first
-
-
-def unevenness(times):
-    """The longest distance of neighbouring stamps over the typical one."""
-    gaps = np.diff(np.unique(times.dropna().astype("int64")))
-    if not len(gaps):
-        return math.inf
-    return gaps.max() / np.median(gaps)
-
-
-def offsets_of(sample):
-    """The different offsets from UTC of stamps as they are written, sorted; "" where one has none.
-
-    Z is one of its own.
-    """
-    offsets = sample.str.extract(r":\d\d(?:[.,]\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
-    return sorted(set(offsets.fillna("").str.replace(":", "")))
-
-
-def zone_of(offsets):
-    """Zone of stamps with such offsets as pandas wants it: None, "UTC", or one such as "+08:00"."""
-    if offsets == [""]:
-        return None
-    if len(offsets) > 1 or offsets == ["Z"]:
-        return "UTC"
-    hours = offsets[0][:3]
-    minutes = offsets[0][3:] or "00"
-    return f"{hours}:{minutes}"
-
-
-def example_of(texts, pattern):
-    """The text that shows most of how stamps are written: all of a clock, and no zeros in front."""
-    if pattern == "ISO8601":
-        marks = [len(re.sub(r"\d", "", text)) for text in texts]  # as many as there are parts
-        fitting = [text for text, count in zip(texts, marks, strict=True) if count == max(marks)]
-    else:
-        form = re.compile(regex_of(pattern))
-        fitting = [text for text in texts if form.fullmatch(text)]
-    return min(fitting, key=len) if fitting else texts[-1]
 
 
 # -- Stamps are written ----------------------------------------------------------------------------
@@ -4500,8 +4508,8 @@ def day_of_month(stamps):
 
 
 @dataclasses.dataclass
-class Numbers:
-    """The values of a column."""
+class ColumnValues:
+    """What a column holds, as numbers."""
 
     values: np.ndarray  # (rows,) float64, NaN where missing or not finite
     unread: int  # cells that are no numbers
@@ -4517,7 +4525,7 @@ class Columns:
     ids: list  # names of those that tell the series of a long format apart
     codes: np.ndarray  # (rows,) int64, which series a row belongs to
     keys: list  # of each code, the texts of its ids
-    values: dict  # column -> Numbers
+    values: dict  # column -> ColumnValues
     passed_over: dict  # column -> Message, why
     warnings: list  # of Message
     behind: int = 0  # columns behind the first numeric one, which are not looked at
@@ -4568,7 +4576,7 @@ def find_values(table, columns, config):
         if config.columns == ["first"] and columns.values:
             columns.behind += 1
             continue
-        numbers = numbers_of_column(frame[name], table.layout)
+        numbers = values_of_column(frame[name], table.layout)
         if numbers is None or numbers.share < MOST_NUMBERS:
             pass_over_text(name, frame[name], numbers, columns)
             continue
@@ -4621,9 +4629,9 @@ def find_ids(table, config):
     # A column called `series` may hold the values themselves.
     others = [name for name in frame.columns if name not in (*found, *INDEX_NAMES)]
     others = [name for name in others if name.lower() not in TIME_NAMES]
-    if any(numbers_of_column(frame[name], table.layout) for name in others):
+    if any(values_of_column(frame[name], table.layout) for name in others):
         return found
-    return [name for name in found if numbers_of_column(frame[name], table.layout) is None]
+    return [name for name in found if values_of_column(frame[name], table.layout) is None]
 
 
 def codes_of(frame, ids):
@@ -4657,8 +4665,8 @@ def sort_key_of_ids(texts):
     return key
 
 
-def numbers_of_column(column, layout):
-    """Numbers of a column; None where hardly any cell is one."""
+def values_of_column(column, layout):
+    """ColumnValues of a column; None where hardly any cell is a number."""
     if pd.api.types.is_bool_dtype(column):
         return None
     if pd.api.types.is_numeric_dtype(column):
@@ -4678,11 +4686,11 @@ def numbers_of_column(column, layout):
         return None
     unread = int(is_unread.sum())
     example = str(column.iloc[is_unread.argmax()]) if unread else ""
-    return Numbers(np.where(is_finite, values, np.nan), unread, example, 1 - unread / known)
+    return ColumnValues(np.where(is_finite, values, np.nan), unread, example, 1 - unread / known)
 
 
 def floats_of_texts(column, layout):
-    """Numbers (rows,) of texts with the marks of a layout, NaN where there is none."""
+    """float64 (rows,) of texts with the marks of a layout, NaN where there is none."""
     text = column.astype("string").str.strip()
     decimal = re.escape(layout.decimal)
     if layout.thousands:
@@ -5113,7 +5121,7 @@ def is_time_of_day(column):
         return is_clock(column)
     hours = column.dropna().unique()
     if are_clock_numbers(pd.Series(hours).astype("string")):
-        return {0, 2400} & {*hours} != set()
+        return 0 in hours or 2400 in hours
     return {*hours} in ({*range(24)}, {*range(1, 25)})
 
 
@@ -5388,7 +5396,10 @@ def find_files(data_dir, max_files):
 
 
 def read_or_reason(config, item):
-    """As `read_series` of one (name, path); without series where the file cannot be used."""
+    """As `read_series` of one (name, path); without series where the file cannot be used.
+
+    The arguments are in the order that `map` over files needs.
+    """
     name, path = item
     try:
         return read_series(path, name, config)
