@@ -3641,7 +3641,7 @@ def refuse_clock_apart(frame):
     clocks = [name for name in texts if is_clock(frame[name])]
     if not clocks:
         return
-    dates = [name for name in texts if looks_like_stamps(frame[name], is_called_so=False)]
+    dates = [name for name in texts if looks_like_stamps(frame[name])]
     for name in dates:
         if cells_of(frame[name]).astype(str).str.contains(":").any():
             return  # it has its clock in it
@@ -3651,21 +3651,32 @@ def refuse_clock_apart(frame):
         )
 
 
-def refuse_unread_column(column, is_called_so):
-    """Raise Unusable where a column seems to hold stamps, though none were read from it."""
-    if pd.api.types.is_numeric_dtype(column):
-        patterns = rarer_patterns(column, is_called_so)
-        if patterns:
-            raise Unusable(
-                "{} seems to hold dates, such as {:.0f}: --time_format {} says so, --time_column"
-                " none takes the rows as they stand",
-                *(column.name, column.dropna().iloc[0], " / ".join(patterns)),
-            )
-        refuse_rounded_epoch(column)
+def refuse_unread_column(column, has_name_of_time):
+    """Raise Unusable where a column seems to hold stamps, though none were read from it.
+
+    Its name may say that it does, too.
+    """
+    if not pd.api.types.is_numeric_dtype(column):
+        refuse_unread_texts(column, has_name_of_time)
         return
-    if not looks_like_stamps(column, is_called_so):
+    patterns = rarer_patterns(column, has_name_of_time)
+    if patterns:
+        raise Unusable(
+            "{} seems to hold dates, such as {:.0f}: --time_format {} says so, --time_column"
+            " none takes the rows as they stand",
+            *(column.name, column.dropna().iloc[0], " / ".join(patterns)),
+        )
+    refuse_rounded_epoch(column)
+
+
+def refuse_unread_texts(column, has_name_of_time):
+    """As `refuse_unread_column`, of texts."""
+    known = column.dropna()
+    if known.empty or is_clock(known):
         return
-    example = str(column.dropna().iloc[0])
+    if not has_name_of_time and not looks_like_stamps(known):
+        return
+    example = str(known.iloc[0])
     if re.search(r"[^\W\d_]{3,}", example):
         raise Unusable(
             "the stamps of {} cannot be read, such as {!r} (names of months are read in English"
@@ -3680,14 +3691,14 @@ def refuse_unread_column(column, is_called_so):
     )
 
 
-def looks_like_stamps(text, is_called_so):
-    """Whether most of some texts look like stamps, or are called so; a clock alone does not."""
+def looks_like_stamps(text):
+    """Whether most of some texts look like stamps; a clock alone does not."""
     sample = cells_of(text).astype(str).str.strip()
     if sample.empty or is_clock(sample):
         return False
     looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS
     varies = len(sample) == 1 or sample.nunique() > 1
-    return is_called_so or (looks_so and varies and sample.str.contains(r"\d").all())
+    return looks_so and varies and bool(sample.str.contains(r"\d").all())
 
 
 def is_clock(text):
@@ -3777,12 +3788,14 @@ def in_nanoseconds(stamps):
     return stamps.where(~is_far).as_unit("ns")
 
 
-def rarer_patterns(column, is_called_so):
+def rarer_patterns(column, has_name_of_time):
     """The patterns by which all numbers of a column are dates in another order, as 31122024 is."""
     known = column.drop_duplicates().dropna()
-    if len(known) < 3 or (known % 1 != 0).any() or known.min() < 10_100 or known.max() > 31_129_999:
+    if len(known) < 3 or (known % 1 != 0).any():
         return []
-    if not is_called_so and known.diff().dropna().nunique() == 1:  # they count
+    if known.min() < 10_100 or known.max() > 31_129_999:  # 01-01-00 and 31-12-9999
+        return []
+    if not has_name_of_time and known.diff().dropna().nunique() == 1:  # they count
         return []
     fitting = []
     for pattern in ("%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y", "%y%m%d"):
@@ -4843,7 +4856,7 @@ def warnings_of_possible_ids(frame, columns):
             continue
         blocks = 1 + np.count_nonzero(np.diff(codes))
         is_by_turns = (codes == np.arange(len(frame)) % count).all()
-        is_calendar = count in (7, 12) or looks_like_stamps(frame[name], is_called_so=False)
+        is_calendar = count in (7, 12) or looks_like_stamps(frame[name])
         if (blocks == count or is_by_turns) and not is_calendar:
             warnings.append(Message("if {} tells the series apart: --id_columns {}", (name, name)))
     return warnings
