@@ -4854,10 +4854,10 @@ def warnings_of_possible_ids(frame, columns):
         count = codes.max() + 1
         if not 2 <= count <= len(frame) / FEWEST_ROWS:
             continue
-        blocks = 1 + np.count_nonzero(np.diff(codes))
+        is_in_blocks = 1 + np.count_nonzero(np.diff(codes)) == count
         is_by_turns = (codes == np.arange(len(frame)) % count).all()
-        is_calendar = count in (7, 12) or looks_like_stamps(frame[name])
-        if (blocks == count or is_by_turns) and not is_calendar:
+        is_calendar = count in (7, 12) or looks_like_stamps(frame[name])  # weekdays, months
+        if (is_in_blocks or is_by_turns) and not is_calendar:
             warnings.append(Message("if {} tells the series apart: --id_columns {}", (name, name)))
     return warnings
 
@@ -5113,18 +5113,18 @@ def hint_of_duplicates(frame, columns):
             )
     key = pd.DataFrame({"code": columns.codes, "stamp": times.stamps})
     for name in rest:
-        is_key = not pd.api.types.is_float_dtype(frame[name]) and frame[name].duplicated().any()
-        if not is_key:
+        if pd.api.types.is_float_dtype(frame[name]) or not frame[name].duplicated().any():
             continue
-        if not key.assign(other=frame[name].to_numpy()).duplicated().any():
-            flag = " ".join(str(name) for name in [*columns.ids, name])
-            if is_number(frame[name]):
-                return Message(
-                    "if {} tells the series apart: --id_columns {}; if it counts minutes or periods"
-                    " of the day, write it as a clock such as 13:30: --time_column {} {}",
-                    (name, flag, times.names[0], name),
-                )
-            return Message("if {} tells the series apart: --id_columns {}", (name, flag))
+        if key.assign(other=frame[name].to_numpy()).duplicated().any():
+            continue
+        flag = " ".join(str(one) for one in [*columns.ids, name])
+        if is_number(frame[name]):
+            return Message(
+                "if {} tells the series apart: --id_columns {}; if it counts minutes or periods"
+                " of the day, write it as a clock such as 13:30: --time_column {} {}",
+                (name, flag, times.names[0], name),
+            )
+        return Message("if {} tells the series apart: --id_columns {}", (name, flag))
     return Message("is an id column missing (--id_columns)?")
 
 
