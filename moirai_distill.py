@@ -3092,7 +3092,10 @@ def decode_as(raw, encoding):
 
 
 def sample_lines(text):
-    """The first lines of a file, and some from all over it."""
+    """The first lines of a file, and some from all over it.
+
+    The header and the line below it are among them, however long they are.
+    """
     second_line = text.find("\n") + 1
     head = text[: max(SAMPLE_LENGTH, text.find("\n", second_line) + 1)]
     lines = head.splitlines()
@@ -4962,12 +4965,12 @@ def read_series(path, name, config):
     refuse_second_table(table.frame)
     if times:
         refuse_unread(times, columns.codes)
-    is_again = rows_again(table.frame, columns)
-    placed, skipped = place_all(name, table.frame, columns, is_again)
+    is_repeat = repeated_rows(table.frame, columns)
+    placed, skipped = place_all(name, table.frame, columns, is_repeat)
 
     series = [one for one, _ in placed]
     facts = facts_of(table, columns, placed)
-    warnings = warnings_of_file(table, columns, placed, is_again, config)
+    warnings = warnings_of_file(table, columns, placed, is_repeat, config)
     return FileRead(series, Report(facts, warnings, skipped), table.layout, times)
 
 
@@ -5040,7 +5043,7 @@ def quoted(cell):
     return "(blank)" if pd.isna(cell) or cell == "" else repr(str(cell))
 
 
-def rows_again(frame, columns):
+def repeated_rows(frame, columns):
     """(rows,) bool: those that are the same as a later row, with their stamps.
 
     Columns that only number the rows do not count.
@@ -5055,7 +5058,7 @@ def rows_again(frame, columns):
     return frame.drop(columns=numbering).duplicated(keep="last").to_numpy()
 
 
-def place_all(name, frame, columns, is_again):
+def place_all(name, frame, columns, is_repeat):
     """Place all series of the file `name`.
 
     Returns a list of (RawSeries, Placed or None) and a list of Message, why others are left out.
@@ -5067,11 +5070,9 @@ def place_all(name, frame, columns, is_again):
     placed = []
     skipped = []
     for key, rows in zip(columns.keys, np.split(order, ends), strict=True):
-        rows = rows[~is_again[rows]]
+        rows = rows[~is_repeat[rows]]
         for column, numbers in columns.values.items():
-            within = [text or "(blank)" for text in key]  # what tells the series apart in the file
-            if len(columns.values) > 1:
-                within.append(column)
+            within = names_within(key, column, columns)
             full_name = " / ".join([name, *within])
             heading = " / ".join(within) or column
             values = numbers.values[rows]
@@ -5090,6 +5091,14 @@ def place_all(name, frame, columns, is_again):
     if not placed:
         raise Unusable("{}", skipped[0])
     return placed, skipped
+
+
+def names_within(key, column, columns):
+    """List of what tells a series apart from the others in its file: ids, and perhaps a column."""
+    names = [text or "(blank)" for text in key]
+    if len(columns.values) > 1:
+        names.append(column)
+    return names
 
 
 def place_one(frame, columns, rows, values):
@@ -5217,7 +5226,7 @@ def runs_backwards(stamps, codes):
     return bool(len(steps) and (steps < 0).mean() > 0.5)
 
 
-def warnings_of_file(table, columns, placed, is_again, config):
+def warnings_of_file(table, columns, placed, is_repeat, config):
     """List of Message: what may make the numbers of a file wrong."""
     times = columns.times
     warnings = [*table.warnings]
@@ -5233,8 +5242,8 @@ def warnings_of_file(table, columns, placed, is_again, config):
                 " came first"
             )
         )
-    if is_again.any():
-        count = int(is_again.sum())
+    if is_repeat.any():
+        count = int(is_repeat.sum())
         warnings.append(Message("{:,} rows are there twice: used once", (count,)))
     if times:
         warnings += warnings_of_places([place for _, place in placed])
