@@ -3260,7 +3260,7 @@ def read_by_marks(content, lines, layout, config):
     if odd_cells:
         decimal = layout.decimal
         layout.decimal, layout.thousands = find_marks(cells + odd_cells, layout.separator, config)
-        if layout.decimal != decimal:
+        if layout.decimal != decimal:  # `floats_of_texts` takes the thousands out, not pandas
             frame = read_frame(content, layout, config)
     return frame
 
@@ -3863,16 +3863,15 @@ def parse_text(column, time_format="auto"):
     text, sample, form = plain_stamps(column.astype("string"))
     if sample.empty or sample.str.contains(r"\d").mean() < MOST_STAMPS:
         return None
-    patterns = [("", time_format)]
     if time_format == "auto":
         patterns = [
             (date, clock)
             for date, clock in best_patterns(sample)
             if read_stamps(sample, date, clock).notna().mean() >= MOST_STAMPS
         ]
-    readings = {}
-    for date, clock in patterns:
-        readings[date + clock] = read_stamps(text, date, clock)
+    else:
+        patterns = [("", time_format)]
+    readings = {date + clock: read_stamps(text, date, clock) for date, clock in patterns}
     if not readings:
         return None
 
@@ -4769,12 +4768,10 @@ def is_counter(values, codes):
     steps = steps[is_within & ~np.isnan(steps)]
     if len(steps) < 2:
         return False
-    goes_up = (steps > 0).mean()
-    if goes_up == 1 or (steps < 0).all():
-        return True
+    one_way = max((steps > 0).mean(), (steps < 0).mean())  # share of the steps
     usual = np.nanmedian(values)
     is_epoch = epoch_unit(usual, usual) != ""
-    return bool(is_epoch and max(goes_up, (steps < 0).mean()) > 0.9)
+    return bool(one_way == 1 or (is_epoch and one_way > 0.9))
 
 
 def is_part_of_date(values, times):
@@ -5382,15 +5379,20 @@ def frame_of_parquet(path, max_mb):
                     max_mb,
                 )
             frame = pd.read_parquet(file, engine="pyarrow")
-        if isinstance(frame.index, pd.DatetimeIndex):
-            frame = frame.rename_axis(frame.index.name or "date")
-        if not isinstance(frame.index, pd.RangeIndex):
-            frame = frame.reset_index()
-        for column in frame.columns:
-            if pd.api.types.infer_dtype(frame[column]) == "date":  # days, which pandas keeps apart
-                frame[column] = pd.to_datetime(frame[column])
+        return as_plain_columns(frame)
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise Unusable("unreadable: {}", " ".join(str(error).split())[:200]) from error
+
+
+def as_plain_columns(frame):
+    """A frame whose index, where it has a meaning, is a column, and whose days are timestamps."""
+    if isinstance(frame.index, pd.DatetimeIndex):
+        frame = frame.rename_axis(frame.index.name or "date")
+    if not isinstance(frame.index, pd.RangeIndex):
+        frame = frame.reset_index()
+    for column in frame.columns:
+        if pd.api.types.infer_dtype(frame[column]) == "date":  # days, which pandas keeps apart
+            frame[column] = pd.to_datetime(frame[column])
     return frame
 
 
