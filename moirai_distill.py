@@ -4546,11 +4546,6 @@ class Columns:
     behind: int = 0  # columns behind the first numeric one, which are not looked at
 
 
-NUMBER_WITH_SIGNS = re.compile(
-    r"-?(?:[A-Z]{0,3}[$€£¥₹]|[A-Z]{3} |[<>~(])\s?[+-]?\d[\d.,]*\s?[^\d\s]{0,3}"  # $12.50
-    r"|[+-]?\d[\d.,]*\s?[^\d\s.,:]{1,4}"  # 3.2M, 12 %
-    r"|[+-]?\d{1,3}(?:[ '’\u00a0\u202f]\d{3})+(?:[.,]\d+)?"  # 1 049
-)
 NO_NUMBER = Message("is no number")
 COUNTER = Message("only rises, or only falls, as a counter or a clock does")
 INDEX = Message("is an index by its name")
@@ -4585,7 +4580,8 @@ def find_values(table, columns, config):
     """Note in Columns which columns are the values, and why others are none."""
     frame = table.frame
     times = columns.times
-    for name in config.columns if config.names_columns else frame.columns:
+    candidates = config.columns if config.names_columns else frame.columns
+    for name in candidates:
         if name in columns.ids or (times and name in times.names):
             continue
         if config.columns == ["first"] and columns.values:
@@ -4627,6 +4623,73 @@ def refuse_texts_alone(frame, columns):
                 *(first_names(frame), name, cells.iloc[0][:40]),
             )
     raise Unusable("no numeric column among {}", first_names(frame))
+
+
+def refuse_newest_first(frame, columns):
+    """Raise Unusable where whole numbers beside the values only fall: the end may come first."""
+    for name in frame.columns:
+        if name in columns.values or not is_number(frame[name]):
+            continue
+        known = frame[name].dropna()
+        steps = known.diff().dropna()
+        is_whole = (known % 1 == 0).all()
+        if is_whole and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
+            raise Unusable(
+                "{} only falls and there are no timestamps: do the newest rows come first?"
+                " Turn the file round; --time_column none takes the rows as they stand",
+                name,
+            )
+
+
+def refuse_years_alone(frame):
+    """Raise Unusable where years were found, but not what makes stamps of them."""
+    for name in frame.columns:
+        if name.lower() in PARTS_OF_DATE["year"] and frame[name].duplicated().any():
+            raise Unusable(
+                "{} is a part of a date, but no other part was found: --time_column {} ... names"
+                " them, --time_column none takes the rows as they stand",
+                *(name, name),
+            )
+
+
+def warnings_of_few_values(columns):
+    """List of Message: values that may be a flag or a class."""
+    warnings = []
+    for name, numbers in columns.values.items():
+        known = numbers.values[~np.isnan(numbers.values)]
+        distinct = pd.unique(known)
+        if len(distinct) <= FEW_VALUES:
+            shown = ", ".join(f"{value:g}" for value in np.sort(distinct))
+            warnings.append(
+                Message(
+                    "{} takes only the values {}: if it is a flag or a class, --columns names"
+                    " another one",
+                    (name, shown),
+                )
+            )
+    return warnings
+
+
+def warnings_of_possible_ids(frame, columns):
+    """List of Message: texts that come in blocks, or by turns, as the ids of several series do."""
+    warnings = []
+    taken = [*columns.values, *(columns.times.names if columns.times else [])]
+    for name in frame.columns:
+        if name in taken or pd.api.types.is_numeric_dtype(frame[name]):
+            continue
+        codes = pd.factorize(frame[name])[0]
+        count = codes.max() + 1
+        if not 2 <= count <= len(frame) / FEWEST_ROWS:
+            continue
+        is_in_blocks = 1 + np.count_nonzero(np.diff(codes)) == count
+        is_by_turns = (codes == np.arange(len(frame)) % count).all()
+        is_calendar = count in (7, 12) or looks_like_stamps(frame[name])  # weekdays, months
+        if (is_in_blocks or is_by_turns) and not is_calendar:
+            warnings.append(Message("if {} tells the series apart: --id_columns {}", (name, name)))
+    return warnings
+
+
+# -- Ids -------------------------------------------------------------------------------------------
 
 
 def find_ids(table, config):
@@ -4680,6 +4743,9 @@ def sort_key_of_ids(texts):
     return key
 
 
+# -- Numbers ---------------------------------------------------------------------------------------
+
+
 def values_of_column(column, layout):
     """ColumnValues of a column; None where hardly any cell is a number."""
     if pd.api.types.is_bool_dtype(column):
@@ -4718,6 +4784,9 @@ def floats_of_texts(column, layout):
     return pd.to_numeric(text, errors="coerce")
 
 
+# -- Columns that are no values --------------------------------------------------------------------
+
+
 def pass_over_text(name, column, numbers, columns):
     """Note in Columns that a column is not numeric; loudly where much of it is, or nearly."""
     if numbers is not None and numbers.share >= 0.5:
@@ -4730,6 +4799,13 @@ def pass_over_text(name, column, numbers, columns):
         return
     columns.passed_over[name] = why
     columns.warnings.append(Message("{} is passed over: it {}", (name, why)))
+
+
+NUMBER_WITH_SIGNS = re.compile(
+    r"-?(?:[A-Z]{0,3}[$€£¥₹]|[A-Z]{3} |[<>~(])\s?[+-]?\d[\d.,]*\s?[^\d\s]{0,3}"  # $12.50
+    r"|[+-]?\d[\d.,]*\s?[^\d\s.,:]{1,4}"  # 3.2M, 12 %
+    r"|[+-]?\d{1,3}(?:[ '’\u00a0\u202f]\d{3})+(?:[.,]\d+)?"  # 1 049
+)
 
 
 def number_with_signs(column):
@@ -4796,70 +4872,6 @@ def are_dates_or_years(known):
         return False
     parsed = parse_numbers(pd.Series(known))
     return parsed is not None and parsed[1].pattern.startswith("%Y%m%d")
-
-
-def refuse_newest_first(frame, columns):
-    """Raise Unusable where whole numbers beside the values only fall: the end may come first."""
-    for name in frame.columns:
-        if name in columns.values or not is_number(frame[name]):
-            continue
-        known = frame[name].dropna()
-        steps = known.diff().dropna()
-        is_whole = (known % 1 == 0).all()
-        if is_whole and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
-            raise Unusable(
-                "{} only falls and there are no timestamps: do the newest rows come first?"
-                " Turn the file round; --time_column none takes the rows as they stand",
-                name,
-            )
-
-
-def refuse_years_alone(frame):
-    """Raise Unusable where years were found, but not what makes stamps of them."""
-    for name in frame.columns:
-        if name.lower() in PARTS_OF_DATE["year"] and frame[name].duplicated().any():
-            raise Unusable(
-                "{} is a part of a date, but no other part was found: --time_column {} ... names"
-                " them, --time_column none takes the rows as they stand",
-                *(name, name),
-            )
-
-
-def warnings_of_few_values(columns):
-    """List of Message: values that may be a flag or a class."""
-    warnings = []
-    for name, numbers in columns.values.items():
-        known = numbers.values[~np.isnan(numbers.values)]
-        distinct = pd.unique(known)
-        if len(distinct) <= FEW_VALUES:
-            shown = ", ".join(f"{value:g}" for value in np.sort(distinct))
-            warnings.append(
-                Message(
-                    "{} takes only the values {}: if it is a flag or a class, --columns names"
-                    " another one",
-                    (name, shown),
-                )
-            )
-    return warnings
-
-
-def warnings_of_possible_ids(frame, columns):
-    """List of Message: texts that come in blocks, or by turns, as the ids of several series do."""
-    warnings = []
-    taken = [*columns.values, *(columns.times.names if columns.times else [])]
-    for name in frame.columns:
-        if name in taken or pd.api.types.is_numeric_dtype(frame[name]):
-            continue
-        codes = pd.factorize(frame[name])[0]
-        count = codes.max() + 1
-        if not 2 <= count <= len(frame) / FEWEST_ROWS:
-            continue
-        is_in_blocks = 1 + np.count_nonzero(np.diff(codes)) == count
-        is_by_turns = (codes == np.arange(len(frame)) % count).all()
-        is_calendar = count in (7, 12) or looks_like_stamps(frame[name])  # weekdays, months
-        if (is_in_blocks or is_by_turns) and not is_calendar:
-            warnings.append(Message("if {} tells the series apart: --id_columns {}", (name, name)))
-    return warnings
 
 
 # -- Series in rows --------------------------------------------------------------------------------
