@@ -2910,7 +2910,7 @@ OTHER_KINDS = (
 OTHER_TEXTS = (
     (rb"\{|\[\s*[\[{]", Message("JSON: save it as CSV (pandas.read_json)")),
     (rb"<!doctype|<html", Message("a web page: was it downloaded from the wrong address?")),
-    (rb"<\?xml|<[a-z]+[\s>]", Message("XML: save its table as CSV")),
+    (rb"<\?xml|<[a-z]+[\s>](?![,;\t]<)", Message("XML: save its table as CSV")),
     (rb"@relation\s|%.*\s@relation\s", Message("an ARFF file: save it as CSV")),
     (
         rb"(-- |/\*)|(create|drop|insert)\s+(table|into|database)\s",
@@ -3476,16 +3476,18 @@ class Times:
 
     @functools.cached_property
     def parts(self):
-        """Year, month, ..., (rows,) float64 each, of those that vary."""
+        """Year, month, ..., week, (rows,) float64 each, of those that vary."""
         names = ("year", "quarter", "month", "day", "hour", "minute", "day_of_week", "day_of_year")
         parts = [getattr(self.stamps, name).to_numpy(dtype=np.float64) for name in names]
+        parts.append(self.stamps.isocalendar().week.to_numpy(dtype=np.float64, na_value=np.nan))
         return [part for part in parts if np.nanmax(part) > np.nanmin(part)]
 
 
 def find_times(frame, ids, config):
     """Times of a table, or None where its rows are taken as they stand. Raises Unusable.
 
-    Columns that are named in TIME_NAMES come first, numbers last.
+    Columns that are named in TIME_NAMES come first, then texts, then numbers. Last come texts that
+    are the same in all rows, as the time of an export is.
     """
     if config.time_column == ["none"]:
         return None
@@ -3493,7 +3495,9 @@ def find_times(frame, ids, config):
         return times_by_name(frame, config.time_column, config.time_format)
 
     def sort_key(name):
-        return name.lower() not in TIME_NAMES, pd.api.types.is_numeric_dtype(frame[name])
+        is_numeric = pd.api.types.is_numeric_dtype(frame[name])
+        is_constant = not is_numeric and frame[name].nunique() == 1
+        return is_constant, name.lower() not in TIME_NAMES, is_numeric
 
     refuse_clock_apart(frame)
     names = sorted((name for name in frame.columns if name not in ids), key=sort_key)
@@ -3612,6 +3616,8 @@ def join_columns(frame, names):
 def are_clock_numbers(text):
     """Whether texts are hours and minutes without a mark between, such as 905 and 1330."""
     digits = cells_of(text).str.removesuffix(".0")
+    if digits.empty:
+        return False
     is_fitting = digits.str.fullmatch(r"\d{1,2}|(?:[01]?\d|2[0-4])[0-5]\d")
     return bool(is_fitting.all() and digits.str.len().max() > 2)
 
@@ -3635,6 +3641,7 @@ LIKE_A_STAMP = (
     rf"|{NAME_OF_MONTH}"
     r"|\b(?:1[6-9]|20)\d\d(?:\b|[A-Za-z]\d)"  # a year, as in 3 août 2024 or 2024M01
     r"|^[^\W\d]{3,9}\.?[- ]\d\d$"  # Okt-24
+    r"|\b(?:1[6-9]|20)\d\d[年년]"  # 2024年第1季度
 )
 
 
@@ -3989,6 +3996,7 @@ def zone_of(offsets):
 def example_of(texts, pattern):
     """The text that shows most of how stamps are written: all of a clock, and no zeros in front."""
     if pattern == "ISO8601":
+        texts = [text for text in texts if re.match(r"\d{4}", text)]  # no units below the header
         marks = [len(re.sub(r"\d", "", text)) for text in texts]  # as many as there are parts
         fitting = [text for text, count in zip(texts, marks, strict=True) if count == max(marks)]
     else:
@@ -4195,7 +4203,9 @@ def like_example(texts, pattern, example):
     if "%f" in pattern:
         digits = len(re.findall(r"[.,](\d+)", example)[-1])
         six = r"(?<=[.,])\d{6}(?!\d)"
-        texts = texts.str.replace(six, lambda found: found[0][:digits], regex=True)
+        texts = texts.str.replace(
+            six, lambda found: found[0][:digits].ljust(digits, "0"), regex=True
+        )
     if re.search("%[bB]", pattern) and example.isupper():
         texts = texts.str.upper()
     date, clock = split_stamp(example)
@@ -4626,14 +4636,18 @@ def refuse_texts_alone(frame, columns):
 
 
 def refuse_newest_first(frame, columns):
-    """Raise Unusable where whole numbers beside the values only fall: the end may come first."""
+    """Raise Unusable where whole numbers, or years such as 2024.25, beside the values only fall.
+
+    The end may come first.
+    """
     for name in frame.columns:
         if name in columns.values or not is_number(frame[name]):
             continue
         known = frame[name].dropna()
         steps = known.diff().dropna()
         is_whole = (known % 1 == 0).all()
-        if is_whole and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
+        is_time = is_called_time(name) or known.between(OLDEST_YEAR, 2200).all()
+        if (is_whole or is_time) and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
             raise Unusable(
                 "{} only falls and there are no timestamps: do the newest rows come first?"
                 " Turn the file round; --time_column none takes the rows as they stand",
@@ -4705,7 +4719,9 @@ def find_ids(table, config):
         if name.lower() in ID_NAMES and frame[name].nunique() <= len(frame) / FEWEST_ROWS:
             found.append(name)
     # A column called `series` may hold the values themselves.
-    others = [name for name in frame.columns if name not in (*found, *INDEX_NAMES)]
+    others = [
+        name for name in frame.columns if name not in found and str(name).lower() not in INDEX_NAMES
+    ]
     others = [name for name in others if name.lower() not in TIME_NAMES]
     if any(values_of_column(frame[name], table.layout) for name in others):
         return found
@@ -4858,6 +4874,13 @@ def is_part_of_date(values, times):
     for part in times.parts:
         if any((values == part + shift).mean() > 0.99 for shift in (0, 1)):
             return True
+    # By other numbers: 1 to 48 half hours of a day, a week that begins on Sunday.
+    minutes = 60 * times.stamps.hour + times.stamps.minute
+    for cycle in (minutes, times.stamps.day_of_week):
+        groups = pd.Series(values).groupby(cycle)
+        is_numbered = (groups.nunique() == 1).all() and groups.ngroups == len(np.unique(known))
+        if is_numbered and 1 < groups.ngroups <= len(values) / 3:
+            return True
     return False
 
 
@@ -4878,22 +4901,46 @@ def are_dates_or_years(known):
 
 
 def refuse_series_in_rows(frame):
-    """Raise Unusable where each series is a row: columns are dates, years, or d_1, d_2, d_3, ..."""
+    """Raise Unusable where each series is a row: columns are dates, months, d_1, d_2, d_3, ..."""
     names = [str(name) for name in frame.columns]
-    if len(names) < 6:
-        return
-    tail = names[-max(5, len(names) // 2) :]
-    in_rows = are_dates(tail)
-    if not in_rows and count_on(tail):
-        first = frame.iloc[:, 0]
-        has_stamps = parse_numbers(first) if is_number(first) else parse_text(first)
-        in_rows = not has_stamps and (are_years(tail) or holds_keys(first))
-    if in_rows:
+    if names[-1].startswith("Unnamed:"):  # each line ends with a separator
+        names.pop()
+    if fill_a_calendar(names) or are_steps(names, frame):
         raise Unusable(
             "its series lie in rows ({}, ..., {}): reshape it to long format, a row for each time"
             " (pandas.melt)",
             *(", ".join(names[:4]), names[-1]),
         )
+
+
+def are_steps(names, frame):
+    """Whether the last names of a frame's columns are dates, or go on as steps of time do."""
+    if len(names) < 6:
+        return False
+    tail = [name.removesuffix("年") for name in names[-max(5, len(names) // 2) :]]
+    if are_dates(tail):
+        return True
+    if not count_on(tail):
+        return False
+    first = frame.iloc[:, 0]
+    has_stamps = parse_numbers(first) if is_number(first) else parse_text(first)
+    return not has_stamps and (are_years(tail) or holds_keys(first))
+
+
+def fill_a_calendar(names):
+    """Whether some names of columns are all quarters or months of a year, or hours of a day.
+
+    Of the months, those that English and German share do, in short or in full.
+    """
+    texts = {name.upper() for name in names}
+    months = {text[:3] for text in texts} & {*MONTHS}
+    quarters = {f"Q{number}" for number in range(1, 5)}
+    chinese = {f"{number}月" for number in range(1, 13)}
+    if len(months) >= 8 or texts >= quarters or texts >= chinese:
+        return True
+    found = [re.fullmatch(r"(?:H|HE|HR|HOUR)[ _]?(\d{1,2})", text) for text in texts]
+    hours = {int(hour[1]) for hour in found if hour}
+    return hours in ({*range(24)}, {*range(1, 25)})
 
 
 def count_on(names):
@@ -4927,11 +4974,9 @@ def holds_keys(column):
 def are_dates(names):
     """Whether the names of columns are dates, such as 1/22/20, Jan-20, 2020M01, 1990 [YR1990].
 
-    So are clocks, of which a row is a day, and months.
+    So are clocks, of which a row is a day.
     """
     if all(re.fullmatch(r"\d{1,2}:\d\d(?::\d\d)?|[1-4]Q\d\d(?:\d\d)?", name) for name in names):
-        return True
-    if all(name.upper() in MONTHS for name in names):  # a row is a year
         return True
     if not all(re.search(r"\d\D+\d|[A-Za-z]{3}\D*\d", name) for name in names):
         return False

@@ -142,6 +142,12 @@ NO_VALUES = {  # name -> (columns, the column that is forecast, frequency)
     "a place": ({"lat": [52.5] * ROWS, "lon": [13.4] * ROWS, "date": HOURS, "value": WAVE}, "h"),
     "an hour of the day": ({"hour": HOURS.hour, "date": HOURS, "value": WAVE}, "h"),
     "an hour by another name": ({"HR_END": HOURS.hour + 1, "date": HOURS, "value": WAVE}, "h"),
+    "half hours of the day": ({"SP": 1 + 2 * HOURS.hour, "date": HOURS, "value": WAVE}, "h"),
+    "a week from Sunday on": (
+        {"wd": (DAYS.day_of_week + 1) % 7, "date": DAYS, "value": WAVE},
+        "D",
+    ),
+    "a week of the year": ({"KW": DAYS.isocalendar().week, "date": DAYS, "value": WAVE}, "D"),
     "a day of the week": ({"wd": HOURS.day_of_week, "date": HOURS, "value": WAVE}, "h"),
 }
 
@@ -203,6 +209,33 @@ def test_a_file_whose_rows_count_down_is_not_forecast_backwards(tmp_path):
     assert "Nr only falls" in reason(write(path, by_two))
 
 
+@pytest.mark.parametrize("name", ["time", "decimal_date"])
+def test_decimal_years_that_fall_are_not_forecast_backwards(name, tmp_path):
+    years = [f"{2020 - row / 12:.3f}" for row in range(ROWS)]
+    path = write(tmp_path / "a.csv", {name: years, "value": WAVE})
+    assert "newest rows come first" in reason(path)
+
+
+@pytest.mark.parametrize("form", ["{0}年", "{0}年第{1}季度", "{0}年{1}季度", "{0}년 {1}월"])
+def test_years_with_their_sign_that_are_unread_are_refused(form, tmp_path):
+    stamps = [form.format(2020 - row // 4, 4 - row % 4) for row in range(ROWS)]
+    path = write(tmp_path / "a.csv", {"x": stamps, "value": WAVE})
+    assert "--time_format says how they are written" in reason(path)
+
+
+def test_the_time_of_an_export_is_not_the_time_of_its_rows(tmp_path):
+    columns = {"last update": ["12/06/24 23:00:00"] * ROWS, "period": HOURS, "value": WAVE}
+    series = one(write(tmp_path / "a.csv", columns))
+    np.testing.assert_array_equal(series.values, WAVE)
+    assert series.freq == "h"
+
+
+def test_an_empty_column_beside_duplicates_is_no_time_of_the_day(tmp_path):
+    columns = {"x": [""] * ROWS, "date": [HOURS[0]] * ROWS, "value": WAVE}
+    path = write(tmp_path / "a.csv", columns)
+    assert "timestamps are duplicates with other values" in reason(path)
+
+
 def test_years_whose_months_are_not_understood_are_refused(tmp_path):
     columns = {"Year": MONTHS.year, "Period": MONTHS.strftime("M%m"), "Value": WAVE}
     path = write(tmp_path / "a.csv", columns)  # as the BLS has it
@@ -251,6 +284,7 @@ FORMS = {  # name -> (stamps, frequency)
     "epoch milliseconds": (HOURS.as_unit("ms").asi8, "h"),
     "epoch nanoseconds": (HOURS.as_unit("ns").asi8, "h"),
     "T and Z": (HOURS.strftime("%Y-%m-%dT%H:%M:%SZ"), "h"),
+    "nanoseconds": (HOURS.strftime("%Y-%m-%dT%H:%M:%S.000000000"), "h"),
     "milliseconds, T and Z": (HOURS.strftime("%Y-%m-%dT%H:%M:%S.000Z"), "h"),
     "an offset": (HOURS.strftime("%Y-%m-%d %H:%M:%S+08:00"), "h"),
     "am and pm": (HOURS.strftime("%m/%d/%Y %I:%M %p"), "h"),
@@ -310,6 +344,13 @@ def test_stamps_ahead_are_written_in_the_form_of_the_file_and_go_on(name, tmp_pa
     series = one(write(tmp_path / "b.csv", {"when": stamps[:known] + ahead, "value": WAVE}))
     np.testing.assert_array_equal(series.values, WAVE)
     assert series.freq == freq
+
+
+def test_units_below_the_header_are_no_form_of_stamps(tmp_path):
+    stamps = ["(UTC time)", *DAYS.strftime("%Y-%m-%d")]
+    file = read(write(tmp_path / "a.csv", {"when": stamps, "value": ["°C", *WAVE]}))
+    (ahead,) = md.write_stamps(md.steps_after(file.series[0], 1), file.times.form)
+    assert ahead == "2024-07-17"
 
 
 @pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M", "%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M:%S"])
@@ -883,8 +924,40 @@ def test_series_in_rows_by_other_names_are_refused(first, names, tmp_path):
     assert "series lie in rows" in reason(write(tmp_path / "a.csv", columns))
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Q1", "Q2", "Q3", "Q4"],
+        [*pd.date_range("2024-01-01", periods=12, freq="MS").strftime("%B"), "Annual", "Mean"],
+        ["Jan", "Feb", "Mär", "Apr", "Mai", "Jun", "Jul", "Aug", "Sep", "Okt", "Nov", "Dez"],
+        [f"{month}月" for month in range(1, 13)],
+        [f"h{hour}" for hour in range(1, 25)],
+        [f"Hour {hour}" for hour in range(24)],
+    ],
+    ids=["quarters", "months and means", "German", "Chinese", "h1", "Hour 0"],
+)
+def test_columns_that_fill_a_year_or_a_day_are_series_in_rows(names, tmp_path):
+    columns = {"Year": range(1900, 1960)} | {name: WAVE[n : n + 60] for n, name in enumerate(names)}
+    assert "series lie in rows" in reason(write(tmp_path / "a.csv", columns))
+
+
+def test_years_with_their_sign_are_series_in_rows(tmp_path):
+    columns = {"地区": ["a", "b", "c"]} | {
+        f"{year}年": [1.5, 2.5, 1.0] for year in range(2023, 1990, -1)
+    }
+    assert "series lie in rows" in reason(write(tmp_path / "a.csv", columns))
+
+
 def test_columns_that_are_numbered_by_tens_are_series_in_rows(tmp_path):
     columns = {"place": ["a", "b", "c"]} | {f"x{10 * n}": [1.5, 2.5, 1.0] for n in range(40)}
+    assert "series lie in rows" in reason(write(tmp_path / "a.csv", columns))
+
+
+def test_a_separator_at_the_end_of_each_line_does_not_hide_series_in_rows(tmp_path):
+    columns = {"place": ["a", "b", "c"]}
+    for year in range(1960, 2024):
+        columns[f"{year}"] = [1.5, 2.5, 1.0]
+    columns[""] = [""] * 3
     assert "series lie in rows" in reason(write(tmp_path / "a.csv", columns))
 
 
@@ -924,18 +997,25 @@ def test_columns_with_running_names_beside_stamps_are_no_series_in_rows(tmp_path
         (b'[\n {"date": "2024-01-01", "value": 3},\n', "JSON"),
         (b'\xef\xbb\xbf{"a": 1}', "JSON"),
         (b"<?xml version='1.0'?>\n<a>1</a>\n", "XML"),
+        (b"<data>\n<row>1</row>\n</data>\n", "XML"),
         (b"-- MySQL dump\nCREATE TABLE a (b int);\n", "SQL"),
         (b"% made by Weka\n@relation a\n@data\n1,2\n", "ARFF"),
     ],
     ids=[
         *("zip", "parquet", "bzip2", "xz", "gzip", "html", "lfs"),
-        *("json", "json with a mark", "xml", "sql", "arff"),
+        *("json", "json with a mark", "xml", "xml without a head", "sql", "arff"),
     ],
 )
 def test_a_file_of_another_kind_is_called_what_it_is(content, words, tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(content)
     assert words in reason(path)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_names_between_angle_brackets_are_no_xml(separator, tmp_path):
+    columns = {"<DATE>": DAYS.strftime("%Y%m%d"), "<CLOSE>": WAVE}
+    np.testing.assert_array_equal(one(write(tmp_path / "a.csv", columns, separator)).values, WAVE)
 
 
 @pytest.mark.parametrize("separator", [" ", "^", "~"])
