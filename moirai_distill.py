@@ -7200,8 +7200,6 @@ def load_teacher(request, device, note):
         raise UserError("--teacher_precision bf16: not for a MOIRAI-MoE; use 32")
 
     try:
-        from safetensors.torch import load_file
-
         package = importlib.import_module(f"uni2ts.model.{generation.package}")
     except ImportError as error:
         raise UserError(
@@ -7209,6 +7207,21 @@ def load_teacher(request, device, note):
         ) from error
     if "distr_output" in settings:
         settings["distr_output"] = build_distribution(name, settings["distr_output"])
+    module = open_module(package, generation, settings, (name, weights_file))
+    forecast_class = None
+    if generation.package != "moirai":
+        forecast_class = getattr(package, f"{generation.prefix}Forecast")
+    return Teacher(module, device, precision, note, forecast_class)
+
+
+def open_module(package, generation, settings, source):
+    """The module of uni2ts that settings describe, with its weights; `source` is (name, file).
+
+    Raises UserError.
+    """
+    from safetensors.torch import load_file
+
+    name, weights_file = source
     try:
         if 0.5 not in settings.get("quantile_levels", [0.5]):
             raise ValueError("quantile_levels without 0.5")
@@ -7231,11 +7244,7 @@ def load_teacher(request, device, note):
             "{}: config.json or model.safetensors is damaged or of another model ({}: {})",
             *(name, type(error).__name__, reason),
         ) from error
-
-    forecast_class = None
-    if generation.package != "moirai":
-        forecast_class = getattr(package, f"{generation.prefix}Forecast")
-    return Teacher(module, device, precision, note, forecast_class)
+    return module
 
 
 def find_generation(name, settings):
