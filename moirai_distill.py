@@ -223,7 +223,7 @@ def add_run_flags(parser):
 def add_evaluate_flags(parser):
     """What evaluate has beside the flags of data, teacher and machine."""
     add = parser.add_argument
-    add("--checkpoint", nargs="+", required=True, help=f"one or more of: {CHECKPOINT_HELP}")
+    add("--checkpoint", nargs="+", required=True, help=f"one or more: {CHECKPOINT_HELP}, or .onnx")
     add(
         "--with_teacher", action="store_true", help="score the teacher, too, from the cache or anew"
     )
@@ -256,6 +256,7 @@ def add_export_flags(parser):
     add = parser.add_argument
     add("--checkpoint", required=True, help=CHECKPOINT_HELP)
     add("--format", choices=["onnx", "hub"], required=True, help="onnx file, or hub folder")
+    add("--int8", action="store_true", help="onnx: weights in 8 bits, where it is as good")
     add("--output", default=None, help="default: student.onnx or hub in the checkpoint's folder")
 
 
@@ -684,6 +685,9 @@ MOST_NOTES = 20  # files whose lines are shown, and notes that are listed under 
 MOST_REASONS = 4  # series of a file that are skipped, and warnings about it
 MOST_NAMES = 8  # columns of a file that are named
 NEWS_EVERY = 180  # s between two lines on labelling, where stderr is no terminal
+INT8_TOLERANCE = 0.01  # share of its MSE by which an int8 file may be worse than float32 ...
+INT8_WALKS = 512  # ... on as many random walks, where the run's own test windows are not at hand
+FEWEST_ROUNDED = 64  # numbers of a tensor of an int8 file; smaller ones stay float32
 ONNX_TOLERANCE = 1e-4  # deviations of a context by which an ONNX file may differ from PyTorch
 
 # -- What you must not touch -----------------------------------------------------------------------
@@ -758,6 +762,26 @@ MOST_EVALUATION = 20_000_000  # ... but an evaluation has some for each series
 MOST_HEADER = 4_000_000  # bytes that list the tensors of a safetensors file
 MOST_TEACHER = 8_000_000_000  # bytes of a teacher's weights: the largest published ones have 1.2 GB
 MOST_TEXT = 10_000  # signs of a name or a path
+MOST_ONNX = 1_000_000_000  # bytes of an ONNX file
+MOST_VALUES = 2**26  # of a tensor that an ONNX file computes in one call
+MOST_OF_WINDOW = 2**28  # values that it computes for one window, beside eight for each byte of it
+
+# Which entry of an ONNX file's metadata holds, as JSON, what the config.json of an exported folder
+# says.
+ONNX_FACTS = "moirai_distill"
+
+# The operations of an ONNX file of a student, as PyTorch exports it. None of them reads a file, or
+# repeats others.
+ONNX_OPERATIONS = {
+    *("Abs", "Add", "And", "Clip", "Div", "Equal", "Erf", "Exp", "Gelu", "Greater", "IsNaN"),
+    *("GreaterOrEqual", "Less", "LessOrEqual", "Log", "Max", "Min", "Mul", "Neg", "Not", "Or"),
+    *("Pow", "Reciprocal", "Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh", "Where"),
+    *("Gemm", "LayerNormalization", "MatMul", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"),
+    *("Softmax", "Cast", "CastLike", "Concat", "Constant", "ConstantOfShape", "Expand", "Flatten"),
+    *("Gather", "Identity", "Pad", "Range", "Reshape", "Shape", "Slice", "Split", "Squeeze"),
+    *("Tile", "Transpose", "Unsqueeze", "DequantizeLinear", "DynamicQuantizeLinear"),
+    *("MatMulInteger", "QuantizeLinear"),
+}
 
 # What the pickle in a checkpoint is made of: what torch.save writes of plain values and tensors.
 PICKLE_STEPS = {
@@ -793,6 +817,7 @@ RUN_FILES = (
     "evaluation.json",
     "comparison",
     "student.onnx",
+    "student_int8.onnx",
     "hub",
     "trials",
 )
@@ -808,6 +833,7 @@ CHINESE = {
     "Prediction length: {}": "预测长度: {}",
     "\nCreating datasets...": "\n创建数据集...",
     "Found {} CSV files": "找到 {} 个 CSV 文件",
+    "Found {} CSV files, {} Parquet files": "找到 {} 个 CSV 文件，{} 个 Parquet 文件",
     "Using {} files for the {} set": "使用 {} 个文件用于 {} 集",
     "Split by {}": "划分方式: {}",
     "Datasets loaded: {:,} samples": "数据集加载完成: {:,} 个样本",
@@ -913,6 +939,18 @@ CHINESE = {
     "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation": (
         "与 PyTorch 在 {} 个上下文上的最大差异: {:.1e} 个标准差"
     ),
+    "MSE on {:,} windows: {:.4f} in float32, {:.4f} in int8 ({:+.2f} %)": (
+        "{:,} 个窗口上的 MSE: float32 {:.4f}，int8 {:.4f} ({:+.2f} %)"
+    ),
+    "WQL of the quantiles: {:.4f} in float32, {:.4f} in int8 ({:+.2f} %)": (
+        "分位数的 WQL: float32 {:.4f}，int8 {:.4f} ({:+.2f} %)"
+    ),
+    "Size: {:.2f} MB": "大小: {:.2f} MB",
+    "the run's own test windows are not at hand, random walks are taken: {}": (
+        "没有该次训练的测试窗口，改用随机游走: {}"
+    ),
+    "it does not say where they are": "没有说明它们在哪里",
+    "the data in {} is another": "{} 中的数据已不同",
     "Exported: {}": "已导出: {}",
     # reading
     "is no number": "不是数字",
@@ -1236,6 +1274,9 @@ CHINESE = {
     "{}: forecast gave a value that is not finite, for {} of {} contexts": (
         "{}: forecast 返回了非有限值, 涉及 {} 个上下文 (共 {} 个)"
     ),
+    "{}: forecast gave quantiles for some contexts, and points for others": (
+        "{}: forecast 对一些上下文返回分位数, 对另一些返回点预测"
+    ),
     "{}: no such file": "{}: 没有这个文件",
     "--with_teacher: the teacher that {} names is a Python file ({}), which is run only"
     " where you name it: --teacher_model {}": (
@@ -1381,6 +1422,13 @@ CHINESE = {
         "{}: 无法写入 ({})；原有内容未改动"
     ),
     "{} is not a folder to write to": "{} 不是可写的文件夹",
+    "{}: an ONNX file, which evaluate alone takes; name the run or its .pt": (
+        "{}: 是 ONNX 文件，只有 evaluate 接受；请给出训练目录或其 .pt"
+    ),
+    "{}: onnxruntime cannot run it: {}": "{}: onnxruntime 无法运行它: {}",
+    "{}: not an ONNX file of a student, or damaged ({})": (
+        "{}: 不是学生模型的 ONNX 文件，或已损坏 ({})"
+    ),
     "{}: no such checkpoint": "{}: 没有这个检查点",
     "{}: refused: damaged, or not plain data ({})": "{}: 拒绝读取: 已损坏，或不是纯数据 ({})",
     "{}: not a checkpoint of this program": "{}: 不是本程序的检查点",
@@ -1585,12 +1633,18 @@ CHINESE = {
     "{}: not kept: it differs from PyTorch by {:.1e} deviations": (
         "{}: 未保存: 与 PyTorch 相差 {:.1e} 个标准差"
     ),
+    "{}: not kept: the MSE of int8 is {:.2f} % above that of float32, more than {:g} %": (
+        "{}: 未保存: int8 的 MSE 比 float32 高 {:.2f} %，超过 {:g} %"
+    ),
+    "--int8: a hub folder has float32; give --format onnx": (
+        "--int8: hub 文件夹为 float32；请用 --format onnx"
+    ),
     "--output {}: holds other files; choose another folder": (
         "--output {}: 其中有其他文件；请换一个文件夹"
     ),
     "{}: damaged ({}); evaluate writes it anew": "{}: 已损坏 ({})；evaluate 会重新写入",
     "  {}  MSE {:.4f}  MAE {:.4f}  MASE {:.4f}{}": "  {}  MSE {:.4f}  MAE {:.4f}  MASE {:.4f}{}",
-    "{:>12,} parameters {:>5.1f} MB {:>6.1f} ms": "{:>12,} 个参数 {:>5.1f} MB {:>6.1f} ms",
+    "{:>12} parameters {:>5.1f} MB {:>6.1f} ms": "{:>12} 个参数 {:>5.1f} MB {:>6.1f} ms",
     "{:.1f} MB": "{:.1f} MB",
     "{:,} windows": "{:,} 个窗口",
     "{:.0f} % made": "已完成 {:.0f} %",
@@ -2137,6 +2191,7 @@ CHECKPOINT = {
     "alpha_tried": Maybe(is_losses),
     "teacher": Maybe(MANIFEST),
     "quantiles": Maybe({"steps": is_count, "*": is_real}),
+    "parameters": is_count,  # of a student in an ONNX file
     "evaluation": Maybe(EVALUATION),
     "parent": Maybe({"name": is_text, "weights": is_text, "licences": [is_text]}),
     "weights": is_text,
@@ -2389,14 +2444,29 @@ def read_student(source, revision=None, check=check_facts):
         path = best_in(path) or path
         if path.suffix == ".pt" and not path.is_file():  # a run that lives has a newer best
             path = best_in(path.parent) or path
+    if is_onnx(path):
+        raise UserError(
+            "{}: an ONNX file, which evaluate alone takes; name the run or its .pt", source
+        )
     if path.is_file() or path.suffix == ".pt":
         return read_checkpoint(path, check), path
 
-    config = read_json(model_file(source, revision, "config.json"))
+    return content_of_config(read_json(model_file(source, revision, "config.json"))), None
+
+
+def content_of_config(config):
+    """What an exported student says, as a checkpoint does: its sizes, and "info" beside them.
+
+    Raises ValueError where it is of a wrong type or out of its range.
+    """
+    if not isinstance(config, dict):
+        raise ValueError("its facts are no names and values")
     content = config.pop("info", None) or {}
+    if not isinstance(content, dict):
+        raise ValueError("its info is no names and values")
     content["student_config"] = config
     check_facts(content)
-    return content, None
+    return content
 
 
 def shareable(content):
@@ -2460,6 +2530,128 @@ def is_hub_id(name):
 def last_part(path):
     """Name of the folder or file that a path of any system ends with."""
     return PureWindowsPath(path).name
+
+
+# -- ONNX files ------------------------------------------------------------------------------------
+
+
+def is_onnx(path):
+    """Whether a file is one of ONNX, by its name."""
+    return Path(path).name.lower().endswith(".onnx")
+
+
+def read_onnx(path):
+    """(bytes, onnx.ModelProto) of an ONNX file, of which nothing is run.
+
+    Raises ValueError where it is none of a student: see `check_onnx`.
+    """
+    import onnx  # not at the top: few users have such a file
+
+    if not Path(path).is_file():  # a pipe would be waited for
+        raise ValueError("is no regular file")
+    with open(path, "rb") as file:
+        content = file.read(MOST_ONNX + 1)
+    if len(content) > MOST_ONNX:
+        raise ValueError(f"is longer than {MOST_ONNX:,} bytes")
+    model = onnx.ModelProto.FromString(content)
+    check_onnx(model)
+    return content, model
+
+
+def check_onnx(model):
+    """Raise ValueError where an ONNX model has what that of a student has not.
+
+    So it names no other file, has no parts that repeat or call others, and no tensor that is larger
+    than what it holds.
+    """
+    graph = model.graph
+    if model.functions or model.training_info or graph.sparse_initializer:
+        raise ValueError("it holds more than a graph")
+    if len(graph.node) + len(graph.initializer) > MOST_TENSORS:
+        raise ValueError(f"it has more than {MOST_TENSORS:,} parts")
+    tensors = [*graph.initializer]
+    for node in graph.node:
+        if node.domain or node.op_type not in ONNX_OPERATIONS:
+            raise ValueError(f"it has the operation {node.domain[:60]} {node.op_type[:60]}")
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs or attribute.HasField("sparse_tensor"):
+                raise ValueError(f"its operation {node.op_type} holds other ones")
+            tensors += attribute.tensors
+            if attribute.HasField("t"):
+                tensors.append(attribute.t)
+    for tensor in tensors:
+        if tensor.external_data or tensor.data_location:
+            raise ValueError("it names another file")
+        if min(tensor.dims, default=0) < 0 or math.prod(tensor.dims) > tensor.ByteSize():
+            raise ValueError("a tensor is larger than what it holds")
+
+
+def onnx_shapes(content, count):
+    """name -> shape of all that an ONNX model computes of `count` contexts.
+
+    Raises ValueError where that cannot be told before it runs.
+    """
+    import onnx
+
+    model = onnx.ModelProto.FromString(content)
+    del model.graph.value_info[:]  # what it says itself is not asked
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    (context,) = model.graph.input
+    context.type.tensor_type.shape.dim[0].dim_value = count
+    skip_idle_reshapes(model.graph)
+    told = onnx.shape_inference.infer_shapes(
+        model, check_type=True, strict_mode=True, data_prop=True
+    )
+    shapes = {}
+    for value in [*told.graph.input, *told.graph.value_info, *told.graph.output]:
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
+            shapes[value.name] = tuple(dim.dim_value for dim in kind.shape.dim)
+    for node in model.graph.node:
+        missing = [name for name in node.output if name and name not in shapes]
+        if missing:
+            raise ValueError(f"the shape of {missing[0][:60]} cannot be told")
+    return shapes
+
+
+def skip_idle_reshapes(graph):
+    """Let what follows a Reshape of a tensor's shape to one dimension take the shape itself.
+
+    It has one. PyTorch puts such ones in, and onnx does not follow the numbers through them.
+    """
+    from onnx import numpy_helper
+
+    is_one_dimension = set()
+    for tensor in graph.initializer:
+        if tensor.dims == [1] and numpy_helper.to_array(tensor).tolist() == [-1]:
+            is_one_dimension.add(tensor.name)
+    is_shape = set()
+    same_as = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = same_as.get(name, name)
+        if node.op_type == "Shape":
+            is_shape.update(node.output)
+        elif node.op_type == "Reshape" and node.input[0] in is_shape:
+            if node.input[1] not in is_one_dimension:
+                continue
+            same_as[node.output[0]] = node.input[0]
+
+
+def windows_at_once(content):
+    """How many windows an ONNX model may be given in one call.
+
+    Raises ValueError where one takes more memory or time than the size of the file explains.
+    """
+    one, two = onnx_shapes(content, 1), onnx_shapes(content, 2)
+    sizes = {name: math.prod(shape) for name, shape in one.items()}
+    growth = {name: math.prod(two[name]) - sizes[name] for name in one}  # with each window
+    if any(growth[name] > sizes[name] for name in one):
+        raise ValueError("two windows take more than twice what one takes")
+    if sum(sizes.values()) > MOST_OF_WINDOW + 8 * len(content):
+        raise ValueError("one window takes more than its size explains")
+    return max(1, MOST_VALUES // max(growth.values(), default=1))
 
 
 # -- The hub ---------------------------------------------------------------------------------------
@@ -5457,7 +5649,7 @@ def as_plain_columns(frame):
 
 
 def find_files(data_dir, max_files):
-    """(number of CSVs found, name below `data_dir` -> Path of the first ones by name).
+    """(names of all files found, name below `data_dir` -> Path of the first ones by name).
 
     Raises UserError where there is none.
     """
@@ -5471,9 +5663,8 @@ def find_files(data_dir, max_files):
     if not paths:
         raise UserError("--data_dir {}: no .csv or .parquet file in this folder or below", data_dir)
     names = sorted(paths)
-    if max_files:
-        names = names[:max_files]
-    return len(paths), {name: paths[name] for name in names}
+    first = names[:max_files] if max_files else names
+    return names, {name: paths[name] for name in first}
 
 
 def read_or_reason(config, item):
@@ -5492,16 +5683,17 @@ def read_or_reason(config, item):
 class FilesRead:
     """The series of a folder."""
 
-    found: int  # CSVs in the folder, whether read or not
+    found: int  # files in the folder, whether read or not
     series: dict  # file -> list of RawSeries, of the files that can be used
     reports: dict  # file -> Report, of all files that were read
+    parquet: int = 0  # of those found
 
 
 def read_files(data_dir, max_files, config, voice):
     """FilesRead of a folder, read by one process per core where there are many files."""
     found, paths = find_files(data_dir, max_files)
     read = functools.partial(read_or_reason, config)
-    files = FilesRead(found, series={}, reports={})
+    files = FilesRead(len(found), series={}, reports={}, parquet=sum(map(is_parquet, found)))
     with contextlib.ExitStack() as stack:
         results = map(read, paths.items())
         if len(paths) >= FILES_FOR_PROCESSES and cores() > 1:
@@ -6183,7 +6375,49 @@ class QuantileHead(nn.Module):
         return torch.stack(quantiles, 1)
 
 
-class PatchStudent(nn.Module):
+class GoesOn:
+    """What gives other horizons than its own, by forecasts of H steps: a student of any kind.
+
+    It has a `context_length` L and a `prediction_length` H, `has_quantiles`, and is called as
+    PatchStudent is.
+    """
+
+    def points_ahead(self, context, horizon):
+        """Forecast (B, horizon) of contexts (B, L): beyond H steps it goes on from its own."""
+        points = self(context)
+        while points.shape[1] < horizon:
+            known = torch.cat([context, points], 1)[:, -self.context_length :]
+            points = torch.cat([points, self(known)], 1)
+        return points[:, :horizon]
+
+    def ahead(self, context, horizon):
+        """(forecast (B, horizon), quantiles (B, 9, horizon) or None) of contexts (B, L)."""
+        if not self.has_quantiles:
+            return self.points_ahead(context, horizon), None
+        if horizon > self.prediction_length:
+            return self.points_ahead(context, horizon), self.quantiles_ahead(context, horizon)
+        points, quantiles = self(context, with_quantiles=True)  # both in one pass
+        return points[:, :horizon], quantiles[:, :, :horizon]
+
+    def quantiles_ahead(self, context, horizon):
+        """Quantiles (B, 9, horizon) of contexts (B, L): beyond H steps it goes on from its own.
+
+        Each of the nine goes on by itself, as nine contexts: what the student says after them are
+        81 quantiles, of which nine are taken. After the median alone the band would collapse.
+        """
+        _, quantiles = self(context, with_quantiles=True)  # (B, 9, H)
+        levels = torch.tensor(LEVELS, dtype=quantiles.dtype, device=quantiles.device)
+        contexts = context[:, None].expand(-1, len(LEVELS), -1)  # (B, 9, L)
+        while quantiles.shape[2] < horizon:
+            known = torch.cat([contexts, quantiles], 2)[:, :, -self.context_length :]
+            _, ahead = self(known.flatten(0, 1), with_quantiles=True)  # (B * 9, 9, H)
+            of_all = ahead.view(len(context), len(LEVELS) ** 2, -1)
+            taken = torch.quantile(of_all, levels, dim=1).transpose(0, 1)  # (B, 9, H)
+            quantiles = torch.cat([quantiles, taken], 2)
+        return quantiles[:, :, :horizon]
+
+
+class PatchStudent(GoesOn, nn.Module):
     """Univariate patch Transformer: context (B, L) -> forecast (B, H), both in the series' units.
 
     With a `quantile_width` it forecasts quantiles at LEVELS, too, by a small head beside the one of
@@ -6248,6 +6482,15 @@ class PatchStudent(nn.Module):
                 tokens = patches * d_model
                 self.quantile_head = QuantileHead(tokens, quantile_width, prediction_length)
 
+    @property
+    def has_quantiles(self):
+        """Whether it forecasts quantiles beside the points."""
+        return self.quantile_head is not None
+
+    def on(self, device):
+        """A copy of it on a device."""
+        return copy.deepcopy(self).to(device)
+
     def forward(self, context, with_quantiles=False):
         """Forecast (B, H); with quantiles (forecast (B, H), quantiles (B, 9, H))."""
         if context.ndim != 2 or context.shape[1] != self.context_length:
@@ -6301,7 +6544,7 @@ class PatchStudent(nn.Module):
 
         Raises UserError where the student has none.
         """
-        if self.quantile_head is None:
+        if not self.has_quantiles:
             raise UserError("this student has no quantiles; train one with --quantiles on")
         _, quantiles = self.without_gradients(self.completed(context), horizon)
         return like_context(quantiles, context)
@@ -6325,31 +6568,6 @@ class PatchStudent(nn.Module):
             completed[number] = whole.values
         return torch.from_numpy(completed)
 
-    def points_ahead(self, context, horizon):
-        """Forecast (B, horizon) of contexts (B, L): beyond H steps it goes on from its own."""
-        points = self(context)
-        while points.shape[1] < horizon:
-            known = torch.cat([context, points], 1)[:, -self.context_length :]
-            points = torch.cat([points, self(known)], 1)
-        return points[:, :horizon]
-
-    def quantiles_ahead(self, context, horizon):
-        """Quantiles (B, 9, horizon) of contexts (B, L): beyond H steps it goes on from its own.
-
-        Each of the nine goes on by itself, as nine contexts: what the student says after them are
-        81 quantiles, of which nine are taken. After the median alone the band would collapse.
-        """
-        _, quantiles = self(context, with_quantiles=True)  # (B, 9, H)
-        levels = torch.tensor(LEVELS, dtype=quantiles.dtype, device=quantiles.device)
-        contexts = context[:, None].expand(-1, len(LEVELS), -1)  # (B, 9, L)
-        while quantiles.shape[2] < horizon:
-            known = torch.cat([contexts, quantiles], 2)[:, :, -self.context_length :]
-            _, ahead = self(known.flatten(0, 1), with_quantiles=True)  # (B * 9, 9, H)
-            of_all = ahead.view(len(context), len(LEVELS) ** 2, -1)
-            taken = torch.quantile(of_all, levels, dim=1).transpose(0, 1)  # (B, 9, H)
-            quantiles = torch.cat([quantiles, taken], 2)
-        return quantiles[:, :, :horizon]
-
     @torch.no_grad()
     def without_gradients(self, contexts, horizon=None):
         """(forecasts (B, H), quantiles (B, 9, H) or None) on the CPU of contexts (B, L).
@@ -6365,17 +6583,10 @@ class PatchStudent(nn.Module):
         quantiles = []
         try:
             for part in contexts.split(EVAL_BATCH):
-                part = part.to(place, kind)
-                if self.quantile_head is None:
-                    points.append(self.points_ahead(part, horizon).cpu())
-                    continue
-                if horizon <= self.prediction_length:  # both in one pass
-                    own_points, own_quantiles = self(part, with_quantiles=True)
-                    points.append(own_points[:, :horizon].cpu())
-                    quantiles.append(own_quantiles[:, :, :horizon].cpu())
-                    continue
-                points.append(self.points_ahead(part, horizon).cpu())
-                quantiles.append(self.quantiles_ahead(part, horizon).cpu())
+                own_points, own_quantiles = self.ahead(part.to(place, kind), horizon)
+                points.append(own_points.cpu())
+                if self.has_quantiles:
+                    quantiles.append(own_quantiles.cpu())
             return torch.cat(points), torch.cat(quantiles) if quantiles else None
         finally:
             self.train(was_training)
@@ -6418,11 +6629,62 @@ class PatchStudent(nn.Module):
             return hub.upload_folder(repo_id=repo_id, folder_path=folder, **settings)
 
 
+class OnnxStudent(GoesOn):
+    """A student in an ONNX file, run by onnxruntime on the CPU, and called as PatchStudent is.
+
+    Raises ValueError, or what onnxruntime raises, where the file is none of a student; UserError
+    where it fails at a context.
+    """
+
+    def __init__(self, content, name):
+        import onnxruntime  # not at the top: few users have such a file
+
+        self.name = name  # for errors
+        self.bytes = len(content)
+        self.windows_at_once = windows_at_once(content)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # what it logs is raised as well
+        self.session = onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+        (self.given,) = self.session.get_inputs()
+        shapes = onnx_shapes(content, 1)
+        found = [shapes[output.name] for output in self.session.get_outputs()]
+        self.has_quantiles = len(found) == 2
+        self.context_length = shapes[self.given.name][1]
+        self.prediction_length = found[0][-1]
+        horizon = self.prediction_length
+        if found not in ([(1, horizon)], [(1, horizon), (1, len(LEVELS), horizon)]):
+            raise ValueError(f"it gives the shapes {found}")
+
+    def __call__(self, context, with_quantiles=False):
+        kind = np.float32 if self.given.type == "tensor(float)" else np.float64
+        parts = []
+        for part in context.split(self.windows_at_once):
+            parts.append(self.run(part.cpu().numpy().astype(kind)))
+        found = [torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True)]
+        found = [values.to(context.device, context.dtype) for values in found]
+        return found if with_quantiles else found[0]
+
+    def run(self, values):
+        """Arrays of the forecasts, and quantiles if there are any, of contexts (B, L)."""
+        try:
+            return self.session.run(None, {self.given.name: values})
+        except Exception as error:  # onnxruntime has an exception of its own for each of a dozen
+            reason = " ".join(str(error).split())[:199]
+            raise UserError("{}: onnxruntime cannot run it: {}", self.name, reason) from error
+
+    def on(self, _device):
+        """Itself: it runs on the CPU alone."""
+        return self
+
+
 @dataclasses.dataclass
 class OpenedStudent:
     """A student, and what its checkpoint says."""
 
-    student: PatchStudent  # in eval mode, on the CPU
+    student: PatchStudent | OnnxStudent  # in eval mode, on the CPU
     content: dict  # of its checkpoint
     weights_id: str  # short sha256 of its weights
     path: Path | None  # of its `.pt`, None where it is no such file
@@ -6458,6 +6720,40 @@ def open_student(source, revision=None):
         raise UserError(
             "{}: not a student of this program, or damaged ({})", source, repr(error)[:199]
         ) from error
+
+
+def open_onnx(name):
+    """OpenedStudent of an ONNX file. Raises UserError."""
+    try:
+        raw, model = read_onnx(user_path(name))
+        student = OnnxStudent(raw, name)
+        content = content_of_onnx(model)
+        config = content["student_config"]
+        for size in ("context_length", "prediction_length"):
+            if config.get(size, getattr(student, size)) != getattr(student, size):
+                raise ValueError(f"its facts are of another {size}")
+        return OpenedStudent(student, content, hashlib.sha256(raw).hexdigest()[:16], None)
+    except (UserError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # damaged files, or another model's
+        raise UserError(
+            "{}: not an ONNX file of a student, or damaged ({})", name, repr(error)[:199]
+        ) from error
+
+
+def content_of_onnx(model):
+    """What an ONNX file says of its student, as a checkpoint does; those of others say nothing.
+
+    Raises ValueError where it is of a wrong type or out of its range.
+    """
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    text = facts.get(ONNX_FACTS, "{}")
+    if len(text) > MOST_JSON:
+        raise ValueError(f"its facts are longer than {MOST_JSON:,} signs")
+    try:
+        return content_of_config(json.loads(text))
+    except RecursionError as error:
+        raise ValueError("its facts are nested too deeply") from error
 
 
 def build_student(content):
@@ -6521,7 +6817,7 @@ def model_card(student):
 
 def card_quantiles(student):
     """The line that asks for quantiles; empty where there are none."""
-    if student.quantile_head is None:
+    if not student.has_quantiles:
         return ""
     horizon = student.prediction_length
     return f"    quantiles = student.quantiles(context)  # (B, 9, {horizon}), levels 0.1 to 0.9\n"
@@ -6691,45 +6987,6 @@ class Scores:
     mse_by_series: list
 
 
-def score(forecast, windows, batch_size, job):
-    """Scores of `forecast(index, context (B, L)) -> (B, H)` over all windows.
-
-    Sums are float64, so that the result does not depend on batch size or number of processes.
-    """
-    by_step = torch.zeros(5, windows.horizon).double()
-    by_series = torch.zeros(2, len(windows.seasons)).double()
-    left_out = torch.zeros(1).double()
-    own = np.arange(job.rank, len(windows), job.world_size)
-    bar = job.voice.bar("scoring", total=len(own), unit="window")
-    for first in range(0, len(own), batch_size):
-        index = own[first : first + batch_size]
-        context, truth, observed = windows.batch(index)
-        error = (forecast(index, context) - truth).double().abs() * observed
-        unit = seasonal_scale(context, windows.season(index))
-        has_unit = unit > 0
-        scaled = torch.where(has_unit, error / unit, 0.0)
-        counted = (error**2, error, scaled, observed, observed * has_unit)
-        by_step += torch.stack([values.sum(0) for values in counted])
-        sums = torch.stack([(error**2).sum(1), observed.double().sum(1)])
-        by_series.index_add_(1, torch.from_numpy(windows.series[index]), sums)
-        left_out += (~has_unit).sum()
-        bar.update(len(index))
-    bar.close()
-
-    by_step = job.sum(by_step)
-    by_series = job.sum(by_series)
-    squared, absolute, scaled, points, points_with_unit = by_step.sum(1).tolist()
-    return Scores(
-        mse=squared / points,
-        mae=absolute / points,
-        mase=scaled / points_with_unit if points_with_unit else math.nan,
-        mase_left_out=int(job.sum(left_out)),
-        mse_by_step=(by_step[0] / by_step[3]).tolist(),
-        mae_by_step=(by_step[1] / by_step[3]).tolist(),
-        mse_by_series=(by_series[0] / by_series[1]).tolist(),
-    )
-
-
 @dataclasses.dataclass
 class QuantileScores:
     """How good quantiles are, over all windows and observed points."""
@@ -6740,32 +6997,120 @@ class QuantileScores:
     coverage_80_by_third: list
 
 
-def score_quantiles(forecast, windows, batch_size, job):
-    """QuantileScores of `forecast(index, context (B, L)) -> (B, 9, H)` over all windows.
+class PointSums:
+    """What Scores are made of: float64 sums over the windows that this process has looked at."""
 
-    As for `score`, errors are in deviations of each series' train rows, and sums are float64.
-    """
-    by_step = torch.zeros(4, windows.horizon).double()
-    own = np.arange(job.rank, len(windows), job.world_size)
-    for first in range(0, len(own), batch_size):
-        index = own[first : first + batch_size]
-        context, truth, observed = windows.batch(index)
+    def __init__(self, windows):
+        self.windows = windows
+        self.by_step = torch.zeros(5, windows.horizon).double()
+        self.by_series = torch.zeros(2, len(windows.seasons)).double()
+        self.left_out = torch.zeros(1).double()
+
+    def add(self, index, batch, points):
+        """Count forecasts (B, H) of the windows `index`, whose batch is as Windows gives it."""
+        context, truth, observed = batch
+        error = (points - truth).double().abs() * observed
+        unit = seasonal_scale(context, self.windows.season(index))
+        has_unit = unit > 0
+        scaled = torch.where(has_unit, error / unit, 0.0)
+        counted = (error**2, error, scaled, observed, observed * has_unit)
+        self.by_step += torch.stack([values.sum(0) for values in counted])
+        sums = torch.stack([(error**2).sum(1), observed.double().sum(1)])
+        self.by_series.index_add_(1, torch.from_numpy(self.windows.series[index]), sums)
+        self.left_out += (~has_unit).sum()
+
+    def scores(self, job):
+        """Scores over the windows of all processes."""
+        by_step = job.sum(self.by_step)
+        by_series = job.sum(self.by_series)
+        squared, absolute, scaled, points, points_with_unit = by_step.sum(1).tolist()
+        return Scores(
+            mse=squared / points,
+            mae=absolute / points,
+            mase=scaled / points_with_unit if points_with_unit else math.nan,
+            mase_left_out=int(job.sum(self.left_out)),
+            mse_by_step=(by_step[0] / by_step[3]).tolist(),
+            mae_by_step=(by_step[1] / by_step[3]).tolist(),
+            mse_by_series=(by_series[0] / by_series[1]).tolist(),
+        )
+
+
+class QuantileSums:
+    """What QuantileScores are made of: as PointSums."""
+
+    def __init__(self, windows):
+        self.by_step = torch.zeros(4, windows.horizon).double()
+
+    def add(self, batch, quantiles):
+        """Count quantiles (B, 9, H) of a batch of windows."""
+        _, truth, observed = batch
         truth = truth.double()
-        quantiles = forecast(index, context).double()
+        quantiles = quantiles.double()
         loss = 2 * pinball(quantiles, truth).mean(1) * observed
         is_inside = (quantiles[:, 0] <= truth) & (truth <= quantiles[:, -1])
         counted = (loss, truth.abs() * observed, is_inside * observed, observed)
-        by_step += torch.stack([values.double().sum(0) for values in counted])
+        self.by_step += torch.stack([values.double().sum(0) for values in counted])
 
-    by_step = job.sum(by_step)
-    by_third = sums_by_third(by_step)  # (4, 3)
-    loss, size, inside, points = by_step.sum(1).tolist()
-    return QuantileScores(
-        wql=loss / size if size else math.nan,
-        coverage_80=inside / points,
-        wql_by_third=(by_third[0] / by_third[1]).tolist(),
-        coverage_80_by_third=(by_third[2] / by_third[3]).tolist(),
-    )
+    def scores(self, job):
+        """QuantileScores over the windows of all processes."""
+        by_step = job.sum(self.by_step)
+        by_third = sums_by_third(by_step)  # (4, 3)
+        loss, size, inside, points = by_step.sum(1).tolist()
+        return QuantileScores(
+            wql=loss / size if size else math.nan,
+            coverage_80=inside / points,
+            wql_by_third=(by_third[0] / by_third[1]).tolist(),
+            coverage_80_by_third=(by_third[2] / by_third[3]).tolist(),
+        )
+
+
+def own_batches(windows, batch_size, job, description):
+    """(index, batch) of the windows of this process, which a bar counts."""
+    own = np.arange(job.rank, len(windows), job.world_size)
+    with job.voice.bar(description, total=len(own), unit="window") as bar:
+        for first in range(0, len(own), batch_size):
+            index = own[first : first + batch_size]
+            yield index, windows.batch(index)
+            bar.update(len(index))
+
+
+def score_answers(answer, windows, batch_size, job):
+    """(Scores, QuantileScores or None) of a forecaster over all windows; it is asked once of each.
+
+    `answer(index, context (B, L))` gives (points (B, H), quantiles (B, 9, H) or None). Sums are
+    float64, so that the result does not depend on batch size or number of processes.
+    """
+    point_sums = PointSums(windows)
+    quantile_sums = QuantileSums(windows)
+    has_quantiles = False
+    for index, batch in own_batches(windows, batch_size, job, "scoring"):
+        points, quantiles = answer(index, batch[0])
+        point_sums.add(index, batch, points)
+        if quantiles is not None:
+            has_quantiles = True
+            quantile_sums.add(batch, quantiles)
+    if not job.largest(has_quantiles):  # of all processes
+        return point_sums.scores(job), None
+    return point_sums.scores(job), quantile_sums.scores(job)
+
+
+def score(forecast, windows, batch_size, job):
+    """Scores of `forecast(index, context (B, L)) -> (B, H)`, as for `score_answers`."""
+    scores, _ = score_answers(points_alone(forecast), windows, batch_size, job)
+    return scores
+
+
+def points_alone(forecast):
+    """`answer(index, context)` of a forecaster that has no quantiles."""
+    return lambda index, context: (forecast(index, context), None)
+
+
+def score_quantiles(forecast, windows, batch_size, job):
+    """QuantileScores of `forecast(index, context (B, L)) -> (B, 9, H)`, as for `score_answers`."""
+    sums = QuantileSums(windows)
+    for index, batch in own_batches(windows, batch_size, job, "quantiles"):
+        sums.add(batch, forecast(index, batch[0]))
+    return sums.scores(job)
 
 
 def thirds(horizon):
@@ -7349,6 +7694,7 @@ class OwnForecaster:
         if not callable(names.get("forecast")):
             raise UserError("{}: it defines no function forecast(context, horizon)", self.path)
         self.function = names["forecast"]
+        self.dimensions = None  # of what it gave: 2 are points, 3 are quantiles
         self.licence = str(names.get("LICENCE", f"see {self.path.name}"))
         digest = hashlib.sha256(source)
         if "VERSION" in names:
@@ -7408,6 +7754,11 @@ class OwnForecaster:
                 "{}: forecast gave the shape {} for contexts {}; {} or {} is expected",
                 *(self.path, values.shape, context.shape, *shapes),
             )
+        if self.dimensions not in (None, values.ndim):
+            raise UserError(
+                "{}: forecast gave quantiles for some contexts, and points for others", self.path
+            )
+        self.dimensions = values.ndim
         is_finite = np.isfinite(values).reshape(len(values), -1).all(1)
         if not is_finite.all():
             raise UserError(
@@ -8539,6 +8890,17 @@ def quantile_forecaster(student, horizon, job):
     return forecast
 
 
+def student_answers(student, horizon, job):
+    """`answer(index, context)` of a student, as `score_answers` takes it."""
+
+    @torch.inference_mode()
+    def answer(_index, context):
+        points, quantiles = student.ahead(job.fabric.to_device(context), horizon)
+        return points.cpu(), None if quantiles is None else quantiles.cpu()
+
+    return answer
+
+
 def end_epoch(progress, validation, learning_rate):
     """Close an epoch: add its metrics to the history. Returns whether it is the best so far."""
     blended, to_truth, to_label, labelled, points = progress.sums
@@ -8935,18 +9297,32 @@ def cluster(started_by, num_nodes):
 
 def load_data(config, reading, voice):
     """SplitData of the flags; prints what was found, used and skipped."""
+    return split_and_tell(load_files(config, reading, voice), config, voice)
+
+
+def load_files(config, reading, voice):
+    """FilesRead of the flags; prints what was found."""
     voice.say("Data directory: {}", config.data_dir)
     voice.say("Context length: {}", config.context_length)
     voice.say("Prediction length: {}", config.prediction_length)
     voice.say("\nCreating datasets...")
     files = read_files(config.data_dir, config.max_files, reading, voice)
-    voice.say("Found {} CSV files", files.found)
+    if files.parquet:
+        voice.say(
+            "Found {} CSV files, {} Parquet files", files.found - files.parquet, files.parquet
+        )
+    else:
+        voice.say("Found {} CSV files", files.found)
     if len(files.reports) < files.found:
         voice.note(
             "only the first {} by name are read (--max_files {}; 0 = all)",
             *(len(files.reports), config.max_files),
         )
+    return files
 
+
+def split_and_tell(files, config, voice):
+    """SplitData of FilesRead; prints what was used and skipped."""
     data = split_data(files, config)
     for part in PARTS:
         voice.say("Using {} files for the {} set", data.files[part], part)
@@ -9628,7 +10004,7 @@ def evaluate(args, voice, stop):
     for name in args.checkpoint:
         # A run that is called "teacher" must not take the teacher's row.
         shown = f"./{name}" if name in ("teacher", *BASELINES) else name
-        students[shown] = open_student(name)
+        students[shown] = open_onnx(name) if is_onnx(name) else open_student(name)
     refuse_other_lengths(students, args)
     first_name, first = next(iter(students.items()))
     distilled = [opened for opened in students.values() if opened.content.get("teacher")]
@@ -9645,24 +10021,33 @@ def evaluate(args, voice, stop):
     folder = evaluation_folder(args, first)
 
     job = start_job(args, "32-true", voice, stop)
-    config = pick(DataConfig, inherited)
-    reading = pick(ReadConfig, inherited)
-    data = load_data(config, reading, voice)
+    data = data_to_score(inherited, students, args.horizon, voice)
+    request = None
+    if args.with_teacher:
+        request = pick(TeacherRequest, inherited)
+    if args.horizon:
+        tell_horizon(args.horizon, first.student, voice)
+    others = {name: own_forecaster(name) for name in args.with_forecaster}
+    compare(Entrants(students, request, others), data, folder, job)
+
+
+def data_to_score(args, students, horizon, voice):
+    """SplitData of evaluate: that of the students' own horizon, or another cut of the same rows.
+
+    Warns where the windows of their own horizon are not the test windows of a student's run.
+    """
+    config = pick(DataConfig, args)
+    files = load_files(config, pick(ReadConfig, args), voice)
+    data = split_and_tell(files, config, voice)
     for name, opened in students.items():
         if opened.content.get("data", {}).get("test") != data.windows["test"].digest:
             voice.warn(
                 "these are not the test windows of {}'s own run: it may have been trained on them",
                 name,
             )
-    request = None
-    if args.with_teacher:
-        request = pick(TeacherRequest, inherited)
-    if args.horizon:
-        config = dataclasses.replace(config, prediction_length=args.horizon)
-        data = split_data(read_files(config.data_dir, config.max_files, reading, voice), config)
-        tell_horizon(args.horizon, first.student, voice)
-    others = {name: own_forecaster(name) for name in args.with_forecaster}
-    compare(Entrants(students, request, others), data, folder, job)
+    if horizon in (None, config.prediction_length):
+        return data
+    return split_data(files, dataclasses.replace(config, prediction_length=horizon))
 
 
 def tell_teacher(pupil_name, pupil, voice):
@@ -9858,34 +10243,18 @@ def compare(entrants, data, folder, job):
     process, None on others.
     """
     test = data.windows["test"]
-    forecasters = {}
-    fans = {}  # name -> forecaster of quantiles, of those that have them
-    for name, opened in entrants.students.items():
-        student = copy.deepcopy(opened.student).to(job.device)
-        forecasters[name] = forecaster(student, test.horizon, job)
-        if student.quantile_head is not None:
-            fans[name] = quantile_forecaster(student, test.horizon, job)
     labels = None
     request = entrants.teacher
     if request:
-        if not fans:  # nobody's quantiles would stand beside the teacher's
+        having = [opened for opened in entrants.students.values() if opened.student.has_quantiles]
+        if not having:  # nobody's quantiles would stand beside the teacher's
             request = dataclasses.replace(request, quantiles="off")
         labels = labels_of(test, data.windows["train"], request, job)
-        forecasters["teacher"] = label_forecaster(labels)
-        if labels.offsets is not None:
-            fans["teacher"] = label_quantiles(labels)
-    for name, other in entrants.others.items():
-        forecasters[name] = other_forecaster(other, test)
-        if other.has_quantiles(test):
-            fans[name] = other_quantiles(other, test)
-    for name, naive in BASELINES.items():
-        forecasters[name] = naive_forecaster(naive, test)
+    answers = answers_of(entrants, labels, test, job)
 
     rows = {}
-    for name, forecast in forecasters.items():
-        rows[name] = Row(score(forecast, test, EVAL_BATCH, job))
-    for name, fan in fans.items():
-        rows[name].quantiles = score_quantiles(fan, test, EVAL_BATCH, job)
+    for name, answer in answers.items():
+        rows[name] = Row(*score_answers(answer, test, EVAL_BATCH, job))
     if job.rank != 0:
         return None
     for name, opened in entrants.students.items():
@@ -9903,9 +10272,24 @@ def compare(entrants, data, folder, job):
     tell_quantiles(rows, job.voice)
     tell_verdict(rows, job.voice)
     save_evaluation(folder / "evaluation.json", rows, test)
-    draw_evaluation(folder, rows, forecasters, fans, test)
+    draw_evaluation(folder, rows, answers, test)
     job.voice.say("Table and pictures: {}", folder)
     return rows
+
+
+def answers_of(entrants, labels, test, job):
+    """name -> `answer(index, context)` of Entrants and naive forecasts, in the table's order."""
+    answers = {}
+    for name, opened in entrants.students.items():
+        student = opened.student.on(job.device)
+        answers[name] = student_answers(student, test.horizon, job)
+    if labels:
+        answers["teacher"] = label_answers(labels)
+    for name, other in entrants.others.items():
+        answers[name] = other_answers(other, test)
+    for name, naive in BASELINES.items():
+        answers[name] = points_alone(naive_forecaster(naive, test))
+    return answers
 
 
 def naive_forecaster(naive, windows):
@@ -9918,24 +10302,28 @@ def label_forecaster(labels):
     return lambda index, _context: torch.from_numpy(np.array(labels.array[index]))
 
 
-def label_quantiles(labels):
-    """`forecast(index, context)` that looks up quantiles; 0 where they are not finite."""
+def label_answers(labels):
+    """`answer(index, context)` that looks up labels; quantiles are 0 where they are not finite."""
+    points_of = label_forecaster(labels)
 
-    def forecast(index, context):
+    def answer(index, context):
+        points = points_of(index, context)
+        if labels.offsets is None:
+            return points, None
         quantiles, _ = labels.quantile_batch(index, context)
-        return quantiles
+        return points, quantiles
 
-    return forecast
-
-
-def other_forecaster(other, windows):
-    """`forecast(index, context)` of an OwnForecaster, as `score` takes it."""
-    return lambda index, _context: other.answer_windows(windows, index).points
+    return answer
 
 
-def other_quantiles(other, windows):
-    """`forecast(index, context)` of an OwnForecaster's quantiles, as `score_quantiles` takes it."""
-    return lambda index, _context: other.answer_windows(windows, index).quantiles
+def other_answers(other, windows):
+    """`answer(index, context)` of an OwnForecaster, which gets contexts in their files' units."""
+
+    def answer(index, _context):
+        found = other.answer_windows(windows, index)
+        return found.points, found.quantiles
+
+    return answer
 
 
 def milliseconds(call):
@@ -9965,6 +10353,9 @@ def student_cost(opened, test):
     def forecast():
         return opened.student(context)
 
+    if isinstance(opened.student, OnnxStudent):
+        parameters = opened.content.get("parameters")
+        return Cost(milliseconds(forecast), parameters, opened.student.bytes)
     cost = measure_cost(opened.content["model_state_dict"], forecast)
     learnt = sum(weight.numel() for weight in opened.student.parameters())  # factors are not
     return dataclasses.replace(cost, parameters=learnt)
@@ -9999,9 +10390,10 @@ def tell_rows(rows, count, voice):
         scores = row.scores
         cost = ""
         if row.cost and row.cost.bytes is not None:
+            parameters = "?" if row.cost.parameters is None else f"{row.cost.parameters:,}"
             cost = Message(
-                "{:>12,} parameters {:>5.1f} MB {:>6.1f} ms",
-                (row.cost.parameters, 1e-6 * row.cost.bytes, row.cost.cpu_ms),
+                "{:>12} parameters {:>5.1f} MB {:>6.1f} ms",
+                (parameters, 1e-6 * row.cost.bytes, row.cost.cpu_ms),
             )
         elif row.cost:
             cost = Message("{:>41.1f} ms", (row.cost.cpu_ms,))
@@ -10209,7 +10601,7 @@ def save_evaluation(path, rows, test):
         file.write(json_text(table, indent=1).encode())
 
 
-def draw_evaluation(folder, rows, forecasters, fans, test):
+def draw_evaluation(folder, rows, answers, test):
     """Draw the error by step of the horizon, and forecasts of three test windows."""
     names = [name for name in rows if name != "last value"]
     curves = {name: rows[name].scores.mse_by_step for name in names}
@@ -10217,15 +10609,15 @@ def draw_evaluation(folder, rows, forecasters, fans, test):
 
     index = np.linspace(0, len(test) - 1, 5).astype(np.int64)[1:-1]
     context, truth, _ = test.batch(index)
-    forecasts = {name: forecasters[name](index, context) for name in names}
-    bands = {name: fan(index, context)[:, [0, -1]] for name, fan in fans.items()}
+    found = {name: answers[name](index, context) for name in names}
     panels = []
     for row, window in enumerate(index):
-        own = {name: forecast[row] for name, forecast in forecasts.items()}
-        panel = window_panel(test, window, (context[row], truth[row]), own)
+        forecasts = {name: points[row] for name, (points, _) in found.items()}
+        panel = window_panel(test, window, (context[row], truth[row]), forecasts)
         origin = test.origins[test.series[window]]
-        for name, band in bands.items():
-            panel.bands[name] = [origin.in_units(edge) for edge in band[row]]
+        for name, (_, quantiles) in found.items():
+            if quantiles is not None:
+                panel.bands[name] = [origin.in_units(edge) for edge in quantiles[row, [0, -1]]]
         panels.append(panel)
     panels[0].heading = f"{len(index)} of {len(test):,} test windows"
     draw(folder / "forecast.png", panels)
@@ -10292,7 +10684,7 @@ def predict(args, voice, _stop):
             problem = UserError("{}\nA student of shorter lengths fits:\n  {}", problem, command)
         raise problem
     tell_contexts(forecasts, skipped, opened.content.get("freqs", []), voice)
-    if opened.student.quantile_head is None:
+    if not opened.student.has_quantiles:
         voice.note("this student has no quantiles: it forecasts the point alone")
 
     fill_in(forecasts, opened.student)
@@ -10625,26 +11017,45 @@ def draw_forecasts(picture, forecasts, held_out, season):
 # -- export ----------------------------------------------------------------------------------------
 
 
-def export(args, voice, _stop):
+def export(args, voice, stop):
     """Write a student as an ONNX file, or as a folder for the hub."""
     opened = open_student(args.checkpoint)
     base = opened.path.parent if opened.path else Path(".")
-    default = "student.onnx" if args.format == "onnx" else "hub"
+    default = "hub"
+    if args.format == "onnx":
+        default = "student_int8.onnx" if args.int8 else "student.onnx"
     output = user_path(args.output or base / default)
     remove_leftovers(output.parent)
-    if args.format == "onnx":
-        contexts = random_contexts(opened.student.context_length)
-        with telling_full_disk(output):
-            difference = export_onnx(opened.student, output, contexts)
-        voice.say(
-            "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation",
-            len(contexts),
-            difference,
-        )
-    else:
-        with telling_full_disk(output):
+    with telling_full_disk(output):
+        if args.format == "onnx":
+            job = Job(OneProcess(torch.device("cpu")), voice, stop)
+            export_onnx(opened, output, args.int8, job)
+        else:
             export_hub(opened, output, base / "evaluation.json")
     voice.say("Exported: {}", output)
+
+
+def export_onnx(opened, path, is_int8, job):
+    """Write a student as ONNX. Raises UserError, and writes nothing, where it is not as good."""
+    student = opened.student
+    contexts = random_contexts(student.context_length)
+    model = onnx_model(student, contexts)
+    difference = difference_from_pytorch(model, student, contexts)
+    job.voice.say(
+        "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation",
+        *(len(contexts), difference),
+    )
+    if not difference < ONNX_TOLERANCE:
+        raise UserError(
+            "{}: not kept: it differs from PyTorch by {:.1e} deviations", path, difference
+        )
+    if is_int8:
+        use_int8(model)
+    content = model.SerializeToString(deterministic=True)
+    if is_int8:
+        refuse_worse(content, opened, path, job)
+    with output_file(path) as file:
+        file.write(content)
 
 
 def random_contexts(length):
@@ -10662,47 +11073,63 @@ def random_contexts(length):
     return torch.from_numpy(np.concatenate(contexts))
 
 
-def export_onnx(student, path, contexts):
-    """Write a student as ONNX if it forecasts as PyTorch does; returns the largest difference.
+def onnx_model(student, contexts):
+    """onnx.ModelProto of a student; `contexts` (B, L) float64 are an example of what it takes.
 
-    The file takes and gives float64, as the student does: it is scaled in float64, the network is
-    float32. The difference is in deviations of each context. Raises UserError where it is too
-    large.
+    It takes and gives float64, as the student does: contexts are scaled in float64, the network is
+    float32.
     """
-    import onnxruntime
+    import onnx
     import onnxscript  # noqa: F401  torch.onnx needs it
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages we do not need
-    with_quantiles = student.quantile_head is not None
-    outputs = ["forecast", "quantiles"] if with_quantiles else ["forecast"]
-    network = PointsAndQuantiles(student).eval() if with_quantiles else student
+    network = PointsAndQuantiles(student).eval() if student.has_quantiles else student
     with torch.inference_mode(), without_warning_of_torch():
-        truths = network(contexts)
         program = torch.onnx.export(
             network,
             (contexts[:2],),
             input_names=["context"],
-            output_names=outputs,
+            output_names=["forecast", "quantiles"][: 1 + student.has_quantiles],
             dynamic_shapes={"context": {0: torch.export.Dim("batch")}},
             dynamo=True,
             verbose=False,
         )
-    program.model.metadata_props.update(onnx_facts(student))
-    content = program.model_proto.SerializeToString(deterministic=True)
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    model = onnx.ModelProto.FromString(program.model_proto.SerializeToString(deterministic=True))
+    forget_making(model)
+    del model.metadata_props[:]
+    for name, text in onnx_facts(student).items():
+        model.metadata_props.add(key=name, value=text)
+    return model
+
+
+def forget_making(model):
+    """Take out of an ONNX model what PyTorch tells of its making, folders of this machine too."""
+    graph = model.graph
+    del graph.value_info[:]
+    for node in graph.node:
+        node.ClearField("doc_string")
+    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]
+
+
+def difference_from_pytorch(model, student, contexts):
+    """Largest difference of an ONNX model's forecasts from a student's, in contexts' deviations."""
+    import onnxruntime
+
+    with torch.inference_mode():
+        truths = [student(contexts)]
+        if student.has_quantiles:
+            truths = student(contexts, with_quantiles=True)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     found = []
     for part in contexts.split([len(contexts) - 1, 1]):  # a batch, and a single one
-        found.append(session.run(outputs, {"context": part.numpy()}))
-    truths = truths if with_quantiles else [truths]
+        found.append(session.run(None, {"context": part.numpy()}))
     differences = []
     for parts, truth in zip(zip(*found, strict=True), truths, strict=True):
         differences.append(largest_difference(parts, truth, contexts))
-    largest = max(differences)
-    if not largest < ONNX_TOLERANCE:
-        raise UserError("{}: not kept: it differs from PyTorch by {:.1e} deviations", path, largest)
-    with output_file(path) as file:
-        file.write(content)
-    return largest
+    return max(differences)
 
 
 class PointsAndQuantiles(nn.Module):
@@ -10734,18 +11161,160 @@ def without_warning_of_torch():
         yield
 
 
+def use_int8(model):
+    """Keep the weights of an ONNX model in 8 bits each, from which float32 is made at its loading.
+
+    Forecasts are computed in float32 as before: none depends on the others in its batch, as it
+    would if what flows between the layers was rounded, too.
+    """
+    from onnx import TensorProto, numpy_helper
+
+    graph = model.graph
+    tensors = []
+    nodes = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or math.prod(tensor.dims) < FEWEST_ROUNDED:
+            tensors.append(tensor)
+            continue
+        kept, steps = rounded_weights(tensor.name, numpy_helper.to_array(tensor))
+        tensors += [numpy_helper.from_array(values, name) for name, values in kept.items()]
+        nodes += steps
+    nodes += graph.node
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(tensors)
+    graph.node.extend(nodes)
+    shorten_names(graph)
+
+
+def rounded_weights(name, values):
+    """(name -> array to keep, nodes that make of these an array that is called `name` again).
+
+    Of a matrix, whole numbers from -127 to 127 are kept, and a scale for each row or column,
+    whichever are fewer; of a vector, such as a bias, float16.
+    """
+    from onnx import TensorProto, helper
+
+    short = f"{name}.short"
+    if values.ndim != 2:
+        kept = {short: values.astype(np.float16)}
+        return kept, [helper.make_node("Cast", [short], [name], to=TensorProto.FLOAT)]
+    axis = int(values.shape[0] < values.shape[1])  # along which there is one scale
+    scale = np.abs(values).max(axis, keepdims=True) / np.float32(127)
+    scale[scale == 0] = 1
+    kept = {short: np.rint(values / scale).astype(np.int8), f"{name}.scale": scale}
+    whole = f"{name}.whole"
+    steps = [
+        helper.make_node("Cast", [short], [whole], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [whole, f"{name}.scale"], [name]),
+    ]
+    return kept, steps
+
+
+def shorten_names(graph):
+    """Give all that is computed in an ONNX graph names of few signs, as there are hundreds."""
+    named = {value.name: value.name for value in (*graph.input, *graph.output)} | {"": ""}
+    for tensor in graph.initializer:
+        tensor.name = named.setdefault(tensor.name, f"{len(named):x}")
+    for node in graph.node:
+        node.ClearField("name")
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                names[place] = named.setdefault(name, f"{len(named):x}")
+
+
+def refuse_worse(content, opened, path, job):
+    """Say what int8 does to the errors. Raises UserError where the MSE is too much higher."""
+    voice = job.voice
+    windows = own_test_windows(opened, voice)
+    if windows is None:
+        windows = walking_windows(opened.student)
+    found = []
+    for student in (opened.student, OnnxStudent(content, path)):
+        answer = student_answers(student, windows.horizon, job)
+        found.append(score_answers(answer, windows, EVAL_BATCH, job))
+    (scores, quantiles), (int8_scores, int8_quantiles) = found
+    voice.say(
+        "MSE on {:,} windows: {:.4f} in float32, {:.4f} in int8 ({:+.2f} %)",
+        *(len(windows), scores.mse, int8_scores.mse, per_cent_more(int8_scores.mse, scores.mse)),
+    )
+    if quantiles:
+        change = per_cent_more(int8_quantiles.wql, quantiles.wql)
+        voice.say(
+            "WQL of the quantiles: {:.4f} in float32, {:.4f} in int8 ({:+.2f} %)",
+            *(quantiles.wql, int8_quantiles.wql, change),
+        )
+    if not int8_scores.mse <= (1 + INT8_TOLERANCE) * scores.mse:
+        raise UserError(
+            "{}: not kept: the MSE of int8 is {:.2f} % above that of float32, more than {:g} %",
+            *(path, per_cent_more(int8_scores.mse, scores.mse), 100 * INT8_TOLERANCE),
+        )
+    voice.say("Size: {:.2f} MB", 1e-6 * len(content))
+
+
+def per_cent_more(value, other):
+    """How much larger a value is than another one, in per cent; nan beside 0."""
+    return 100 * (value / other - 1) if other else math.nan
+
+
+def own_test_windows(opened, voice):
+    """Test Windows of a student's own run; None, with a note, where they are not at hand.
+
+    An exported student names no place of this machine.
+    """
+    run_config = opened.content.get("run_config", {})
+    values = vars(build_parser(demo=False).parse_args(["train"])) | run_config
+    values["context_length"] = opened.student.context_length
+    values["prediction_length"] = opened.student.prediction_length
+    args = argparse.Namespace(**values)
+    reason = Message("it does not say where they are")
+    if opened.path and "data_dir" in run_config:
+        try:
+            files = read_files(args.data_dir, args.max_files, pick(ReadConfig, args), voice)
+            windows = split_data(files, pick(DataConfig, args)).windows["test"]
+        except UserError as error:
+            reason = error
+        else:
+            if windows.digest == opened.content.get("data", {}).get("test"):
+                return windows
+            reason = Message("the data in {} is another", (args.data_dir,))
+    voice.note("the run's own test windows are not at hand, random walks are taken: {}", reason)
+    return None
+
+
+def walking_windows(student):
+    """Windows of random walks, of as many points as a student takes and gives."""
+    length = student.context_length + student.prediction_length
+    walks = np.random.default_rng(1).standard_normal((INT8_WALKS, length)).cumsum(1)
+    walks /= walks.std(1, keepdims=True)
+    return Windows(
+        values=walks.astype(np.float32).ravel(),
+        observed=np.ones(walks.size, bool),
+        starts=length * np.arange(INT8_WALKS),
+        series=np.zeros(INT8_WALKS, np.int64),
+        freqs=[""],
+        seasons=np.array([1]),
+        names=[""],
+        context_length=student.context_length,
+        horizon=student.prediction_length,
+        digest="",
+    )
+
+
 def onnx_facts(student):
-    """Metadata (str -> str) of the ONNX file."""
+    """Metadata (str -> str) of the ONNX file: to be read by people, and by `content_of_onnx`."""
     teacher = student.info.get("teacher") or {"teacher": "none", "licence": "no teacher was used"}
     licences = [teacher.get("licence", "unknown"), *inherited_licences(student.info)]
     facts = {
         "context_length": student.context_length,
         "prediction_length": student.prediction_length,
         "sampling_frequency": ", ".join(student.info.get("freqs", [])),
-        "quantile_levels": ", ".join(LEVEL_NAMES) if student.quantile_head else "none",
+        "quantile_levels": ", ".join(LEVEL_NAMES) if student.has_quantiles else "none",
         "teacher": teacher.get("teacher", "unknown"),
         "licence": "; ".join(licences),
     }
+    parameters = sum(weight.numel() for weight in student.parameters())
+    content = student.sizes | {"info": dict(student.info) | {"parameters": parameters}}
+    facts[ONNX_FACTS] = json_text(content, separators=(",", ":"))
     return {name: printable(str(value)) for name, value in facts.items()}
 
 
@@ -10876,6 +11445,8 @@ def parse_arguments(argv):
         problems += check_reading(args)
     if args.command == "train":
         problems += check_training(args)
+    if args.command == "export" and args.int8 and args.format != "onnx":
+        problems.append(Message("--int8: a hub folder has float32; give --format onnx"))
     if problems:
         raise UserError(
             "{} problem(s) with the arguments\n  {}", len(problems), linked(problems, "\n  ")
@@ -11001,7 +11572,7 @@ def check_ranges(args):
 
 def is_local(name):
     """Whether a name looks like a path, which a hub id does not."""
-    return re.match(r"[./~]|.*\.pt$", name) is not None
+    return re.match(r"[./~]|.*\.(pt|onnx)$", name) is not None
 
 
 def looks_like_path(name):

@@ -38,11 +38,12 @@ RATES = ("learning_rate", "dropout", "weight_decay")  # flags that are taken fro
 COUNTS = ("batch_size", "num_epochs")  # likewise
 
 
-class NLinear(nn.Module):
+class NLinear(md.GoesOn, nn.Module):
     """The control: (B, L) -> (B, H), linear in the context's differences from its last value."""
 
     def __init__(self, context_length, horizon):
         super().__init__()
+        self.context_length = context_length
         self.map = nn.Linear(context_length, horizon)
 
     def forward(self, context):
@@ -118,7 +119,7 @@ def train_one(is_control, parts, labels, flags, job):
         progress = fit(model, sizes, parts["train"], parts["validation"], labels, flags, job)
         best = md.read_checkpoint(Path(folder, progress.best_file))
     model.load_state_dict(best["model_state_dict"])
-    test = md.score(md.forecaster(model, job), parts["test"], md.EVAL_BATCH, job)
+    test = md.score(md.forecaster(model, HORIZON, job), parts["test"], md.EVAL_BATCH, job)
     return Result(progress.best_loss, progress.best_epoch, test)
 
 

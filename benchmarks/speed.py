@@ -284,11 +284,12 @@ def label_call(teacher, windows, count, patch, samples=SAMPLES, quantiles="off")
     return lambda: md.label_windows(teacher, windows, index, request, seed=0)
 
 
-class PlainStudent(nn.Module):
+class PlainStudent(md.GoesOn, nn.Module):
     """The student's shape with torch.nn.TransformerEncoder as its body."""
 
     def __init__(self):
         super().__init__()
+        self.context_length = LENGTH
         patches = math.ceil(LENGTH / 16)
         self.embed = nn.Linear(16, 128)
         self.position = nn.Parameter(torch.randn(patches, 128) * 0.02)
@@ -762,10 +763,11 @@ def shipped(device):
     module = moirai("base", cpu)
     teacher = md.Teacher(module, cpu, "32", print)
     context = contexts_of(series_windows(1), 1, cpu)
-    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stderr(io.StringIO()):
-        path = Path(root, "student.onnx")
-        md.export_onnx(student_model().eval(), path, torch.randn(4, LENGTH))
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    with contextlib.redirect_stderr(io.StringIO()):
+        model = md.onnx_model(student_model().eval(), torch.randn(4, LENGTH))
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
     at_once = 50
     calls = {
         "teacher": torch.inference_mode()(own_call(module, PATCH, context)),

@@ -38,7 +38,7 @@ FLAGS = {
         " checkpoint with_teacher with_forecaster horizon output_dir"
     ),
     "predict": f"{READING} checkpoint input output horizon levels plot backtest lang",
-    "export": "checkpoint format output lang",
+    "export": "checkpoint format int8 output lang",
 }
 REQUIRED = {
     "train": "",
@@ -481,6 +481,8 @@ def test_a_device_of_no_kind_is_named_with_those_that_there_are(value, capsys):
             ["--output out.png: ", "picture"],
         ),
         ("export --checkpoint ./nowhere --format hub", ["--checkpoint ./nowhere: "]),
+        ("export --checkpoint a/b --format hub --int8", ["--int8: a hub folder has float32"]),
+        ("evaluate --checkpoint a/b.onnx", ["--checkpoint a/b.onnx: "]),
         ("export --checkpoint a/b --format onnx --output data", ["--output data: "]),
         ("export --checkpoint a/b --format hub --output data/series.csv", ["--output data/series"]),
     ],

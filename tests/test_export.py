@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -83,7 +84,6 @@ def ready_made(onnx_file, monkeypatch):
 
     class Program:
         def __init__(self):
-            self.model = type("Model", (), {"metadata_props": {}})
             self.model_proto = self
 
         def SerializeToString(self, deterministic):
@@ -106,20 +106,22 @@ def test_onnx_forecasts_as_the_student_in_raw_units_at_any_batch_size(
 ):
     session = session_of(onnx_file)
     (given,) = session.get_inputs()
-    result, _ = session.get_outputs()
+    result, quantiles = session.get_outputs()
+    assert [result.name, quantiles.name] == ["forecast", "quantiles"]
     assert given.shape[1:] == [64]
     assert result.shape[1:] == [16]
     assert not isinstance(given.shape[0], int)
 
     context = walks(count, scale, offset)
-    forecast, _ = session.run(None, {given.name: context})
+    forecast, quantiles = session.run(None, {given.name: context})
     student = md.PatchStudent.from_pretrained(trained / "distilled")
-    with torch.inference_mode():
-        expected = student(torch.from_numpy(context)).numpy()
+    expected = student.forecast(context)
     assert forecast.shape == (count, 16)
     assert forecast.dtype == expected.dtype == np.float64
     deviation = context.std(1).max()
     assert np.abs(forecast - expected).max() < 1e-4 * deviation
+    assert np.abs(quantiles - student.quantiles(context)).max() < 1e-4 * deviation
+    assert (np.diff(quantiles, axis=1) >= 0).all()
 
 
 def test_onnx_forecasts_small_movements_of_a_large_value(onnx_file):
@@ -151,6 +153,7 @@ def test_onnx_is_one_file_with_its_facts(trained, onnx_file, teacher_folder):
     assert facts["teacher"] == teacher_folder.name
     assert facts["licence"]
     assert str(teacher_folder) not in str(facts)
+    assert b"moirai_distill.py" not in onnx_file.read_bytes()  # as in PyTorch's own remarks
     twin = md.onnx_facts(md.PatchStudent.from_pretrained(trained / "twin"))
     assert twin["teacher"] == "none"
 
@@ -252,6 +255,309 @@ def test_the_guides_forecaster_needs_onnxruntime_alone(onnx_file, tmp_path):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# -- int8 ------------------------------------------------------------------------------------------
+
+
+def test_int8_is_small_as_good_and_says_so(trained, ready_made, onnx_file, tmp_path, capsys):
+    run = shutil.copytree(trained / "distilled", tmp_path / "run")
+    assert export(run, "onnx", "--int8") == 0
+    out = capsys.readouterr().out
+    path = run / "student_int8.onnx"
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    windows, mse, rounded_mse = re.search(
+        r"MSE on (\S+) windows: (\S+) in float32, (\S+) in int8", out
+    ).groups()
+    assert int(windows.replace(",", "")) == evaluation["windows"]
+    assert mse == f"{evaluation['rows']['student']['mse']:.4f}"
+    assert float(rounded_mse) <= 1.01 * float(mse)
+    assert f"Size: {1e-6 * path.stat().st_size:.2f} MB" in out
+
+    weights = md.PatchStudent.from_pretrained(run).parameters()
+    of_matrices = sum(weight.numel() for weight in weights if weight.ndim == 2)
+    saved = onnx_file.stat().st_size - path.stat().st_size
+    assert saved > 2 * of_matrices  # three bytes of four, but for scales and operations
+
+    session = session_of(path)
+    contexts = np.concatenate([walks(20), walks(20, 1e5, 1e9), np.full((1, 64), 7.0)])
+    points, quantiles = session.run(None, {"context": contexts})
+    assert (np.diff(quantiles, axis=1) >= 0).all()
+    assert (points[-1] == 7).all()
+    for row, context in enumerate(contexts[:3]):  # whatever else is in the batch
+        alone, _ = session.run(None, {"context": context[None]})
+        np.testing.assert_allclose(alone[0], points[row], atol=1e-5)
+    exact, _ = session_of(onnx_file).run(None, {"context": walks(20)})
+    difference = np.abs(points[:20] - exact).max()
+    assert 0 < difference < 0.1 * walks(20).std(1).max()
+
+
+def test_the_scales_of_int8_are_of_rows_or_columns_whichever_are_fewer():
+    values = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    values[:, 0] = 0
+    for matrix, shape in ((values, (1, 4)), (values.T, (4, 1))):
+        kept, _ = md.rounded_weights("w", matrix)
+        assert kept["w.short"].dtype == np.int8
+        assert kept["w.scale"].shape == shape
+        difference = np.abs(kept["w.short"] * kept["w.scale"] - matrix)
+        assert (difference <= 0.501 * kept["w.scale"]).all()
+
+
+def test_int8_that_costs_more_than_it_may_is_not_kept(
+    trained, ready_made, tmp_path, capsys, monkeypatch
+):
+    run = shutil.copytree(trained / "distilled", tmp_path / "run")
+    before = {*os.listdir(run)}
+    round_well = md.rounded_weights
+
+    def round_badly(name, values):
+        kept, steps = round_well(name, values)
+        return {name: array // 32 * 32 for name, array in kept.items()}, steps
+
+    monkeypatch.setattr(md, "rounded_weights", round_badly)
+    assert export(run, "onnx", "--int8") == 2
+    error = capsys.readouterr().err.strip()
+    assert "student_int8.onnx: not kept: the MSE of int8 is " in error
+    assert len(error.splitlines()) == 1
+    assert {*os.listdir(run)} == before
+
+
+@pytest.mark.parametrize("data", ["gone", "other"])
+def test_int8_is_judged_on_random_walks_where_the_data_is_not_at_hand(
+    trained, ready_made, tmp_path, capsys, data
+):
+    content = torch.load(best_of(trained / "distilled"), weights_only=True)
+    content["run_config"]["data_dir"] = str(tmp_path / data)
+    torch.save(content, tmp_path / "a.pt")
+    if data == "other":
+        (tmp_path / data).mkdir()
+        for number in range(3):
+            hourly(300, seed=number).to_csv(tmp_path / data / f"{number}.csv", index=False)
+    assert export(tmp_path / "a.pt", "onnx", "--int8") == 0
+    printed = capsys.readouterr()
+    assert f"MSE on {md.INT8_WALKS} windows: " in printed.out
+    assert "random walks are taken: " in printed.err and str(tmp_path / data) in printed.err
+
+
+# -- An ONNX file as a checkpoint ------------------------------------------------------------------
+
+
+def test_an_onnx_file_is_scored_as_its_run_is(
+    trained, onnx_file, ready_made, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(md, "draw", lambda path, panels: None)
+    monkeypatch.setattr(md, "milliseconds", lambda call: 1.0)
+    small = tmp_path / "small.onnx"
+    assert export(trained / "distilled", "onnx", "--int8", "--output", small) == 0
+    words = ["evaluate", "--lang", "en", "--device", "cpu", "--output_dir", tmp_path]
+    words += ["--data_dir", trained / "data", "--checkpoint", onnx_file, small]
+    capsys.readouterr()
+    assert md.main([*map(str, words)]) == 0
+    printed = capsys.readouterr()
+    assert "these are not the test windows" not in printed.err
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    truth = json.loads((trained / "distilled" / "evaluation.json").read_text())["rows"]["student"]
+    for metric in ("mse", "mae", "mase", "wql", "coverage_80"):
+        assert rows[str(onnx_file)][metric] == pytest.approx(truth[metric], rel=1e-4)
+        assert rows[str(small)][metric] == pytest.approx(truth[metric], rel=0.02)
+    assert rows[str(small)]["mse"] != rows[str(onnx_file)]["mse"]
+    assert rows[str(small)]["parameters"] == truth["parameters"]
+    assert rows[str(small)]["bytes"] == small.stat().st_size
+
+    words += ["--horizon", "40"]  # of the median alone, which goes on from itself
+    assert md.main([*map(str, words)]) == 0
+    rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert 0 < rows[str(onnx_file)]["coverage_80"] < 1
+
+
+def changed_onnx(source, path, change):
+    """A copy of an ONNX file after `change(model)`."""
+    model = onnx.load_model_from_string(source.read_bytes())
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_an_onnx_file_without_facts_is_scored_by_the_flags(trained, onnx_file, tmp_path, capsys):
+    def forget(model):
+        del model.metadata_props[:]
+
+    path = changed_onnx(onnx_file, tmp_path / "old.onnx", forget)
+    opened = md.open_onnx(path)
+    assert opened.content == {"student_config": {}}
+    words = ["evaluate", "--lang", "en", "--checkpoint", str(path), "--device", "cpu"]
+    assert md.main(words) == 2
+    assert "(it does not say where) is not here; give --data_dir" in capsys.readouterr().err
+    words += ["--split_ratio", "1:1:1", "--season", "5"]
+    inherited = md.inherit_arguments(md.parse_arguments(words), opened, opened)
+    assert (inherited.context_length, inherited.prediction_length) == (64, 16)
+    assert (inherited.split_ratio, inherited.season) == ((1, 1, 1), 5)
+
+
+def test_other_commands_say_that_evaluate_alone_takes_an_onnx_file(trained, onnx_file, capsys):
+    series = str(trained / "data" / "s00.csv")
+    for words in (["predict", "--input", series], ["export", "--format", "hub"]):
+        assert md.main([*words, "--checkpoint", str(onnx_file), "--lang", "en"]) == 2
+        error = capsys.readouterr().err
+        assert f"{onnx_file}: an ONNX file, which evaluate alone takes" in error
+
+
+def add_node(kind, **attributes):
+    """A change of a model: an operation on the context, whose result nobody takes."""
+
+    def change(model):
+        inputs = [] if kind == "Constant" else ["context"]
+        node = onnx.helper.make_node(kind, inputs, ["spare"], **attributes)
+        model.graph.node.insert(0, node)
+
+    return change
+
+
+def read_from_elsewhere(model):
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+
+
+def call_a_function(model):
+    node = onnx.helper.make_node("Identity", ["a"], ["b"])
+    imports = [onnx.helper.make_opsetid("", 20)]
+    model.functions.append(onnx.helper.make_function("own", "f", ["a"], ["b"], [node], imports))
+
+
+def claim_a_large_tensor(model):
+    model.graph.initializer[0].dims[:] = [10**6, 10**6]
+
+
+def double(times):
+    """A change of a model: a tensor is put beside itself, so many times."""
+
+    def change(model):
+        before = "context"
+        for number in range(times):
+            node = onnx.helper.make_node("Concat", [before, before], [f"twice{number}"], axis=1)
+            model.graph.node.append(node)
+            before = f"twice{number}"
+
+    return change
+
+
+def expand(count):
+    """A change of a model: one number is repeated, so many times."""
+
+    def change(model):
+        shape = onnx.numpy_helper.from_array(np.array([count]), "count")
+        model.graph.initializer.append(shape)
+        one = onnx.numpy_helper.from_array(np.ones(1, np.float32), "one")
+        model.graph.initializer.append(one)
+        model.graph.node.append(onnx.helper.make_node("Expand", ["one", "count"], ["many"]))
+
+    return change
+
+
+def square_the_batch(model):
+    column = onnx.helper.make_node("ReduceMax", ["context", "last"], ["column"], keepdims=1)
+    row = onnx.helper.make_node("Transpose", ["column"], ["row"], perm=[1, 0])
+    table = onnx.helper.make_node("MatMul", ["column", "row"], ["table"])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "last"))
+    model.graph.node.extend([column, row, table])
+
+
+def say(**facts):
+    """A change of a model: facts that are other ones."""
+
+    def change(model):
+        (entry,) = [entry for entry in model.metadata_props if entry.key == md.ONNX_FACTS]
+        content = json.loads(entry.value)
+        for name, value in facts.items():
+            (content if name in content else content["info"])[name] = value
+        entry.value = json.dumps(content)
+
+    return change
+
+
+def say_text(text):
+    """A change of a model: a text in the place of the facts."""
+
+    def change(model):
+        (entry,) = [entry for entry in model.metadata_props if entry.key == md.ONNX_FACTS]
+        entry.value = text
+
+    return change
+
+
+def give_other_shape(model):
+    model.graph.output[0].name = model.graph.node[0].output[0]
+
+
+HOSTILE = {
+    "another file": read_from_elsewhere,
+    "a function": call_a_function,
+    "a loop": add_node("Loop"),
+    "another's operation": add_node("Add", domain="com.stranger"),
+    "a large tensor": claim_a_large_tensor,
+    "a large constant": add_node(
+        "Constant", value=onnx.TensorProto(dims=[10**12], data_type=onnx.TensorProto.FLOAT)
+    ),
+    "doubled": double(40),
+    "expanded": expand(10**12),
+    "squared": square_the_batch,
+    "another output": give_other_shape,
+    "a number": say(freqs=5),
+    "a list": say(run_config=[]),
+    "a negative width": say(d_model=-1),
+    "other lengths": say(context_length=65),
+    "a text that is none": say(freqs=["a\0b"]),
+    "nested": say_text("[" * 100_000),
+    "no facts": say_text("7"),
+    "long": say_text('"' + "x" * md.MOST_JSON + '"'),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE.keys())
+def test_an_onnx_file_of_a_stranger_is_refused_in_one_line(
+    trained, onnx_file, tmp_path, capsys, change
+):
+    path = changed_onnx(onnx_file, tmp_path / "lie.onnx", change)
+    words = ["evaluate", "--lang", "en", "--device", "cpu", "--data_dir", trained / "data"]
+    capsys.readouterr()
+    assert md.main([*map(str, words), "--checkpoint", str(path)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"error: {path}: not an ONNX file of a student, or damaged (")
+    assert len(error.splitlines()) == 1
+
+
+def test_an_onnx_file_that_fails_at_a_context_is_one_line(onnx_file, tmp_path):
+    def take_far_out(model):
+        """The place of a value that depends on the context: it is out of reach."""
+        node = onnx.helper.make_node
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axis_one"))
+        model.graph.node.extend(
+            [
+                node("ReduceMax", ["context", "axis_one"], ["largest"], keepdims=1),
+                node("Cast", ["largest"], ["place"], to=onnx.TensorProto.INT64),
+                node("Gather", ["axis_one", "place"], ["taken"]),
+                node("Cast", ["taken"], ["as_float"], to=onnx.TensorProto.DOUBLE),
+                node("Add", ["forecast", "as_float"], ["other"]),
+            ]
+        )
+        model.graph.output[0].name = "other"
+
+    student = md.open_onnx(changed_onnx(onnx_file, tmp_path / "a.onnx", take_far_out)).student
+    assert torch.equal(student(torch.zeros(1, 64)), torch.ones(1, 16))
+    with pytest.raises(md.UserError, match="a.onnx: onnxruntime cannot run it: ") as caught:
+        student(torch.full((1, 64), 7.0))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 99, b"PK\3\4", "cut"])
+def test_what_is_no_onnx_file_is_refused_in_one_line(onnx_file, tmp_path, content):
+    path = tmp_path / "a.onnx"
+    path.write_bytes(onnx_file.read_bytes()[:9000] if content == "cut" else content)
+    with pytest.raises(md.UserError, match="not an ONNX file of a student") as caught:
+        md.open_onnx(path)
+    assert "\n" not in str(caught.value)
 
 
 # -- The hub folder --------------------------------------------------------------------------------
@@ -477,11 +783,12 @@ def test_a_failed_export_leaves_no_empty_folder(trained, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(md.PatchStudent, "save_pretrained", fail)
     monkeypatch.setattr(os, "fsync", fail)
-    monkeypatch.setattr(md, "export_onnx", lambda _student, path, _contexts: write_nothing(path))
 
-    def write_nothing(path):
+    def write_nothing(_opened, path, *_):
         with md.output_file(path):
             pass
+
+    monkeypatch.setattr(md, "export_onnx", write_nothing)
 
     assert export(trained / "twin", form, "--output", tmp_path / "new" / "below" / "it") == 2
     assert os.listdir(tmp_path) == []
@@ -490,9 +797,9 @@ def test_a_failed_export_leaves_no_empty_folder(trained, tmp_path, monkeypatch, 
     assert os.listdir(tmp_path) == ["there"]
 
 
-def test_an_onnx_file_goes_through_a_link_and_into_what_is_no_file(trained, tmp_path):
+def test_an_onnx_file_goes_through_a_link_and_into_what_is_no_file(trained, ready_made, tmp_path):
     (tmp_path / "link.onnx").symlink_to(tmp_path / "target.onnx")
-    assert export(trained / "twin", "onnx", "--output", tmp_path / "link.onnx") == 0
+    assert export(trained / "distilled", "onnx", "--output", tmp_path / "link.onnx") == 0
     assert (tmp_path / "link.onnx").is_symlink()
     content = (tmp_path / "target.onnx").read_bytes()
     os.mkfifo(tmp_path / "pipe")
@@ -501,7 +808,7 @@ def test_an_onnx_file_goes_through_a_link_and_into_what_is_no_file(trained, tmp_
         target=lambda: read.append((tmp_path / "pipe").read_bytes()), daemon=True
     )
     reader.start()
-    assert export(trained / "twin", "onnx", "--output", tmp_path / "pipe") == 0
+    assert export(trained / "distilled", "onnx", "--output", tmp_path / "pipe") == 0
     reader.join(10)
     assert read == [content]
     assert {*os.listdir(tmp_path)} == {"link.onnx", "target.onnx", "pipe"}

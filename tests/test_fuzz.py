@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 
+import onnx
 import pytest
 import torch
 from conftest import SMALL, SMALL_RUN
@@ -98,7 +99,8 @@ def files(trained, tmp_path_factory):
     root = tmp_path_factory.mktemp("fuzz")
     shutil.copytree(trained / "distilled", root / "run")
     shutil.copytree(trained / "labels", root / "labels")
-    assert run("export", "--checkpoint", root / "run", "--format", "hub") == 0
+    for form in ("hub", "onnx"):
+        assert run("export", "--checkpoint", root / "run", "--format", form) == 0
     return root
 
 
@@ -168,6 +170,18 @@ def test_an_exported_folder_that_lies_is_used_or_refused(trained, files, tmp_pat
     words = ["--checkpoint", hub, "--output"]
     run("predict", *words, tmp_path / "a.csv", "--input", source)
     run("export", *words, tmp_path / "again", "--format", "hub")
+
+
+@few
+@given(data=st.data())
+def test_an_onnx_file_that_lies_is_evaluated_or_refused(trained, files, tmp_path, data):
+    model = onnx.load_model(files / "run" / "student.onnx")
+    (entry,) = [entry for entry in model.metadata_props if entry.key == md.ONNX_FACTS]
+    entry.value = json.dumps(data.draw(lies(json.loads(entry.value))))
+    onnx.save_model(model, tmp_path / "lie.onnx")
+    words = ["--checkpoint", tmp_path / "lie.onnx", "--data_dir", trained / "data"]
+    words += ["--device", "cpu", "--output_dir", tmp_path, "--with_teacher"]
+    run("evaluate", *words, "--label_cache", files / "labels")
 
 
 @some

@@ -76,8 +76,8 @@ def test_of_a_frame_more_steps_are_forecast(student):
     assert table.index[0] == frame["date"].iloc[-1] + pd.Timedelta("1h")
 
 
-@pytest.mark.parametrize("horizon", [4, 40])
-def test_predict_and_evaluate_take_a_horizon(horizon, trained, tmp_path, capsys):
+@pytest.mark.parametrize("horizon", [4, 16, 40])
+def test_predict_and_evaluate_take_a_horizon(horizon, trained, tmp_path, capsys, monkeypatch):
     output = tmp_path / "ahead.csv"
     checkpoint = ["--checkpoint", str(trained / "distilled"), "--lang", "en"]
     words = ["predict", *checkpoint, "--input", str(trained / "data" / "s00.csv")]
@@ -94,7 +94,11 @@ def test_predict_and_evaluate_take_a_horizon(horizon, trained, tmp_path, capsys)
 
     own = (trained / "distilled" / "evaluation.json").read_bytes()
     words = ["evaluate", *checkpoint, "--device", "cpu", "--horizon", str(horizon)]
+    read = []
+    read_series = md.read_series
+    monkeypatch.setattr(md, "read_series", lambda *which: read.append(1) or read_series(*which))
     assert md.main(words) == 0
+    assert len(read) == len([*(trained / "data").iterdir()])  # once
     assert (trained / "distilled" / "evaluation.json").read_bytes() == own
     folder = trained / "distilled" / f"horizon_{horizon}"
     table = json.loads((folder / "evaluation.json").read_text())

@@ -132,6 +132,38 @@ def test_its_quantiles_are_labels(csv_folder, tmp_path):
     np.testing.assert_allclose(quantiles, np.broadcast_to(expected, quantiles.shape), atol=0.01)
 
 
+COUNTING = """
+import numpy as np
+asked = []
+def forecast(context, horizon):
+    asked.extend(context[:, -1])
+    steps = np.arange(-4, 5)[:, None] * np.ones(horizon)
+    return context[:, -1:, None] + steps
+"""
+
+
+def test_it_is_asked_once_about_each_window_for_points_and_quantiles(csv_folder, tmp_path):
+    windows = split_folder(csv_folder).windows["test"]
+    other = md.own_forecaster(str(write(tmp_path, COUNTING)))
+    answer = md.other_answers(other, windows)
+    scores, quantiles = md.score_answers(answer, windows, 64, make_job())
+    assert len(other.function.__globals__["asked"]) == len(windows)
+    naive = md.score(md.naive_forecaster(md.last_value, windows), windows, 64, make_job())
+    assert scores.mse == pytest.approx(naive.mse, rel=1e-4)
+    assert 0.9 < quantiles.coverage_80 <= 1  # steps of a whole unit
+
+
+def test_one_that_gives_quantiles_now_and_then_is_one_line(csv_folder, tmp_path):
+    text = FAN + "    quantiles = context[:, -1:, None] + steps\n"
+    text += "    return quantiles if len(context) > 1 else quantiles[:, 4]\n"
+    text = text.replace("    return context[:, -1:, None] + steps\n", "")
+    windows = split_folder(csv_folder).windows["test"]
+    other = md.own_forecaster(str(write(tmp_path, text)))
+    other.answer_windows(windows, np.arange(2))
+    with pytest.raises(md.UserError, match="quantiles for some contexts, and points for others"):
+        other.answer_windows(windows, np.arange(1))
+
+
 def test_a_file_without_quantiles_is_not_asked_for_them_again(csv_folder, tmp_path):
     windows = split_folder(csv_folder).windows["train"]
     file = write(tmp_path, LAST_VALUE)

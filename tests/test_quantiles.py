@@ -620,22 +620,6 @@ def test_a_hub_folder_keeps_the_quantiles_and_its_card_their_coverage(trained, t
     assert "student.quantiles(context)" in card
 
 
-def test_an_onnx_file_has_a_second_output(trained, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    path = tmp_path / "student.onnx"
-    words = ["export", "--checkpoint", trained / "distilled", "--format", "onnx", "--output", path]
-    assert md.main([str(word) for word in words]) == 0
-    session = onnxruntime.InferenceSession(path)
-    assert [output.name for output in session.get_outputs()] == ["forecast", "quantiles"]
-    context = walks(3)
-    points, quantiles = session.run(None, {"context": context.numpy()})
-    student = md.PatchStudent.from_pretrained(trained / "distilled")
-    np.testing.assert_allclose(points, student.forecast(context).numpy(), atol=1e-4)
-    np.testing.assert_allclose(quantiles, student.quantiles(context).numpy(), atol=1e-4)
-    assert (np.diff(quantiles, axis=1) >= 0).all()
-
-
 def test_predict_says_that_an_earlier_student_has_no_quantiles(trained, tmp_path, capsys):
     content = md.read_checkpoint(md.best_in(trained / "distilled"))
     del content["quantiles"], content["student_config"]["quantile_width"]

@@ -1287,11 +1287,13 @@ def test_a_parquet_file_is_looked_at_as_a_csv_is(tmp_path):
     assert "no column nope" in reason(tmp_path / "a.parquet", "nope")
 
 
-def test_parquet_files_of_a_folder_are_found_beside_csvs(tmp_path):
+def test_parquet_files_of_a_folder_are_found_beside_csvs(tmp_path, capsys):
     pd.DataFrame({"date": HOURS, "value": WAVE}).to_parquet(tmp_path / "b.PARQUET")
     pd.DataFrame({"date": HOURS, "value": WAVE}).to_parquet(tmp_path / "c.pq")
     write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE})
     assert list(md.find_files(tmp_path, 0)[1]) == ["a.csv", "b.PARQUET", "c.pq"]
+    md.load_files(data_config(data_dir=str(tmp_path)), read_config(), md.Voice("en"))
+    assert "Found 1 CSV files, 2 Parquet files\n" in capsys.readouterr().out
 
 
 def test_a_parquet_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
