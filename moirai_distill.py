@@ -7543,6 +7543,7 @@ def load_teacher(request, device, note):
     precision = request.teacher_precision if device.type == "cuda" else "32"
     if generation.package == "moirai_moe" and precision != "32":
         raise UserError("--teacher_precision bf16: not for a MOIRAI-MoE; use 32")
+    shapes = teacher_shapes(name, weights_file)
 
     try:
         package = importlib.import_module(f"uni2ts.model.{generation.package}")
@@ -7552,21 +7553,38 @@ def load_teacher(request, device, note):
         ) from error
     if "distr_output" in settings:
         settings["distr_output"] = build_distribution(name, settings["distr_output"])
-    module = open_module(package, generation, settings, (name, weights_file))
+    module = open_module(package, generation, settings, (name, weights_file, shapes))
     forecast_class = None
     if generation.package != "moirai":
         forecast_class = getattr(package, f"{generation.prefix}Forecast")
     return Teacher(module, device, precision, note, forecast_class)
 
 
-def open_module(package, generation, settings, source):
-    """The module of uni2ts that settings describe, with its weights; `source` is (name, file).
+def damaged_teacher(name, error):
+    """The UserError for damaged weights, or a config that uni2ts or torch refuses."""
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        "{}: config.json or model.safetensors is damaged or of another model ({}: {})",
+        *(name, type(error).__name__, reason),
+    )
 
-    Raises UserError.
+
+def teacher_shapes(name, weights_file):
+    """As `weight_shapes`. Raises UserError."""
+    try:
+        return weight_shapes(weights_file)
+    except Exception as error:
+        raise damaged_teacher(name, error) from error
+
+
+def open_module(package, generation, settings, source):
+    """The module of uni2ts that settings describe, with its weights.
+
+    `source` is its name, the file of its weights, and their shapes. Raises UserError.
     """
     from safetensors.torch import load_file
 
-    name, weights_file = source
+    name, weights_file, shapes = source
     try:
         if 0.5 not in settings.get("quantile_levels", [0.5]):
             raise ValueError("quantile_levels without 0.5")
@@ -7577,18 +7595,14 @@ def open_module(package, generation, settings, source):
         kind = getattr(package, f"{generation.prefix}Module")
         with torch.device("meta"):  # takes no memory, whatever the sizes are
             wanted = kind(**settings).state_dict()
-        check_shapes(wanted, weight_shapes(weights_file))
+        check_shapes(wanted, shapes)
         module = kind(**settings)
         weights = load_file(weights_file)
         if not all(weight.isfinite().all() for weight in weights.values()):
             raise ValueError("its weights are not finite")
         module.load_state_dict(weights, strict=True)
-    except Exception as error:  # damaged weights, or a config that uni2ts or torch refuses
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            "{}: config.json or model.safetensors is damaged or of another model ({}: {})",
-            *(name, type(error).__name__, reason),
-        ) from error
+    except Exception as error:
+        raise damaged_teacher(name, error) from error
     return module
 
 

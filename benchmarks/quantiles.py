@@ -233,7 +233,10 @@ def etth1(lab, what, columns):
 
 
 def few(lab):
-    """Few series of the demo family: WQL with labels over that of the twin on truth alone."""
+    """Few series of the demo family: WQL with labels over that of the twin on truth alone.
+
+    Each student takes as many steps as with one series.
+    """
     for count in FEW:
         data = lab.root / f"few_{count}"
         md.write_demo_csvs(data, files=count, rows=2000)
@@ -243,6 +246,7 @@ def few(lab):
             for alpha in (0.5, 0):
                 name = f"few_{count}_{seed}_{alpha}"
                 flags = ["--data_dir", data, "--split_by", "time", "--seed", seed]
+                flags += ["--num_epochs", max(1, lab.args.epochs // count)]
                 folder = lab.train(name, *flags, "--alpha", alpha)
                 rows = json.loads((folder / "evaluation.json").read_text())["rows"]
                 row[alpha] = rows["student"]["wql"]

@@ -226,19 +226,20 @@ def test_a_process_whose_parent_is_gone_before_it_looks_ends(tmp_path):
     assert child.returncode == 1
 
 
-@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1"}, {"SLURM_NTASKS": "4"}])
-def test_what_is_no_launcher_leaves_a_run_alone_and_loud(data, tmp_path, variables):
+def test_a_local_rank_alone_leaves_a_run_alone_and_loud(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
     words = command(data, tmp_path / "run", "none", "--alpha", 0, "--num_epochs", 1)
-    environment = dict(os.environ) | variables
-    done = subprocess.run(
-        [*PYTHON, str(SCRIPT), *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Epoch 1/1" in done.stdout
+    assert "Epoch 1/1" in run(PYTHON, words)
+
+
+def test_an_allocation_without_srun_leaves_a_run_alone_and_loud(
+    data, tmp_path, monkeypatch, capsys
+):
+    for name, value in {"NTASKS": "4", "PROCID": "0", "JOB_ID": "7"}.items():  # of a batch script
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    words = command(data, tmp_path / "run", "none", "--alpha", 0, "--num_epochs", 1)
+    assert md.main(words) == 0
+    assert "Epoch 1/1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
