@@ -54,6 +54,7 @@ T rows of a series, W windows.
 """
 
 import argparse
+import bisect
 import collections
 import concurrent.futures
 import contextlib
@@ -81,6 +82,7 @@ import shlex
 import shutil
 import signal
 import socket
+import statistics
 import sys
 import tempfile
 import threading
@@ -524,6 +526,7 @@ QUANTILE_RATE = 1e-3  # learning rate at the beginning; it falls to 0
 QUANTILE_CHECKS = 10  # times that a sample of validation windows is looked at: the best one counts
 QUANTILE_WINDOWS = 512  # in that sample
 CALIBRATION_WINDOWS = 4096  # of validation, at most, by which the width of the band is set ...
+MIXED = 15  # values that stand for a distribution beyond H; 5, 15, 25, ... hold the levels
 STUDENT_T = 3.18  # ... as far as is sure: 95 % two-sided, with 3 degrees of freedom
 
 # Time and memory. Results stay as they are, up to rounding.
@@ -762,9 +765,9 @@ MOST_EVALUATION = 20_000_000  # ... but an evaluation has some for each series
 MOST_HEADER = 4_000_000  # bytes that list the tensors of a safetensors file
 MOST_TEACHER = 8_000_000_000  # bytes of a teacher's weights: the largest published ones have 1.2 GB
 MOST_TEXT = 10_000  # signs of a name or a path
-MOST_ONNX = 1_000_000_000  # bytes of an ONNX file
+MOST_ONNX = 500_000_000  # bytes of an ONNX file
 MOST_VALUES = 2**26  # of a tensor that an ONNX file computes in one call
-MOST_OF_WINDOW = 2**28  # values that it computes for one window, beside eight for each byte of it
+MOST_OF_WINDOW = 2**26  # values that it computes for one window, beside eight for each byte of it
 
 # Which entry of an ONNX file's metadata holds, as JSON, what the config.json of an exported folder
 # says.
@@ -2550,9 +2553,9 @@ def read_onnx(path):
     if not Path(path).is_file():  # a pipe would be waited for
         raise ValueError("is no regular file")
     with open(path, "rb") as file:
-        content = file.read(MOST_ONNX + 1)
-    if len(content) > MOST_ONNX:
-        raise ValueError(f"is longer than {MOST_ONNX:,} bytes")
+        if os.fstat(file.fileno()).st_size > MOST_ONNX:
+            raise ValueError(f"is longer than {MOST_ONNX:,} bytes")
+        content = file.read(MOST_ONNX)
     model = onnx.ModelProto.FromString(content)
     check_onnx(model)
     return content, model
@@ -6375,6 +6378,39 @@ class QuantileHead(nn.Module):
         return torch.stack(quantiles, 1)
 
 
+def quantiles_of_mixture(quantiles):
+    """Quantiles (B, 9, H) of a mixture of equal parts, of which each has its own: (B, K, 9, H).
+
+    Each part is taken as MIXED equally likely values. Its nine quantiles alone would leave out its
+    tails, and the mixture would be too narrow.
+    """
+    weights = torch.tensor(weights_of_likely_values()).to(quantiles)
+    values = (weights @ quantiles).flatten(1, 2).sort(1).values  # (B, K * MIXED, H)
+    count = values.shape[1]
+    places = count * np.arange(1, len(LEVELS) + 1) / 10 - 0.5  # of the levels among the values
+    lower = values[:, np.floor(places)]
+    upper = values[:, np.ceil(places)]
+    return (lower + upper) / 2
+
+
+@functools.cache
+def weights_of_likely_values():
+    """Weights (MIXED, 9) that give equally likely values of a distribution by its quantiles.
+
+    The values are at the levels 1 / (2 * MIXED), 3 / (2 * MIXED), ... By the score that a normal
+    distribution has at a level, they lie on straight lines through the nine, and on beyond these.
+    """
+    score = statistics.NormalDist().inv_cdf
+    known = [score(level) for level in LEVELS]
+    weights = np.zeros((MIXED, len(LEVELS)))
+    for number in range(MIXED):
+        wanted = score((number + 0.5) / MIXED)
+        low = min(max(bisect.bisect(known, wanted) - 1, 0), len(known) - 2)
+        share = (wanted - known[low]) / (known[low + 1] - known[low])
+        weights[number, low : low + 2] = 1 - share, share
+    return weights
+
+
 class GoesOn:
     """What gives other horizons than its own, by forecasts of H steps: a student of any kind.
 
@@ -6403,17 +6439,16 @@ class GoesOn:
         """Quantiles (B, 9, horizon) of contexts (B, L): beyond H steps it goes on from its own.
 
         Each of the nine goes on by itself, as nine contexts: what the student says after them are
-        81 quantiles, of which nine are taken. After the median alone the band would collapse.
+        nine distributions, whose mixture has the nine that are taken. After the median alone the
+        band would collapse.
         """
         _, quantiles = self(context, with_quantiles=True)  # (B, 9, H)
-        levels = torch.tensor(LEVELS, dtype=quantiles.dtype, device=quantiles.device)
         contexts = context[:, None].expand(-1, len(LEVELS), -1)  # (B, 9, L)
         while quantiles.shape[2] < horizon:
             known = torch.cat([contexts, quantiles], 2)[:, :, -self.context_length :]
             _, ahead = self(known.flatten(0, 1), with_quantiles=True)  # (B * 9, 9, H)
-            of_all = ahead.view(len(context), len(LEVELS) ** 2, -1)
-            taken = torch.quantile(of_all, levels, dim=1).transpose(0, 1)  # (B, 9, H)
-            quantiles = torch.cat([quantiles, taken], 2)
+            nine = ahead.view(len(context), len(LEVELS), len(LEVELS), -1)  # (B, 9, 9, H)
+            quantiles = torch.cat([quantiles, quantiles_of_mixture(nine)], 2)
         return quantiles[:, :, :horizon]
 
 
@@ -11203,25 +11238,22 @@ def use_int8(model):
 def rounded_weights(name, values):
     """(name -> array to keep, nodes that make of these an array that is called `name` again).
 
-    Of a matrix, whole numbers from -127 to 127 are kept, and a scale for each row or column,
-    whichever are fewer; of a vector, such as a bias, float16.
+    Whole numbers from -127 to 127 are kept, and a scale: of a matrix one for each row or column,
+    whichever are fewer.
     """
     from onnx import TensorProto, helper
 
-    short = f"{name}.short"
-    if values.ndim != 2:
-        kept = {short: values.astype(np.float16)}
-        return kept, [helper.make_node("Cast", [short], [name], to=TensorProto.FLOAT)]
-    axis = int(values.shape[0] < values.shape[1])  # along which there is one scale
+    axis = 0  # along which there is one scale
+    if values.ndim == 2 and values.shape[0] < values.shape[1]:
+        axis = 1
     scale = np.abs(values).max(axis, keepdims=True) / np.float32(127)
     scale[scale == 0] = 1
-    kept = {short: np.rint(values / scale).astype(np.int8), f"{name}.scale": scale}
-    whole = f"{name}.whole"
+    short, whole, factor = f"{name}.int8", f"{name}.whole", f"{name}.scale"
     steps = [
         helper.make_node("Cast", [short], [whole], to=TensorProto.FLOAT),
-        helper.make_node("Mul", [whole, f"{name}.scale"], [name]),
+        helper.make_node("Mul", [whole, factor], [name]),
     ]
-    return kept, steps
+    return {short: np.rint(values / scale).astype(np.int8), factor: scale}, steps
 
 
 def shorten_names(graph):

@@ -9,7 +9,9 @@ them are for comparison. Exit code 1 where a try ends otherwise than with 0 or w
 takes 1 GB or 10 seconds; run it on a quiet machine.
 """
 
+import contextlib
 import gzip
+import io
 import json
 import os
 import re
@@ -21,6 +23,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import onnx
 import torch
 from common import DEMO_TEACHER, ROOT, md
 
@@ -335,6 +339,53 @@ def tables(root):
     yield "CSV: a link to an endless device", path
 
 
+# -- ONNX files ------------------------------------------------------------------------------------
+
+
+def spoilt(model, nodes, **constants):
+    """A copy of an ONNX model with further operations, and constants that they take."""
+    found = onnx.ModelProto.FromString(model.SerializeToString())
+    for name, values in constants.items():
+        found.graph.initializer.append(onnx.numpy_helper.from_array(np.array(values), name))
+    for kind, inputs, output in nodes:
+        settings = {"axis": 1} if kind == "Concat" else {}
+        found.graph.node.append(onnx.helper.make_node(kind, inputs, [output], **settings))
+    return found
+
+
+def onnx_files(root):
+    """(name, path) of ONNX files."""
+    root.mkdir()
+    path = root / "student.onnx"
+    student = md.PatchStudent(**SIZES).eval()
+    with contextlib.redirect_stderr(io.StringIO()):
+        plain = md.onnx_model(student, torch.randn(4, SIZES["context_length"]).double())
+    doubling = [("Concat", ["context"] * 2, "twice0")]
+    doubling += [("Concat", [f"twice{n}"] * 2, f"twice{n + 1}") for n in range(40)]
+    squaring = [("Expand", ["one", "side"], "square0")]
+    squaring += [("MatMul", [f"square{n}"] * 2, f"square{n + 1}") for n in range(60)]
+    chain = [("Neg", ["context"], "turned0")]
+    chain += [("Neg", [f"turned{n}"], f"turned{n + 1}") for n in range(19_000)]
+    large = spoilt(plain, [], weights=[1.0])
+    large.graph.initializer[-1].dims[:] = [10**6, 10**6]
+    models = {
+        "plain": plain,
+        "doubled 40 times": spoilt(plain, doubling),
+        "one number 10^12 times": spoilt(
+            plain, [("Expand", ["one", "n"], "x")], one=1.0, n=[10**12]
+        ),
+        "products of 4096 x 4096": spoilt(plain, squaring, one=np.float32(1), side=[4096, 4096]),
+        "19,000 operations": spoilt(plain, chain),
+        "a tensor of 10^12": large,
+    }
+    for name, model in models.items():
+        path.write_bytes(model.SerializeToString())
+        yield f"ONNX: {name}", path
+    with open(path, "wb") as file:
+        file.truncate(100 * 10**9)
+    yield "ONNX: a hole of 100 GB", path
+
+
 # -- The table -------------------------------------------------------------------------------------
 
 
@@ -369,6 +420,10 @@ def tries(root):
         words = ["label", "--data_dir", root / "data", "--teacher_model", folder]
         words += ["--context_length", 64, "--prediction_length", 16, "--device", "cpu"]
         yield Try(f"teacher: {name}", [*words, "--label_cache", root / "labels"])
+
+    for name, path in onnx_files(root / "onnx"):
+        words = ["evaluate", "--data_dir", root / "data", "--device", "cpu", "--split_by", "time"]
+        yield Try(name, [*words, "--output_dir", root / "scores", "--checkpoint", path])
 
     for name, cache in caches(root / "caches"):
         yield Try(name, ["label", "--list", "--label_cache", cache])

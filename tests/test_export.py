@@ -295,11 +295,11 @@ def test_int8_is_small_as_good_and_says_so(trained, ready_made, onnx_file, tmp_p
 def test_the_scales_of_int8_are_of_rows_or_columns_whichever_are_fewer():
     values = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
     values[:, 0] = 0
-    for matrix, shape in ((values, (1, 4)), (values.T, (4, 1))):
-        kept, _ = md.rounded_weights("w", matrix)
-        assert kept["w.short"].dtype == np.int8
+    for weights, shape in ((values, (1, 4)), (values.T, (4, 1)), (values[:, 1], (1,))):
+        kept, _ = md.rounded_weights("w", weights)
+        assert kept["w.int8"].dtype == np.int8
         assert kept["w.scale"].shape == shape
-        difference = np.abs(kept["w.short"] * kept["w.scale"] - matrix)
+        difference = np.abs(kept["w.int8"] * kept["w.scale"] - weights)
         assert (difference <= 0.501 * kept["w.scale"]).all()
 
 
