@@ -2777,6 +2777,8 @@ class Job:
 
     def largest(self, value):
         """The largest of a number (or bool) over all processes, as a float."""
+        if self.world_size == 1:
+            return float(value)
         return float(self._reduce(torch.tensor(float(value)), "max"))
 
     def signal(self):
@@ -6057,6 +6059,15 @@ class StudentConfig:
     dropout: float
 
 
+def attend(q, k, v):
+    """Attention of queries to keys and values, (B, heads, N, D / heads) each, and of that shape."""
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v)  # one kernel each way
+    # With so few tokens this is faster on a CPU.
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+    return weights @ v
+
+
 class Block(nn.Module):
     """Pre-norm Transformer layer, (B, N, D) -> (B, N, D), with dropout on its two branches."""
 
@@ -6079,11 +6090,10 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.norm2(x)))
 
     def attention(self, x):
-        """Every token looks at every other one. With so few, this is faster than a fused kernel."""
+        """Every token looks at every other one."""
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, heads, D / heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4).contiguous()  # (B, heads, N, D / heads) each
-        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
-        return self.out((weights @ v).transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 def instance_scale(context):
@@ -6609,20 +6619,17 @@ def distillation_loss(forecast, truth, observed, label, weight):
 
     weight * squared error to the label + (1 - weight) * squared error to the truth; squared error
     to the truth; squared error to the label, where there is one; how many points have a label.
-    `weight` is alpha, or 0 for a window that has no label.
+    The first is what is learned, the others are only told. `weight` is alpha, or 0 for a window
+    that has no label.
     """
-    to_truth = (forecast - truth) ** 2
-    to_label = (forecast - label) ** 2
+    to_truth = F.mse_loss(forecast, truth, reduction="none")
+    to_label = F.mse_loss(forecast, label, reduction="none")
     blended = weight * to_label + (1 - weight) * to_truth
-    labelled = observed * (weight > 0)
-    return torch.stack(
-        [
-            (blended * observed).sum(),
-            (to_truth * observed).sum(),
-            (to_label * labelled).sum(),
-            labelled.sum(),
-        ]
-    )
+    learned = (blended * observed).sum()
+    with torch.no_grad():
+        labelled = observed * (weight > 0)
+        told = [(to_truth * observed).sum(), (to_label * labelled).sum(), labelled.sum()]
+    return torch.stack([learned, *told])
 
 
 def quantile_loss(quantiles, truth, observed, label, weight):
@@ -8258,15 +8265,15 @@ class Progress:
     since_best: int = 0  # epochs
     stopping: int = 0  # number of the signal that came
 
-    def count(self, sums, points):
-        """Add a step; `sums` is None where it failed."""
+    def count(self, sums):
+        """Add a step, with the five `sums` of it; they are None where it failed."""
         self.step += 1
         if sums is None:
             self.skipped += 1
             self.failed += 1
             return
         self.failed = 0
-        for i, value in enumerate([*sums.tolist(), points]):
+        for i, value in enumerate(sums):
             self.sums[i] += value
 
 
@@ -8290,14 +8297,15 @@ def train_epoch(training, learner, progress, job):
             moment = (config.seed, progress.epoch, progress.step)
             first = progress.step * config.batch_size
             batch = read_batch(training, order[first : first + config.batch_size])
+            batch = batch.map(job.fabric.to_device)
             if config.augment == "on":
                 batch = augment(batch, seed_from(*moment))
-            points = float(batch.observed.sum()) or 1.0  # of all processes
+            points = batch.observed.sum().clamp(min=1)  # of all processes
 
             torch.manual_seed(seed_from(*moment, job.rank))  # dropout
             sums = take_step(own_share(batch, job), points, config, learner, job)
             progress.stopping = job.signal()
-            progress.count(sums, points)
+            progress.count(sums)
             if sums is not None:
                 update_average(learner, steps_done=progress.epoch * steps + progress.step)
             elif progress.failed >= MAX_FAILED:
@@ -8330,10 +8338,11 @@ def read_batch(training, index):
 def augment(batch, seed):
     """Each window plus a random share of another one, half of them mirrored; labels move along."""
     rows = len(batch.context)
-    generator = torch.Generator().manual_seed(seed)
-    other = torch.randperm(rows, generator=generator)
-    share = torch.rand(rows, 1, generator=generator)
-    sign = 1 - 2 * torch.randint(2, (rows, 1), generator=generator)
+    device = batch.context.device
+    generator = torch.Generator().manual_seed(seed)  # of the CPU: the same on every device
+    other = torch.randperm(rows, generator=generator).to(device)
+    share = torch.rand(rows, 1, generator=generator).to(device)
+    sign = 1 - 2 * torch.randint(2, (rows, 1), generator=generator).to(device)
     factor = sign / (1 + share**2).sqrt()  # keeps the deviation where the two are unrelated
 
     def mix(values):
@@ -8349,28 +8358,29 @@ def augment(batch, seed):
 
 
 def own_share(batch, job):
-    """This process's share of a batch, on its device."""
+    """This process's share of a batch."""
     is_left_out = len(batch.context) <= job.rank
     rows = slice(job.rank, None, job.world_size)
     if is_left_out:  # all processes must be in every step: it joins with a window that counts 0
         rows = slice(0, 1)
-    share = batch.map(lambda values: job.fabric.to_device(values[rows]))
+    share = batch.map(lambda values: values[rows])
     if is_left_out:
         share.observed = torch.zeros_like(share.observed)
     return share
 
 
 def take_step(batch, points, config, learner, job):
-    """Update the student by one batch. Returns the sums of the loss over all processes.
+    """Update the student by one share of a batch, of which `points` are observed in all.
 
-    Returns None, and updates nothing, where loss or gradient is not finite on any process.
+    Returns what Progress counts: the sums of the loss over all processes, and the points. Returns
+    None, and updates nothing, where loss or gradient is not finite on any process.
     """
     forecast = learner.model(batch.context)
     sums = distillation_loss(forecast, batch.truth, batch.observed, batch.label, batch.weight)
     learner.optimizer.zero_grad()
     # The mean over the whole batch: each process has the sum of its share, and the gradients are
     # averaged over the processes.
-    job.fabric.backward(sums[0] * (job.world_size / points))
+    job.fabric.backward(sums[0] * job.world_size / points)
     norm = job.fabric.clip_gradients(
         learner.model,
         learner.optimizer,
@@ -8378,19 +8388,19 @@ def take_step(batch, points, config, learner, job):
         error_if_nonfinite=False,
     )
     # The only wait for the device in a step; several processes then wait for each other.
-    seen = torch.cat([sums.detach(), norm[None]]).cpu().double()
-    if job.largest(not seen.isfinite().all()):
+    *own_sums, norm, points = torch.cat([sums.detach(), torch.stack([norm, points])]).tolist()
+    if job.largest(not all(map(math.isfinite, [*own_sums, norm]))):
         return None
     learner.optimizer.step()
-    return job.sum(seen[:4])
+    return [*job.sum(torch.tensor(own_sums, dtype=torch.float64)).tolist(), points]
 
 
 def update_average(learner, steps_done):
     """Move the averaged weights towards the present ones (polynomial-decay averaging)."""
     share = AVERAGE_DECAY / (AVERAGE_DECAY + 1 + steps_done)
-    pairs = zip(learner.average.parameters(), learner.student.parameters(), strict=True)
-    for mean, weight in pairs:
-        mean.lerp_(weight.detach(), share)
+    means = list(learner.average.parameters())
+    weights = [weight.detach() for weight in learner.student.parameters()]
+    torch._foreach_lerp_(means, weights, share)  # all of them in one operation
 
 
 # -- All epochs ------------------------------------------------------------------------------------
@@ -8619,6 +8629,7 @@ def learn_quantiles(student, training, steps, job):
     with job.stop.hold(), job.voice.bar("quantiles", total=steps) as bar:
         for step in range(steps):
             batch = own_share(read_quantiles(training, step), job)
+            batch = batch.map(job.fabric.to_device)
             take_quantile_step(batch, model, set_up_optimizer, training.config, job)
             scheduler.step()
             if step + 1 in checks:

@@ -14,6 +14,7 @@ MOIRAI small and base, which changes no time.
 """
 
 import argparse
+import collections
 import contextlib
 import io
 import math
@@ -49,6 +50,7 @@ from common import (
     whole_windows,
 )
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 PATCH = 32  # of the teacher
 SAMPLES = 100  # of the teacher
@@ -604,6 +606,55 @@ def training(device):
     return [figure("training loop / fixed batch in memory", ratios, text, at_least=0.95)]
 
 
+class Launches(TorchDispatchMode):
+    """Counts the operations that PyTorch hands to a device: on a GPU, each starts a kernel.
+
+    Left out is what computes nothing: views, and room for a tensor. What a GPU does in one kernel
+    (a list of tensors at once, AdamW) counts as one.
+    """
+
+    without_kernel = ("aten._unsafe_view", "aten.detach", "aten.empty", "profiler.")
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        aliases = [result.alias_info for result in operation._schema.returns]
+        is_view = any(alias and not alias.is_write for alias in aliases)
+        if not is_view and not str(operation).startswith(self.without_kernel):
+            self.counts[str(operation)] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def count_launches(steps=4):
+    """Operation -> how often it is in a training step, on the CPU."""
+    call = epoch_call(series_windows(BATCH * steps), make_job(torch.device("cpu")))
+    call()  # after it the optimizer has its moments
+    with Launches() as counted:
+        call()
+    return {name: count / steps for name, count in counted.counts.items()}
+
+
+def launches(_device):
+    """Operations of a training step, as the CPU gets them, and with the attention of a GPU."""
+    counts = {"on the CPU": count_launches()}
+    attend = md.attend
+    md.attend = nn.functional.scaled_dot_product_attention
+    counts["with the attention of a GPU"] = count_launches()
+    md.attend = attend
+    for kind in ("bernoulli_.float", "div_.Scalar"):  # a GPU drops out in one kernel
+        counts["with the attention of a GPU"].pop(f"aten.{kind}")
+
+    figures = []
+    for where, of_kind in counts.items():
+        most = sorted(of_kind, key=of_kind.get, reverse=True)[:5]
+        text = ", ".join(f"{of_kind[name]:.0f} {name.split('.')[1]}" for name in most)
+        what = f"operations of a training step, {where}"
+        figures.append(figure(what, [sum(of_kind.values())], text, at_most=150))
+    return figures
+
+
 class CountedTeacher(md.Teacher):
     """A teacher that notes how many windows it is asked for."""
 
@@ -842,6 +893,7 @@ ROWS = {
     "generations": generations,
     "student": student,
     "training": training,
+    "launches": launches,
     "whole": whole,
     "loading": loading,
     "memory": memory,
