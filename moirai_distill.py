@@ -526,7 +526,8 @@ CALIBRATION_WINDOWS = 4096  # of validation, at most, by which the width of the 
 STUDENT_T = 3.18  # ... as far as is sure: 95 % two-sided, with 3 degrees of freedom
 
 # Time and memory. Results stay as they are, up to rounding.
-EVAL_BATCH = 512  # windows per forward pass where nothing is trained
+EVAL_BATCH = 512  # windows that are scored at once ...
+FORWARD_BATCH = 128  # ... of which a pass of the student takes so many: more leave a CPU's cache
 FILES_FOR_PROCESSES = 50  # from so many files on, one process per core reads them
 MOE_SEQUENCES = 2048  # windows times samples that a MOIRAI-MoE takes in one call
 
@@ -6139,10 +6140,7 @@ def complete_context(values, length):
     first = len(values) - length
     if np.isnan(values[first:]).all():
         return None
-    from_median = (pd.Series(values) - pd.Series(values).median()).abs()
-    usual = from_median.median()
-    if usual > 0:
-        values = np.where(from_median > ABSURD * usual, np.nan, values)  # a glitch is no value
+    values = without_glitches(values)
     known = np.flatnonzero(~np.isnan(values))
     if not (known >= first).any():
         return None
@@ -6150,6 +6148,16 @@ def complete_context(values, length):
     filled = int(np.isnan(values[first:]).sum()) - carried
     context = np.interp(np.arange(first, len(values)), known, values[known])
     return LastContext(context, filled, carried)
+
+
+def without_glitches(values):
+    """Values (T,) with nan instead of those that lie too far from their median to be any."""
+    known = values[~np.isnan(values)]
+    with np.errstate(over="ignore"):  # what is too large for float64 is far away, too
+        from_median = np.abs(values - np.median(known))
+        usual = np.median(from_median[~np.isnan(values)])
+        is_glitch = from_median > ABSURD * usual
+    return np.where(is_glitch, np.nan, values) if usual > 0 else values
 
 
 def like_context(values, context):
@@ -6374,7 +6382,7 @@ class PatchStudent(nn.Module):
         points = []
         quantiles = []
         try:
-            for part in contexts.split(EVAL_BATCH):
+            for part in contexts.split(FORWARD_BATCH):
                 part = part.to(place, kind)
                 if self.quantile_head is None:
                     points.append(self.points_ahead(part, horizon).cpu())
@@ -8534,7 +8542,9 @@ def forecaster(student, horizon, job):
 
     @torch.inference_mode()
     def forecast(_index, context):
-        return student.eval().points_ahead(job.fabric.to_device(context), horizon).cpu()
+        student.eval()
+        parts = job.fabric.to_device(context).split(FORWARD_BATCH)
+        return torch.cat([student.points_ahead(part, horizon) for part in parts]).cpu()
 
     return forecast
 
@@ -8544,7 +8554,9 @@ def quantile_forecaster(student, horizon, job):
 
     @torch.inference_mode()
     def forecast(_index, context):
-        return student.eval().quantiles_ahead(job.fabric.to_device(context), horizon).cpu()
+        student.eval()
+        parts = job.fabric.to_device(context).split(FORWARD_BATCH)
+        return torch.cat([student.quantiles_ahead(part, horizon) for part in parts]).cpu()
 
     return forecast
 
@@ -10343,6 +10355,7 @@ def tell_horizon(horizon, student, voice):
 def forecasts_of(file, student, horizon, held_out):
     """(SeriesForecasts without their values, Messages of the series that cannot go on)."""
     forecasts = []
+    find_steps = StepsFinder(horizon, held_out)
     skipped = [Message("skipped: {}", (reason,)) for reason in file.report.skipped]
     for series in file.series:
         try:
@@ -10351,9 +10364,25 @@ def forecasts_of(file, student, horizon, held_out):
         except Unusable as reason:
             skipped.append(Message("skipped: {}: {}", (series.name, reason)))
             continue
-        index = steps_after(series, horizon, held_out)
-        forecasts.append(SeriesForecast(series, context, index))
+        forecasts.append(SeriesForecast(series, context, find_steps(series)))
     return forecasts, skipped
+
+
+class StepsFinder:
+    """Finds the steps that are forecast, once for all series of a file that end alike."""
+
+    def __init__(self, horizon, held_out):
+        self.horizon = horizon
+        self.held_out = held_out
+        self.known = {}  # end of a series -> Index (H,)
+
+    def __call__(self, series):
+        """Index (H,) as `steps_after` has it."""
+        last_stamps = None if series.stamps is None else series.stamps.asi8.tobytes()
+        end = (series.freq, last_stamps)
+        if end not in self.known:
+            self.known[end] = steps_after(series, self.horizon, self.held_out)
+        return self.known[end]
 
 
 def tell_contexts(forecasts, skipped, trained_on, voice):
@@ -10406,16 +10435,16 @@ def forecast_frame(student, frame, columns=None, levels=("0.1", "0.9"), horizon=
     given = argparse.Namespace(columns=columns)
     series = series_of_frame(frame, reading_of(given, dict(student.info).get("run_config", {})))
     forecasts = []
+    find_steps = StepsFinder(horizon or student.prediction_length, held_out=0)
     for one in series:
         try:
             context = last_context(one.values, student.context_length)
         except Unusable as reason:
             raise UserError("{}: {}", one.name, reason) from reason
-        index = steps_after(one, horizon or student.prediction_length)
-        forecasts.append(SeriesForecast(one, context, index))
+        forecasts.append(SeriesForecast(one, context, find_steps(one)))
     fill_in(forecasts, student)
     table = forecast_table(forecasts, {one.column: one.column for one in series}, levels)
-    return table.rename_axis(index.name)
+    return table.rename_axis(forecasts[0].index.name)
 
 
 def forecast_table(forecasts, names, levels):

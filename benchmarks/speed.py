@@ -831,6 +831,57 @@ def shipped(device):
     return [figure("base teacher / exported student, batch 1", ratios, text, at_least=100)]
 
 
+SERIES = 1000  # that `predict` is given at once
+
+
+def write_series(folder):
+    """Write SERIES walks of LENGTH hours as columns and one below the other. Returns the paths."""
+    walks = np.random.default_rng(0).standard_normal((LENGTH, SERIES)).cumsum(0).round(4)
+    dates = pd.date_range("2024-01-01", periods=LENGTH, freq="h", name="date")
+    wide = pd.DataFrame(walks, dates, [f"s{number:03d}" for number in range(SERIES)])
+    long = wide.unstack().rename_axis(["unique_id", "date"]).rename("value")
+    paths = {"wide": folder / "wide.csv", "long": folder / "long.csv"}
+    wide.to_csv(paths["wide"])
+    long.to_csv(paths["long"])
+    return paths
+
+
+def many(_device):
+    """`predict` of many series in one file against the student's arithmetic and reading it."""
+    sizes = STUDENT | {"quantile_width": md.QUANTILE_WIDTH}
+    model = md.PatchStudent(**sizes).eval()
+    contexts = torch.randn(SERIES, LENGTH).double().cumsum(1)
+    figures = []
+    with tempfile.TemporaryDirectory() as root:
+        checkpoint = Path(root, "student.pt")
+        weights = model.state_dict()
+        content = {"format": md.FORMAT, "student_config": sizes, "model_state_dict": weights}
+        torch.save(content, checkpoint)
+        words = ["predict", "--checkpoint", str(checkpoint), "--columns", "all"]
+        words += ["--output", str(Path(root, "forecast.csv"))]
+        for kind, path in write_series(Path(root)).items():
+            calls = {
+                "predict": bound(quiet_main, [*words, "--input", str(path)]),
+                "student": bound(model.without_gradients, contexts),
+                "reading": bound(pd.read_csv, path),
+            }
+            took = race(calls, 5, torch.device("cpu"))
+            seconds = {name: statistics.median(times) for name, times in took.items()}
+            text = ", ".join(f"{name} {second:.2f} s" for name, second in seconds.items())
+            floors = zip(took["student"], took["reading"], strict=True)
+            took["floor"] = [sum(pair) for pair in floors]
+            ratios = ratios_of(took, "predict", "floor")
+            what = f"predict of {SERIES:,} series, {kind} / student and pandas.read_csv"
+            figures.append(figure(what, ratios, text, at_most=1.3))
+    return figures
+
+
+def quiet_main(words):
+    """Run a command of the script in this process, and show nothing of what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        assert md.main(words) == 0, words
+
+
 STARTED = 7  # times that each command of `start` is started
 
 
@@ -898,6 +949,7 @@ ROWS = {
     "loading": loading,
     "memory": memory,
     "shipped": shipped,
+    "many": many,
     "start": start,
 }
 ON_GPU = ("labelling", "generations", "student", "training", "whole")
