@@ -81,6 +81,7 @@ import shlex
 import shutil
 import signal
 import socket
+import statistics
 import sys
 import tempfile
 import threading
@@ -528,6 +529,8 @@ STUDENT_T = 3.18  # ... as far as is sure: 95 % two-sided, with 3 degrees of fre
 # Time and memory. Results stay as they are, up to rounding.
 EVAL_BATCH = 512  # windows that are scored at once ...
 FORWARD_BATCH = 128  # ... of which a pass of the student takes so many: more leave a CPU's cache
+FEWEST_TIMED = 3  # forecasts by which the time of one is told ...
+LONG_TIMED = 0.2  # ... which take so many seconds together, at least
 FILES_FOR_PROCESSES = 50  # from so many files on, one process per core reads them
 MOE_SEQUENCES = 2048  # windows times samples that a MOIRAI-MoE takes in one call
 
@@ -5569,6 +5572,35 @@ class DataConfig:
     def window_length(self):
         return self.context_length + self.prediction_length
 
+    def new_scaler(self):
+        """What standardises a series: scikit-learn's scaler."""
+        from sklearn.preprocessing import StandardScaler  # not at the top: it takes a second
+
+        return StandardScaler()
+
+
+class EvaluationDataConfig(DataConfig):
+    """The same where nothing is trained, which need not wait for scikit-learn."""
+
+    def new_scaler(self):
+        return PlainScaler()
+
+
+class PlainScaler:
+    """What a StandardScaler finds in the rows (T, 1) of one series, to the bit."""
+
+    @np.errstate(over="ignore", invalid="ignore")  # `fit_scaler` refuses what is too large
+    def fit(self, rows):
+        count = np.count_nonzero(~np.isnan(rows))
+        self.mean_ = np.nansum(rows, axis=0) / count
+        from_mean = rows - self.mean_
+        rounding = np.nansum(from_mean, axis=0) ** 2 / count
+        self.var_ = (np.nansum(from_mean**2, axis=0) - rounding) / count
+        epsilon = np.finfo(np.float64).eps
+        most_by_rounding = count * epsilon * self.var_ + (count * self.mean_ * epsilon) ** 2
+        self.scale_ = np.where(self.var_ <= most_by_rounding, 1.0, np.sqrt(self.var_))
+        return self
+
 
 # -- One series ------------------------------------------------------------------------------------
 
@@ -5615,7 +5647,7 @@ def prepare_series(series, bounds, config):
     """
     first_part = next(iter(bounds))  # "train", or "whole"
     low, high = bounds[first_part]
-    mean, deviation, scaler = fit_scaler(series.values[low:high])
+    mean, deviation = fit_scaler(config.new_scaler(), series.values[low:high])
     filled = series.values.copy()
     filled[np.abs((filled - mean) / deviation) > ABSURD] = np.nan
     observed = ~np.isnan(filled)
@@ -5628,7 +5660,7 @@ def prepare_series(series, bounds, config):
     starts = {part: find_starts(known, observed, rows, config) for part, rows in bounds.items()}
     if not len(starts[first_part]):
         raise why_no_window(len(filled), bounds[first_part], config)
-    scaled = scaler.transform(filled[:, None])[:, 0].astype(np.float32)
+    scaled = ((filled - mean) / deviation).astype(np.float32)
     without_values = dataclasses.replace(series, values=series.values[:0].copy())
     return PreparedSeries(
         name=series.name,
@@ -5643,14 +5675,12 @@ def prepare_series(series, bounds, config):
     )
 
 
-def fit_scaler(rows):
-    """(mean, deviation, StandardScaler) of the rows of a series. Raises Unusable."""
-    from sklearn.preprocessing import StandardScaler  # not at the top: forecasting needs none of it
-
+def fit_scaler(scaler, rows):
+    """(mean, deviation) that a scaler finds in the rows of a series. Raises Unusable."""
     # `not a < b` instead of `a >= b`, here and elsewhere, so that nan is among the bad ones.
     if not pd.Series(rows).min() < pd.Series(rows).max():
         raise Unusable("constant, or nothing but missing values")
-    scaler = StandardScaler().fit(rows[:, None])
+    scaler.fit(rows[:, None])
     mean = float(scaler.mean_[0])
     deviation = float(scaler.scale_[0])
     if not math.isfinite(deviation) or not scaler.var_[0] > 0:
@@ -5658,7 +5688,7 @@ def fit_scaler(rows):
     own_deviation = math.sqrt(scaler.var_[0])
     if deviation != own_deviation:  # scikit-learn takes 1 where all of it may be rounding
         raise Unusable("nearly constant: its values differ from {:g} by rounding errors", mean)
-    return mean, deviation, scaler
+    return mean, deviation
 
 
 def fill_gaps(values, max_gap):
@@ -9668,7 +9698,7 @@ def evaluate(args, voice, stop):
     folder = evaluation_folder(args, first)
 
     job = start_job(args, "32-true", voice, stop)
-    config = pick(DataConfig, inherited)
+    config = pick(EvaluationDataConfig, inherited)
     reading = pick(ReadConfig, inherited)
     data = load_data(config, reading, voice)
     for name, opened in students.items():
@@ -9963,10 +9993,13 @@ def other_quantiles(other, windows):
 
 def milliseconds(call):
     """Median time of a call on the CPU, warmed up."""
-    from torch.utils.benchmark import Timer
-
-    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-    return 1e3 * timer.blocked_autorange().median
+    call()
+    took = []  # seconds
+    while len(took) < FEWEST_TIMED or sum(took) < LONG_TIMED:
+        began = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(took)
 
 
 def measure_cost(weights, call):
