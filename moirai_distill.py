@@ -10485,19 +10485,25 @@ def forecast_table(forecasts, names, levels):
 
     `names` are those of the columns, by that of the series' own.
     """
-    columns = {}
+    of_series = {*names.values()}
+    columns = {}  # name -> (values (H,), index (H,))
     for forecast in forecasts:
         name = names[forecast.series.column]
-        columns[name] = pd.Series(forecast.values, forecast.index)
+        columns[name] = (forecast.values, forecast.index)
         if forecast.quantiles is None or "none" in levels:
             continue
         for level in levels:
             own_name = f"{name}_q{level}"
-            while own_name in names.values() or own_name in columns:  # of another series
+            while own_name in of_series or own_name in columns:  # of another one
                 own_name += "_"
             values = forecast.quantiles[LEVEL_NAMES.index(level)]
-            columns[own_name] = pd.Series(values, forecast.index)
-    return pd.concat(columns, axis=1, sort=True)
+            columns[own_name] = (values, forecast.index)
+
+    first_index = forecasts[0].index
+    if all(index is first_index for _, index in columns.values()):  # there is nothing to align
+        return pd.DataFrame({name: values for name, (values, _) in columns.items()}, first_index)
+    series = {name: pd.Series(values, index) for name, (values, index) in columns.items()}
+    return pd.concat(series, axis=1, sort=True)
 
 
 def series_of_frame(frame, reading):
