@@ -530,7 +530,10 @@ MIXED = 15  # values that stand for a distribution beyond H; 5, 15, 25, ... hold
 STUDENT_T = 3.18  # ... as far as is sure: 95 % two-sided, with 3 degrees of freedom
 
 # Time and memory. Results stay as they are, up to rounding.
-EVAL_BATCH = 512  # windows per forward pass where nothing is trained
+EVAL_BATCH = 512  # windows that are scored at once ...
+FORWARD_BATCH = 128  # ... of which a pass of the student takes so many: more leave a CPU's cache
+FEWEST_TIMED = 3  # forecasts by which the time of one is told ...
+LONG_TIMED = 0.2  # ... which take so many seconds together, at least
 FILES_FOR_PROCESSES = 50  # from so many files on, one process per core reads them
 MOE_SEQUENCES = 2048  # windows times samples that a MOIRAI-MoE takes in one call
 
@@ -2972,6 +2975,8 @@ class Job:
 
     def largest(self, value):
         """The largest of a number (or bool) over all processes, as a float."""
+        if self.world_size == 1:
+            return float(value)
         return float(self._reduce(torch.tensor(float(value)), "max"))
 
     def signal(self):
@@ -5761,6 +5766,35 @@ class DataConfig:
     def window_length(self):
         return self.context_length + self.prediction_length
 
+    def new_scaler(self):
+        """What standardises a series: scikit-learn's scaler."""
+        from sklearn.preprocessing import StandardScaler  # not at the top: it takes a second
+
+        return StandardScaler()
+
+
+class EvaluationDataConfig(DataConfig):
+    """The same where nothing is trained, which need not wait for scikit-learn."""
+
+    def new_scaler(self):
+        return PlainScaler()
+
+
+class PlainScaler:
+    """What a StandardScaler finds in the rows (T, 1) of one series, to the bit."""
+
+    @np.errstate(over="ignore", invalid="ignore")  # `fit_scaler` refuses what is too large
+    def fit(self, rows):
+        count = np.count_nonzero(~np.isnan(rows))
+        self.mean_ = np.nansum(rows, axis=0) / count
+        from_mean = rows - self.mean_
+        rounding = np.nansum(from_mean, axis=0) ** 2 / count
+        self.var_ = (np.nansum(from_mean**2, axis=0) - rounding) / count
+        epsilon = np.finfo(np.float64).eps
+        most_by_rounding = count * epsilon * self.var_ + (count * self.mean_ * epsilon) ** 2
+        self.scale_ = np.where(self.var_ <= most_by_rounding, 1.0, np.sqrt(self.var_))
+        return self
+
 
 # -- One series ------------------------------------------------------------------------------------
 
@@ -5807,7 +5841,7 @@ def prepare_series(series, bounds, config):
     """
     first_part = next(iter(bounds))  # "train", or "whole"
     low, high = bounds[first_part]
-    mean, deviation, scaler = fit_scaler(series.values[low:high])
+    mean, deviation = fit_scaler(config.new_scaler(), series.values[low:high])
     filled = series.values.copy()
     filled[np.abs((filled - mean) / deviation) > ABSURD] = np.nan
     observed = ~np.isnan(filled)
@@ -5820,7 +5854,7 @@ def prepare_series(series, bounds, config):
     starts = {part: find_starts(known, observed, rows, config) for part, rows in bounds.items()}
     if not len(starts[first_part]):
         raise why_no_window(len(filled), bounds[first_part], config)
-    scaled = scaler.transform(filled[:, None])[:, 0].astype(np.float32)
+    scaled = ((filled - mean) / deviation).astype(np.float32)
     without_values = dataclasses.replace(series, values=series.values[:0].copy())
     return PreparedSeries(
         name=series.name,
@@ -5835,14 +5869,12 @@ def prepare_series(series, bounds, config):
     )
 
 
-def fit_scaler(rows):
-    """(mean, deviation, StandardScaler) of the rows of a series. Raises Unusable."""
-    from sklearn.preprocessing import StandardScaler  # not at the top: forecasting needs none of it
-
+def fit_scaler(scaler, rows):
+    """(mean, deviation) that a scaler finds in the rows of a series. Raises Unusable."""
     # `not a < b` instead of `a >= b`, here and elsewhere, so that nan is among the bad ones.
     if not pd.Series(rows).min() < pd.Series(rows).max():
         raise Unusable("constant, or nothing but missing values")
-    scaler = StandardScaler().fit(rows[:, None])
+    scaler.fit(rows[:, None])
     mean = float(scaler.mean_[0])
     deviation = float(scaler.scale_[0])
     if not math.isfinite(deviation) or not scaler.var_[0] > 0:
@@ -5850,7 +5882,7 @@ def fit_scaler(rows):
     own_deviation = math.sqrt(scaler.var_[0])
     if deviation != own_deviation:  # scikit-learn takes 1 where all of it may be rounding
         raise Unusable("nearly constant: its values differ from {:g} by rounding errors", mean)
-    return mean, deviation, scaler
+    return mean, deviation
 
 
 def fill_gaps(values, max_gap):
@@ -6252,6 +6284,15 @@ class StudentConfig:
     dropout: float
 
 
+def attend(q, k, v):
+    """Attention of queries to keys and values, (B, heads, N, D / heads) each, and of that shape."""
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v)  # one kernel each way
+    # With so few tokens this is faster on a CPU.
+    weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+    return weights @ v
+
+
 class Block(nn.Module):
     """Pre-norm Transformer layer, (B, N, D) -> (B, N, D), with dropout on its two branches."""
 
@@ -6274,11 +6315,10 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.norm2(x)))
 
     def attention(self, x):
-        """Every token looks at every other one. With so few, this is faster than a fused kernel."""
+        """Every token looks at every other one."""
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, heads, D / heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4).contiguous()  # (B, heads, N, D / heads) each
-        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
-        return self.out((weights @ v).transpose(1, 2).flatten(2))
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 def instance_scale(context):
@@ -6324,10 +6364,7 @@ def complete_context(values, length):
     first = len(values) - length
     if np.isnan(values[first:]).all():
         return None
-    from_median = (pd.Series(values) - pd.Series(values).median()).abs()
-    usual = from_median.median()
-    if usual > 0:
-        values = np.where(from_median > ABSURD * usual, np.nan, values)  # a glitch is no value
+    values = without_glitches(values)
     known = np.flatnonzero(~np.isnan(values))
     if not (known >= first).any():
         return None
@@ -6335,6 +6372,16 @@ def complete_context(values, length):
     filled = int(np.isnan(values[first:]).sum()) - carried
     context = np.interp(np.arange(first, len(values)), known, values[known])
     return LastContext(context, filled, carried)
+
+
+def without_glitches(values):
+    """Values (T,) with nan instead of those that lie too far from their median to be any."""
+    known = values[~np.isnan(values)]
+    with np.errstate(over="ignore"):  # what is too large for float64 is far away, too
+        from_median = np.abs(values - np.median(known))
+        usual = np.median(from_median[~np.isnan(values)])
+        is_glitch = from_median > ABSURD * usual
+    return np.where(is_glitch, np.nan, values) if usual > 0 else values
 
 
 def like_context(values, context):
@@ -6617,7 +6664,7 @@ class PatchStudent(GoesOn, nn.Module):
         points = []
         quantiles = []
         try:
-            for part in contexts.split(EVAL_BATCH):
+            for part in contexts.split(FORWARD_BATCH):
                 own_points, own_quantiles = self.ahead(part.to(place, kind), horizon)
                 points.append(own_points.cpu())
                 if self.has_quantiles:
@@ -6940,20 +6987,17 @@ def distillation_loss(forecast, truth, observed, label, weight):
 
     weight * squared error to the label + (1 - weight) * squared error to the truth; squared error
     to the truth; squared error to the label, where there is one; how many points have a label.
-    `weight` is alpha, or 0 for a window that has no label.
+    The first is what is learned, the others are only told. `weight` is alpha, or 0 for a window
+    that has no label.
     """
-    to_truth = (forecast - truth) ** 2
-    to_label = (forecast - label) ** 2
+    to_truth = F.mse_loss(forecast, truth, reduction="none")
+    to_label = F.mse_loss(forecast, label, reduction="none")
     blended = weight * to_label + (1 - weight) * to_truth
-    labelled = observed * (weight > 0)
-    return torch.stack(
-        [
-            (blended * observed).sum(),
-            (to_truth * observed).sum(),
-            (to_label * labelled).sum(),
-            labelled.sum(),
-        ]
-    )
+    learned = (blended * observed).sum()
+    with torch.no_grad():
+        labelled = observed * (weight > 0)
+        told = [(to_truth * observed).sum(), (to_label * labelled).sum(), labelled.sum()]
+    return torch.stack([learned, *told])
 
 
 def quantile_loss(quantiles, truth, observed, label, weight):
@@ -8658,15 +8702,15 @@ class Progress:
     since_best: int = 0  # epochs
     stopping: int = 0  # number of the signal that came
 
-    def count(self, sums, points):
-        """Add a step; `sums` is None where it failed."""
+    def count(self, sums):
+        """Add a step, with the five `sums` of it; they are None where it failed."""
         self.step += 1
         if sums is None:
             self.skipped += 1
             self.failed += 1
             return
         self.failed = 0
-        for i, value in enumerate([*sums.tolist(), points]):
+        for i, value in enumerate(sums):
             self.sums[i] += value
 
 
@@ -8690,14 +8734,15 @@ def train_epoch(training, learner, progress, job):
             moment = (config.seed, progress.epoch, progress.step)
             first = progress.step * config.batch_size
             batch = read_batch(training, order[first : first + config.batch_size])
+            batch = batch.map(job.fabric.to_device)
             if config.augment == "on":
                 batch = augment(batch, seed_from(*moment))
-            points = float(batch.observed.sum()) or 1.0  # of all processes
+            points = batch.observed.sum().clamp(min=1)  # of all processes
 
             torch.manual_seed(seed_from(*moment, job.rank))  # dropout
             sums = take_step(own_share(batch, job), points, config, learner, job)
             progress.stopping = job.signal()
-            progress.count(sums, points)
+            progress.count(sums)
             if sums is not None:
                 update_average(learner, steps_done=progress.epoch * steps + progress.step)
             elif progress.failed >= MAX_FAILED:
@@ -8730,10 +8775,11 @@ def read_batch(training, index):
 def augment(batch, seed):
     """Each window plus a random share of another one, half of them mirrored; labels move along."""
     rows = len(batch.context)
-    generator = torch.Generator().manual_seed(seed)
-    other = torch.randperm(rows, generator=generator)
-    share = torch.rand(rows, 1, generator=generator)
-    sign = 1 - 2 * torch.randint(2, (rows, 1), generator=generator)
+    device = batch.context.device
+    generator = torch.Generator().manual_seed(seed)  # of the CPU: the same on every device
+    other = torch.randperm(rows, generator=generator).to(device)
+    share = torch.rand(rows, 1, generator=generator).to(device)
+    sign = 1 - 2 * torch.randint(2, (rows, 1), generator=generator).to(device)
     factor = sign / (1 + share**2).sqrt()  # keeps the deviation where the two are unrelated
 
     def mix(values):
@@ -8749,28 +8795,29 @@ def augment(batch, seed):
 
 
 def own_share(batch, job):
-    """This process's share of a batch, on its device."""
+    """This process's share of a batch."""
     is_left_out = len(batch.context) <= job.rank
     rows = slice(job.rank, None, job.world_size)
     if is_left_out:  # all processes must be in every step: it joins with a window that counts 0
         rows = slice(0, 1)
-    share = batch.map(lambda values: job.fabric.to_device(values[rows]))
+    share = batch.map(lambda values: values[rows])
     if is_left_out:
         share.observed = torch.zeros_like(share.observed)
     return share
 
 
 def take_step(batch, points, config, learner, job):
-    """Update the student by one batch. Returns the sums of the loss over all processes.
+    """Update the student by one share of a batch, of which `points` are observed in all.
 
-    Returns None, and updates nothing, where loss or gradient is not finite on any process.
+    Returns what Progress counts: the sums of the loss over all processes, and the points. Returns
+    None, and updates nothing, where loss or gradient is not finite on any process.
     """
     forecast = learner.model(batch.context)
     sums = distillation_loss(forecast, batch.truth, batch.observed, batch.label, batch.weight)
     learner.optimizer.zero_grad()
     # The mean over the whole batch: each process has the sum of its share, and the gradients are
     # averaged over the processes.
-    job.fabric.backward(sums[0] * (job.world_size / points))
+    job.fabric.backward(sums[0] * job.world_size / points)
     norm = job.fabric.clip_gradients(
         learner.model,
         learner.optimizer,
@@ -8778,19 +8825,19 @@ def take_step(batch, points, config, learner, job):
         error_if_nonfinite=False,
     )
     # The only wait for the device in a step; several processes then wait for each other.
-    seen = torch.cat([sums.detach(), norm[None]]).cpu().double()
-    if job.largest(not seen.isfinite().all()):
+    *own_sums, norm, points = torch.cat([sums.detach(), torch.stack([norm, points])]).tolist()
+    if job.largest(not all(map(math.isfinite, [*own_sums, norm]))):
         return None
     learner.optimizer.step()
-    return job.sum(seen[:4])
+    return [*job.sum(torch.tensor(own_sums, dtype=torch.float64)).tolist(), points]
 
 
 def update_average(learner, steps_done):
     """Move the averaged weights towards the present ones (polynomial-decay averaging)."""
     share = AVERAGE_DECAY / (AVERAGE_DECAY + 1 + steps_done)
-    pairs = zip(learner.average.parameters(), learner.student.parameters(), strict=True)
-    for mean, weight in pairs:
-        mean.lerp_(weight.detach(), share)
+    means = list(learner.average.parameters())
+    weights = [weight.detach() for weight in learner.student.parameters()]
+    torch._foreach_lerp_(means, weights, share)  # all of them in one operation
 
 
 # -- All epochs ------------------------------------------------------------------------------------
@@ -8924,7 +8971,9 @@ def forecaster(student, horizon, job):
 
     @torch.inference_mode()
     def forecast(_index, context):
-        return student.eval().points_ahead(job.fabric.to_device(context), horizon).cpu()
+        student.eval()
+        parts = job.fabric.to_device(context).split(FORWARD_BATCH)
+        return torch.cat([student.points_ahead(part, horizon) for part in parts]).cpu()
 
     return forecast
 
@@ -8934,7 +8983,9 @@ def quantile_forecaster(student, horizon, job):
 
     @torch.inference_mode()
     def forecast(_index, context):
-        return student.eval().quantiles_ahead(job.fabric.to_device(context), horizon).cpu()
+        student.eval()
+        parts = job.fabric.to_device(context).split(FORWARD_BATCH)
+        return torch.cat([student.quantiles_ahead(part, horizon) for part in parts]).cpu()
 
     return forecast
 
@@ -8944,8 +8995,12 @@ def student_answers(student, horizon, job):
 
     @torch.inference_mode()
     def answer(_index, context):
-        points, quantiles = student.ahead(job.fabric.to_device(context), horizon)
-        return points.cpu(), None if quantiles is None else quantiles.cpu()
+        parts = job.fabric.to_device(context).split(FORWARD_BATCH)
+        answers = [student.ahead(part, horizon) for part in parts]
+        points = torch.cat([points for points, _ in answers]).cpu()
+        if not student.has_quantiles:
+            return points, None
+        return points, torch.cat([quantiles for _, quantiles in answers]).cpu()
 
     return answer
 
@@ -9030,6 +9085,7 @@ def learn_quantiles(student, training, steps, job):
     with job.stop.hold(), job.voice.bar("quantiles", total=steps) as bar:
         for step in range(steps):
             batch = own_share(read_quantiles(training, step), job)
+            batch = batch.map(job.fabric.to_device)
             take_quantile_step(batch, model, set_up_optimizer, training.config, job)
             scheduler.step()
             if step + 1 in checks:
@@ -10085,7 +10141,7 @@ def data_to_score(args, students, horizon, voice):
 
     Warns where the windows of their own horizon are not the test windows of a student's run.
     """
-    config = pick(DataConfig, args)
+    config = pick(EvaluationDataConfig, args)
     files = load_files(config, pick(ReadConfig, args), voice)
     data = split_and_tell(files, config, voice)
     for name, opened in students.items():
@@ -10377,10 +10433,13 @@ def other_answers(other, windows):
 
 def milliseconds(call):
     """Median time of a call on the CPU, warmed up."""
-    from torch.utils.benchmark import Timer
-
-    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-    return 1e3 * timer.blocked_autorange().median
+    call()
+    took = []  # seconds
+    while len(took) < FEWEST_TIMED or sum(took) < LONG_TIMED:
+        began = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(took)
 
 
 def measure_cost(weights, call):
@@ -10773,6 +10832,7 @@ def tell_horizon(horizon, student, voice):
 def forecasts_of(file, student, horizon, held_out):
     """(SeriesForecasts without their values, Messages of the series that cannot go on)."""
     forecasts = []
+    find_steps = StepsFinder(horizon, held_out)
     skipped = [Message("skipped: {}", (reason,)) for reason in file.report.skipped]
     for series in file.series:
         try:
@@ -10781,9 +10841,25 @@ def forecasts_of(file, student, horizon, held_out):
         except Unusable as reason:
             skipped.append(Message("skipped: {}: {}", (series.name, reason)))
             continue
-        index = steps_after(series, horizon, held_out)
-        forecasts.append(SeriesForecast(series, context, index))
+        forecasts.append(SeriesForecast(series, context, find_steps(series)))
     return forecasts, skipped
+
+
+class StepsFinder:
+    """Finds the steps that are forecast, once for all series of a file that end alike."""
+
+    def __init__(self, horizon, held_out):
+        self.horizon = horizon
+        self.held_out = held_out
+        self.known = {}  # end of a series -> Index (H,)
+
+    def __call__(self, series):
+        """Index (H,) as `steps_after` has it."""
+        last_stamps = None if series.stamps is None else series.stamps.asi8.tobytes()
+        end = (series.freq, last_stamps)
+        if end not in self.known:
+            self.known[end] = steps_after(series, self.horizon, self.held_out)
+        return self.known[end]
 
 
 def tell_contexts(forecasts, skipped, trained_on, voice):
@@ -10836,16 +10912,16 @@ def forecast_frame(student, frame, columns=None, levels=("0.1", "0.9"), horizon=
     given = argparse.Namespace(columns=columns)
     series = series_of_frame(frame, reading_of(given, dict(student.info).get("run_config", {})))
     forecasts = []
+    find_steps = StepsFinder(horizon or student.prediction_length, held_out=0)
     for one in series:
         try:
             context = last_context(one.values, student.context_length)
         except Unusable as reason:
             raise UserError("{}: {}", one.name, reason) from reason
-        index = steps_after(one, horizon or student.prediction_length)
-        forecasts.append(SeriesForecast(one, context, index))
+        forecasts.append(SeriesForecast(one, context, find_steps(one)))
     fill_in(forecasts, student)
     table = forecast_table(forecasts, {one.column: one.column for one in series}, levels)
-    return table.rename_axis(index.name)
+    return table.rename_axis(forecasts[0].index.name)
 
 
 def forecast_table(forecasts, names, levels):
@@ -10853,19 +10929,25 @@ def forecast_table(forecasts, names, levels):
 
     `names` are those of the columns, by that of the series' own.
     """
-    columns = {}
+    of_series = {*names.values()}
+    columns = {}  # name -> (values (H,), index (H,))
     for forecast in forecasts:
         name = names[forecast.series.column]
-        columns[name] = pd.Series(forecast.values, forecast.index)
+        columns[name] = (forecast.values, forecast.index)
         if forecast.quantiles is None or "none" in levels:
             continue
         for level in levels:
             own_name = f"{name}_q{level}"
-            while own_name in names.values() or own_name in columns:  # of another series
+            while own_name in of_series or own_name in columns:  # of another one
                 own_name += "_"
             values = forecast.quantiles[LEVEL_NAMES.index(level)]
-            columns[own_name] = pd.Series(values, forecast.index)
-    return pd.concat(columns, axis=1, sort=True)
+            columns[own_name] = (values, forecast.index)
+
+    first_index = forecasts[0].index
+    if all(index is first_index for _, index in columns.values()):  # there is nothing to align
+        return pd.DataFrame({name: values for name, (values, _) in columns.items()}, first_index)
+    series = {name: pd.Series(values, index) for name, (values, index) in columns.items()}
+    return pd.concat(series, axis=1, sort=True)
 
 
 def series_of_frame(frame, reading):

@@ -14,6 +14,7 @@ MOIRAI small and base, which changes no time.
 """
 
 import argparse
+import collections
 import contextlib
 import io
 import math
@@ -49,6 +50,7 @@ from common import (
     whole_windows,
 )
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 PATCH = 32  # of the teacher
 SAMPLES = 100  # of the teacher
@@ -605,6 +607,55 @@ def training(device):
     return [figure("training loop / fixed batch in memory", ratios, text, at_least=0.95)]
 
 
+class Launches(TorchDispatchMode):
+    """Counts the operations that PyTorch hands to a device: on a GPU, each starts a kernel.
+
+    Left out is what computes nothing: views, and room for a tensor. What a GPU does in one kernel
+    (a list of tensors at once, AdamW) counts as one.
+    """
+
+    without_kernel = ("aten._unsafe_view", "aten.detach", "aten.empty", "profiler.")
+
+    def __init__(self):
+        super().__init__()
+        self.counts = collections.Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        aliases = [result.alias_info for result in operation._schema.returns]
+        is_view = any(alias and not alias.is_write for alias in aliases)
+        if not is_view and not str(operation).startswith(self.without_kernel):
+            self.counts[str(operation)] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def count_launches(steps=4):
+    """Operation -> how often it is in a training step, on the CPU."""
+    call = epoch_call(series_windows(BATCH * steps), make_job(torch.device("cpu")))
+    call()  # after it the optimizer has its moments
+    with Launches() as counted:
+        call()
+    return {name: count / steps for name, count in counted.counts.items()}
+
+
+def launches(_device):
+    """Operations of a training step, as the CPU gets them, and with the attention of a GPU."""
+    counts = {"on the CPU": count_launches()}
+    attend = md.attend
+    md.attend = nn.functional.scaled_dot_product_attention
+    counts["with the attention of a GPU"] = count_launches()
+    md.attend = attend
+    for kind in ("bernoulli_.float", "div_.Scalar"):  # a GPU drops out in one kernel
+        counts["with the attention of a GPU"].pop(f"aten.{kind}")
+
+    figures = []
+    for where, of_kind in counts.items():
+        most = sorted(of_kind, key=of_kind.get, reverse=True)[:5]
+        text = ", ".join(f"{of_kind[name]:.0f} {name.split('.')[1]}" for name in most)
+        what = f"operations of a training step, {where}"
+        figures.append(figure(what, [sum(of_kind.values())], text, at_most=150))
+    return figures
+
+
 class CountedTeacher(md.Teacher):
     """A teacher that notes how many windows it is asked for."""
 
@@ -782,6 +833,57 @@ def shipped(device):
     return [figure("base teacher / exported student, batch 1", ratios, text, at_least=100)]
 
 
+SERIES = 1000  # that `predict` is given at once
+
+
+def write_series(folder):
+    """Write SERIES walks of LENGTH hours as columns and one below the other. Returns the paths."""
+    walks = np.random.default_rng(0).standard_normal((LENGTH, SERIES)).cumsum(0).round(4)
+    dates = pd.date_range("2024-01-01", periods=LENGTH, freq="h", name="date")
+    wide = pd.DataFrame(walks, dates, [f"s{number:03d}" for number in range(SERIES)])
+    long = wide.unstack().rename_axis(["unique_id", "date"]).rename("value")
+    paths = {"wide": folder / "wide.csv", "long": folder / "long.csv"}
+    wide.to_csv(paths["wide"])
+    long.to_csv(paths["long"])
+    return paths
+
+
+def many(_device):
+    """`predict` of many series in one file against the student's arithmetic and reading it."""
+    sizes = STUDENT | {"quantile_width": md.QUANTILE_WIDTH}
+    model = md.PatchStudent(**sizes).eval()
+    contexts = torch.randn(SERIES, LENGTH).double().cumsum(1)
+    figures = []
+    with tempfile.TemporaryDirectory() as root:
+        checkpoint = Path(root, "student.pt")
+        weights = model.state_dict()
+        content = {"format": md.FORMAT, "student_config": sizes, "model_state_dict": weights}
+        torch.save(content, checkpoint)
+        words = ["predict", "--checkpoint", str(checkpoint), "--columns", "all"]
+        words += ["--output", str(Path(root, "forecast.csv"))]
+        for kind, path in write_series(Path(root)).items():
+            calls = {
+                "predict": bound(quiet_main, [*words, "--input", str(path)]),
+                "student": bound(model.without_gradients, contexts),
+                "reading": bound(pd.read_csv, path),
+            }
+            took = race(calls, 5, torch.device("cpu"))
+            seconds = {name: statistics.median(times) for name, times in took.items()}
+            text = ", ".join(f"{name} {second:.2f} s" for name, second in seconds.items())
+            floors = zip(took["student"], took["reading"], strict=True)
+            took["floor"] = [sum(pair) for pair in floors]
+            ratios = ratios_of(took, "predict", "floor")
+            what = f"predict of {SERIES:,} series, {kind} / student and pandas.read_csv"
+            figures.append(figure(what, ratios, text, at_most=1.3))
+    return figures
+
+
+def quiet_main(words):
+    """Run a command of the script in this process, and show nothing of what it prints."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        assert md.main(words) == 0, words
+
+
 STARTED = 7  # times that each command of `start` is started
 
 
@@ -844,10 +946,12 @@ ROWS = {
     "generations": generations,
     "student": student,
     "training": training,
+    "launches": launches,
     "whole": whole,
     "loading": loading,
     "memory": memory,
     "shipped": shipped,
+    "many": many,
     "start": start,
 }
 ON_GPU = ("labelling", "generations", "student", "training", "whole")

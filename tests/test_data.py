@@ -855,6 +855,24 @@ def prepared(values, bounds, max_gap=3):
     return md.prepare_series(raw_series("s", values), bounds, config)
 
 
+@bounded
+@given(st.integers(0, 999), st.integers(-6, 9), st.integers(-9, 3), st.booleans())
+def test_the_scaler_of_evaluate_finds_what_scikit_learns_finds_to_the_bit(
+    seed, size, spread, has_gaps
+):
+    """Up to what that one takes for a constant."""
+    rng = np.random.default_rng(seed)
+    values = 10.0**size * (rng.normal() + 10.0**spread * rng.standard_normal(seed + 2))
+    if has_gaps:
+        values[rng.random(len(values)) < 0.2] = np.nan
+        values[:2] = 10.0**size * np.array([1, 2])
+    rows = values[:, None]
+    expected = data_config().new_scaler().fit(rows)
+    found = md.PlainScaler().fit(rows)
+    for name in ("mean_", "var_", "scale_"):
+        assert getattr(found, name).tolist() == getattr(expected, name).tolist()
+
+
 def test_short_gaps_are_filled_linearly_and_masked_and_long_ones_cut():
     values = np.arange(60) ** 2 / 10.0
     missing = [5, 20, 21, 22, 40, 41, 42, 43]

@@ -446,7 +446,7 @@ def test_a_series_that_varies_by_rounding_alone_is_skipped(tmp_path):
     values = pd.read_csv(tmp_path / "flat.csv")["value"].to_numpy()
     assert values.std() > 0
     with pytest.raises(md.Unusable, match="nearly constant"):
-        md.fit_scaler(values)
+        md.fit_scaler(md.PlainScaler(), values)
 
 
 # -- Pickles, sizes and replaced files -------------------------------------------------------------

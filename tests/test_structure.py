@@ -243,7 +243,7 @@ def test_every_field_that_is_picked_from_args_is_read_below():
 def test_every_field_that_is_picked_from_args_is_a_flag_of_its_commands():
     fields_of = picked()
     kinds = {"DataConfig", "ReadConfig", "StudentConfig", "TrainConfig", "TeacherRequest"}
-    assert {*fields_of} == kinds
+    assert {*fields_of} == kinds | {"EvaluationDataConfig"}
     for fields in fields_of.values():
         assert fields - flags_of("train").keys() == set()
     for kind in ("DataConfig", "ReadConfig", "TeacherRequest"):  # of label and evaluate

@@ -69,6 +69,12 @@ def test_a_context_gives_a_forecast_of_the_horizon(batch, context_length, patch_
     assert result.isfinite().all()
 
 
+def test_the_attention_of_a_gpu_gives_the_forecast_of_the_cpus(monkeypatch):
+    expected = forecast(student_of(), contexts())
+    monkeypatch.setattr(md, "attend", torch.nn.functional.scaled_dot_product_attention)
+    torch.testing.assert_close(forecast(student_of(), contexts()), expected)
+
+
 def test_a_student_of_720_points_has_1_354_456_parameters():
     """The sizes of the table in docs/guide.md, and its number of weights."""
     sizes = {"d_model": 128, "num_layers": 4, "num_heads": 8, "patch_size": 16, "dropout": 0.1}
