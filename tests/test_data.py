@@ -375,8 +375,8 @@ MONTH_NAMES = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "O
 def placed(stamps, dropped=()):
     """RawSeries of NOISE at stamps, without the dropped rows."""
     kept = np.setdiff1d(np.arange(len(stamps)), [*dropped])
-    place = md.on_grid(stamps[kept], NOISE[kept])
-    return raw_series("s", place.values, place.freq, stamps=place.stamps)
+    place = md.on_grid(stamps[kept])
+    return raw_series("s", place.lay(NOISE[kept]), place.freq, stamps=place.stamps)
 
 
 def name_of_rule(stamps, months):
