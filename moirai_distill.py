@@ -4426,6 +4426,15 @@ def to_usual_steps(gaps):
     return np.where(is_close, nearest, gaps)
 
 
+def midnights_of(times):
+    """Timestamps of their dates.
+
+    `normalize` looks for a frequency, which is slow; and is_month_end means the last business day
+    where it finds that of business days.
+    """
+    return pd.DatetimeIndex(times.asi8 - times.asi8 % DAY)
+
+
 DAYS_OF_MONTH = 365.25 / 12  # in the mean
 
 
@@ -4442,8 +4451,7 @@ def month_grid(times, step):
     if len(gaps) > 3 and (gaps % gaps.min() == 0).all():  # months are not equally long
         return None
 
-    # Without the frequency that pandas may see in it: a month's end would be that of business days.
-    dates = pd.DatetimeIndex(times.normalize(), freq=None)
+    dates = midnights_of(times)
     is_at_end = dates.is_month_end.mean() >= MOST_ON_RULE
     usual_day = 31 if is_at_end else int(np.median(dates.day))
     numbers = month_numbers(dates, usual_day)
@@ -4479,7 +4487,7 @@ def half_month_grid(times, step):
     """Grid of the 1st and the 15th of each month, or of the 15th and the last day; or None."""
     if not 13 * DAY <= step <= 17 * DAY:
         return None
-    days = times.normalize()
+    days = midnights_of(times)
     half_months = 2 * (12 * days.year + days.month - 1).to_numpy()
     if days.day.isin([1, 15]).mean() >= MOST_ON_RULE:
         return Grid(half_months + (days.day >= 15), "SMS-15")
@@ -4492,7 +4500,7 @@ def business_grid(times, step):
     """Grid of business days, or None."""
     if step != DAY:
         return None
-    days = times.normalize()
+    days = midnights_of(times)
     on_rule = days + 0 * to_offset("B") == days  # to add 0 business days moves a weekend to Monday
     if on_rule.mean() < MOST_ON_RULE or len(days.unique()) < MOST_ON_RULE * len(days):
         return None
@@ -4876,6 +4884,8 @@ def warnings_of_few_values(roles):
     warnings = []
     for name, numbers in roles.values.items():
         known = numbers.values[~np.isnan(numbers.values)]
+        if len(np.unique(known[:1000])) > FEW_VALUES:  # the usual case
+            continue
         distinct = pd.unique(known)
         if len(distinct) <= FEW_VALUES:
             shown = ", ".join(f"{value:g}" for value in np.sort(distinct))
@@ -4915,7 +4925,7 @@ def warnings_of_sums(roles):
 def warnings_of_possible_ids(frame, roles):
     """List of Message: texts that come in blocks, or by turns, as the ids of several series do."""
     warnings = []
-    taken = [*roles.values, *(roles.times.names if roles.times else [])]
+    taken = {*roles.values, *(roles.times.names if roles.times else [])}
     for name in frame.columns:
         if name in taken or not holds_texts(frame[name]):
             continue
@@ -5093,10 +5103,12 @@ def why_no_value(name, values, roles):
 
 def steps_within(numbers, codes):
     """How far each of some numbers (rows,) is from the one before in its series, where both are."""
-    order = np.argsort(codes, kind="stable")
-    steps = np.diff(numbers[order])
-    is_within = np.diff(codes[order]) == 0
-    return steps[is_within & ~np.isnan(steps)]
+    if codes.any():
+        order = np.argsort(codes, kind="stable")
+        steps = np.diff(numbers[order])[np.diff(codes[order]) == 0]
+    else:  # one series, the usual case
+        steps = np.diff(numbers)
+    return steps[~np.isnan(steps)]
 
 
 def is_counter(values, steps):
@@ -5104,9 +5116,10 @@ def is_counter(values, steps):
     if len(steps) < 2:
         return False
     one_way = max((steps > 0).mean(), (steps < 0).mean())  # share of the steps
+    if one_way <= 0.9:
+        return False
     usual = np.nanmedian(values)
-    is_epoch = epoch_unit(usual, usual) != ""
-    return bool(one_way == 1 or (is_epoch and one_way > 0.9))
+    return bool(one_way == 1 or epoch_unit(usual, usual) != "")
 
 
 def starts_anew(values, steps):
@@ -5117,7 +5130,7 @@ def starts_anew(values, steps):
     known = values[~np.isnan(values)]
     if (known % 1 == 0).all() and known.max() - known.min() >= FEW_VALUES:
         steps = steps[steps != 0]
-    if len(steps) < 5:
+    if len(steps) < 5 or max((steps > 0).mean(), (steps < 0).mean()) < MOST_IN_STEP:
         return False
     usual = np.median(steps)
     is_usual = np.abs(steps - usual) <= 1e-6 * abs(usual)
@@ -5459,6 +5472,7 @@ def place_all(name, frame, roles, is_repeat):
     """
     order = np.argsort(roles.codes, kind="stable")
     ends = np.cumsum(np.bincount(roles.codes, minlength=len(roles.keys)))[:-1]
+    find_places = PlacesFinder(frame, roles)
     series = []
     places = []
     skipped = []
@@ -5466,7 +5480,7 @@ def place_all(name, frame, roles, is_repeat):
         rows = rows[~is_repeat[rows]]
         ids = [text or "(blank)" for text in key]
         try:
-            place = place_rows(frame, roles, rows)
+            place = find_places(rows)
         except Unusable as problem:
             skipped.append(about(problem, name, ids))
             continue
@@ -5487,26 +5501,42 @@ def place_all(name, frame, roles, is_repeat):
     return series, places, skipped
 
 
+class PlacesFinder:
+    """Finds the Places of each series of a file, once for all series of the same stamps."""
+
+    def __init__(self, frame, roles):
+        self.frame = frame
+        self.roles = roles
+        self.known = {}  # stamps, as bytes -> Places
+
+    def __call__(self, rows):
+        """Places of the series that some rows hold; in their order, without timestamps.
+
+        Raises Unusable.
+        """
+        if self.roles.times is None:
+            own = np.arange(len(rows))
+            return Places(own, own, freq="", stamps=None, filled=len(own), conflicting=0, crowded=0)
+        stamps = self.roles.times.stamps[rows]
+        key = stamps.asi8.tobytes()
+        if key not in self.known:
+            try:
+                self.known[key] = on_grid(stamps)
+            except Duplicated as problem:
+                raise Unusable("{}; {}", problem, self.hint_of_duplicates) from None
+        return self.known[key]
+
+    @functools.cached_property
+    def hint_of_duplicates(self):
+        """Message: which flag may tell apart rows of the same stamp."""
+        return hint_of_duplicates(self.frame, self.roles)
+
+
 def about(problem, name, within):
     """Message: why a series of the file `name` is left out; `within` tells which one, if any."""
     if not within:
         return Message("{}", (problem,))
     return Message("{}: {}", (" / ".join([name, *within]), problem))
-
-
-def place_rows(frame, roles, rows):
-    """Places of the series that some rows hold; in their order, without timestamps.
-
-    Raises Unusable.
-    """
-    if roles.times is None:
-        own = np.arange(len(rows))
-        return Places(own, own, freq="", stamps=None, filled=len(own), conflicting=0, crowded=0)
-    try:
-        return on_grid(roles.times.stamps[rows])
-    except Duplicated as problem:
-        hint = hint_of_duplicates(frame, roles)
-        raise Unusable("{}; {}", problem, hint) from None
 
 
 def refuse_unread_end(column, numbers, rows):
@@ -5756,13 +5786,14 @@ def find_sentinels(values):
     rest = known[~np.isin(known, [*edges])]
     if not len(rest):
         return []
-    low, high = np.quantile(rest, [0.01, 0.99])
     sentinels = []
     for value in sorted(edges - {0.0}):
         count = np.count_nonzero(known == value)
         distance = max(rest.min() - value, value - rest.max())
-        is_far = distance > (high - low) / 2 and distance > abs(value) / 2
-        if is_far and count >= FEWEST_SENTINELS:
+        if count < FEWEST_SENTINELS or distance <= abs(value) / 2:
+            continue
+        low, high = np.quantile(rest, [0.01, 0.99])
+        if distance > (high - low) / 2:
             sentinels.append(float(value))
     return sentinels
 
