@@ -3826,7 +3826,9 @@ def refuse_unread_texts(column, has_name_of_time):
         return
     if not has_name_of_time and not looks_like_stamps(known):
         return
-    example = str(known.iloc[0])
+    texts = known.astype(str)
+    has_digit = texts.str.contains(r"\d")
+    example = texts.iloc[int(has_digit.argmax())]
     if re.search(r"[^\W\d_\u3040-\ud7a3]{3,}", example):  # letters, but for those of East Asia
         raise Unusable(
             "the stamps of {} cannot be read, such as {!r} (names of months are read in English"
@@ -5368,10 +5370,11 @@ def refuse_start(times, skip):
     is_unread = times.stamps.isna()
     at_start = int((~is_unread).argmax())
     if at_start > 1 and at_start == is_unread.sum():
+        cells = times.text.iloc[:at_start].dropna()
         raise Unusable(
             "its first {} rows hold no stamps, such as {}: if the names of the columns stand there,"
             " --skip_rows (up to {}) leaves out the lines above them; if not, delete these rows",
-            *(at_start, quoted(times.text.iloc[at_start - 1]), skip + at_start),
+            *(at_start, quoted(cells.iloc[0] if len(cells) else ""), skip + at_start),
         )
 
 

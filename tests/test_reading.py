@@ -255,6 +255,11 @@ def test_years_with_their_sign_that_are_unread_are_refused(form, tmp_path):
     assert "in English only" not in told
 
 
+def test_years_that_never_go_back_are_no_value(tmp_path):
+    columns = {"Date": DAYS, "made": 2000 + np.arange(ROWS) // 40, "value": WAVE}
+    assert one(write(tmp_path / "a.csv", columns)).column == "value"
+
+
 def test_the_time_of_an_export_is_not_the_time_of_its_rows(tmp_path):
     columns = {"last update": ["12/06/24 23:00:00"] * ROWS, "period": HOURS, "value": WAVE}
     series = one(write(tmp_path / "a.csv", columns))
@@ -358,11 +363,10 @@ FORMS = {  # name -> (stamps, frequency)
 }
 
 
-@pytest.mark.parametrize("order", [1, -1], ids=["oldest first", "newest first"])
 @pytest.mark.parametrize("name", FORMS)
-def test_stamps_of_each_form_are_read(name, order, tmp_path):
+def test_stamps_of_each_form_are_read_where_the_newest_come_first(name, tmp_path):
     stamps, freq = FORMS[name]
-    columns = {"when": list(stamps)[::order], "value": WAVE[::order]}
+    columns = {"when": list(stamps)[::-1], "value": WAVE[::-1]}
     series = one(write(tmp_path / "a.csv", columns))
     np.testing.assert_array_equal(series.values, WAVE)
     assert series.freq == freq
@@ -812,7 +816,7 @@ def test_a_value_that_seems_to_mean_missing_is_told_and_can_be_said_to(value, tm
     assert np.flatnonzero(np.isnan(known)).tolist() == [3, 50, 51, 120]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6).map(lambda x: round(x, 2)), min_size=30, max_size=60))
 def test_whatever_marks_are_used_the_numbers_come_out_or_the_file_is_refused(
     tmp_path_factory, values
@@ -1058,8 +1062,9 @@ def test_series_in_rows_by_other_names_are_refused(first, names, tmp_path):
         [f"{month}月" for month in range(1, 13)],
         [f"h{hour}" for hour in range(1, 25)],
         [f"Hour {hour}" for hour in range(24)],
+        ["DJF", "JFM", "FMA", "MAM", "AMJ", "MJJ", "JJA", "JAS", "ASO", "SON", "OND", "NDJ"],
     ],
-    ids=["quarters", "months and means", "German", "Chinese", "h1", "Hour 0"],
+    ids=["quarters", "months and means", "German", "Chinese", "h1", "Hour 0", "DJF"],
 )
 def test_columns_that_fill_a_year_or_a_day_are_series_in_rows(names, tmp_path):
     columns = {"Year": range(1900, 1960)} | {name: WAVE[n : n + 60] for n, name in enumerate(names)}
@@ -1417,6 +1422,60 @@ def test_rows_of_one_stamp_are_the_same_only_if_all_of_them_is(tmp_path):
     columns = {"dteday": days, "hr": HOURS.hour, "working": days.str[-1].astype(int) % 2}
     path = write(tmp_path / "a.csv", columns | {"cnt": WAVE})
     assert "--time_column dteday hr" in reason(path)
+
+
+def test_a_year_that_is_missing_leaves_the_others_whole_numbers(tmp_path):
+    years = [*MONTHS.year]
+    years[100] = ""
+    file = read(write(tmp_path / "a.csv", {"year": years, "month": MONTHS.month, "value": WAVE}))
+    assert "1 of 240 stamps of year month cannot be read, such as (blank)" in warnings_of(file)
+    assert file.series[0].freq == "MS"
+    assert np.flatnonzero(np.isnan(file.series[0].values)).tolist() == [100]
+
+
+def test_stamps_in_parts_of_no_known_pattern_are_written_in_one_column(tmp_path):
+    columns = {"day": HOURS.strftime("%Y-%m-%d"), "at": HOURS.strftime("%H:%M:%S+01")}
+    columns["value"] = WAVE
+    file = read(write(tmp_path / "a.csv", columns), time_column=["day", "at"])
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    ahead = md.stamp_columns(md.steps_after(file.series[0], 1), file.times)
+    assert {name: [*texts] for name, texts in ahead.items()} == {"day": ["2024-01-11 00:00:00"]}
+
+
+def test_stamps_that_pandas_reads_by_its_own_rules_are_written_in_iso(tmp_path):
+    mixed = [f"{day:%b}. {day:%Y}" if day.month % 2 else f"{day:%B %Y}" for day in MONTHS]
+    file = read(write(tmp_path / "a.csv", {"when": mixed, "value": WAVE}))
+    ahead = md.write_stamps(md.steps_after(file.series[0], 1), file.times.form)
+    assert [*ahead] == ["2021-01-01 00:00:00"]
+
+
+@pytest.mark.parametrize(
+    ("form", "ahead"),
+    [
+        ("%Y-%m-%d %H:%M:%S+01", "2024-01-11 00:00:00+01"),
+        (" %Y-%m-%d %H:%M ", "2024-01-11 00:00"),
+        ("%Y-%m-%d %H:%M:%S.000+0100", "2024-01-11 00:00:00.000+0100"),
+    ],
+)
+def test_offsets_and_blanks_around_stamps_are_read(form, ahead, tmp_path):
+    file = read(write(tmp_path / "a.csv", {"when": HOURS.strftime(form), "value": WAVE}))
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert [*md.write_stamps(md.steps_after(file.series[0], 1), file.times.form)] == [ahead]
+
+
+def test_a_date_that_does_not_exist_at_the_end_is_refused_with_the_flag(tmp_path):
+    days = HOURS + pd.Timedelta(15, "D")
+    stamps = [*days[:-1].strftime("%d/%m/%Y %H:%M"), "10/13/2024 23:00"]
+    path = write(tmp_path / "a.csv", {"when": stamps, "value": WAVE})
+    assert "such as '10/13/2024 23:00' in row 240; --time_format says" in reason(path)
+    assert "--time_format %Q: " in reason(path, time_format="%Q")
+
+
+def test_two_columns_that_tell_series_apart_are_named(tmp_path):
+    columns = long(Store=[1, 2], Dept=[1, 2, 3])
+    path = write(tmp_path / "a.csv", columns)
+    assert "--id_columns Store Dept" in reason(path)
+    assert len(read(path, id_columns=["Store", "Dept"]).series) == 6
 
 
 def test_a_clock_that_midnights_lack_is_written(tmp_path):
