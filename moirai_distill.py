@@ -3646,13 +3646,25 @@ def find_times(frame, ids, config):
     if parts:
         return times_by_name(frame, parts, config.time_format)
     for name in names:
-        refuse_unread_column(frame[name], is_called_time(name))
+        is_first = name == frame.columns[0]
+        is_likely = is_called_time(name) or (is_first and labels_rows(frame[name]))
+        refuse_unread_column(frame[name], is_likely)
     return None
 
 
 def is_called_time(name):
     """Whether a column is one of stamps by its name."""
     return name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
+
+
+def labels_rows(column):
+    """Whether each cell is a text of its own with a digit, and no number: `Q1 FY21`, `week 3`."""
+    if not holds_texts(column) or column.isna().any() or not column.is_unique:
+        return False
+    sample = cells_of(column).astype(str)
+    has_digit = sample.str.contains(r"\d").mean() > MOST_STAMPS
+    is_number = pd.to_numeric(sample, errors="coerce").notna().mean() > 0.1
+    return bool(has_digit and not is_number and not number_with_signs(column))
 
 
 def parse_column(frame, name, ids, time_format):
@@ -3801,15 +3813,15 @@ def refuse_clock_apart(frame):
         )
 
 
-def refuse_unread_column(column, has_name_of_time):
+def refuse_unread_column(column, is_likely):
     """Raise Unusable where a column seems to hold stamps, though none were read from it.
 
-    Its name may say that it does, too.
+    `is_likely` is true where something else than its cells says that it does, such as its name.
     """
     if holds_texts(column):
-        refuse_unread_texts(column, has_name_of_time)
+        refuse_unread_texts(column, is_likely)
         return
-    patterns = rarer_patterns(column, has_name_of_time)
+    patterns = rarer_patterns(column, is_likely)
     if patterns:
         raise Unusable(
             "{} seems to hold dates, such as {:.0f}: --time_format {} says so, --time_column"
@@ -3819,12 +3831,12 @@ def refuse_unread_column(column, has_name_of_time):
     refuse_rounded_epoch(column)
 
 
-def refuse_unread_texts(column, has_name_of_time):
+def refuse_unread_texts(column, is_likely):
     """As `refuse_unread_column`, of texts."""
     known = column.dropna()
     if known.empty or is_clock(known):
         return
-    if not has_name_of_time and not looks_like_stamps(known):
+    if not is_likely and not looks_like_stamps(known):
         return
     texts = known.astype(str)
     has_digit = texts.str.contains(r"\d")
@@ -3940,14 +3952,14 @@ def in_nanoseconds(stamps):
     return stamps.where(~is_far).as_unit("ns")
 
 
-def rarer_patterns(column, has_name_of_time):
+def rarer_patterns(column, is_likely):
     """The patterns by which all numbers of a column are dates in another order, as 31122024 is."""
     known = column.drop_duplicates().dropna()
     if len(known) < 3 or (known % 1 != 0).any():
         return []
     if known.min() < 10_100 or known.max() > 31_129_999:  # 01-01-00 and 31-12-9999
         return []
-    if not has_name_of_time and known.diff().dropna().nunique() == 1:  # they count
+    if not is_likely and known.diff().dropna().nunique() == 1:  # they count
         return []
     fitting = []
     for pattern in ("%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y", "%y%m%d"):
@@ -4859,10 +4871,11 @@ def refuse_newest_first(frame, roles):
         if name in roles.values or not is_number(frame[name]):
             continue
         known = frame[name].dropna()
-        steps = known.diff().dropna()
         is_whole = (known % 1 == 0).all()
-        is_time = is_called_time(name) or known.between(OLDEST_YEAR, 2200).all()
-        if (is_whole or is_time) and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
+        are_years = known.between(OLDEST_YEAR, 2200).all()
+        steps = np.diff(np.floor(known) if are_years else known)
+        is_time = is_whole or are_years or is_called_time(name)
+        if is_time and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
             raise Unusable(
                 "{} only falls and there are no timestamps: do the newest rows come first?"
                 " Turn the file round; --time_column none takes the rows as they stand",
@@ -5159,14 +5172,20 @@ def is_part_of_date(values, times):
     return False
 
 
+def goes_one_way(numbers):
+    """Whether numbers never fall, or never rise."""
+    steps = np.diff(numbers)
+    return bool((steps >= 0).all() or (steps <= 0).all())
+
+
 def are_dates_or_years(known):
-    """Whether whole numbers are dates such as 20240131, or years that never go back (or on)."""
-    if (known % 1 != 0).any():
-        return False
+    """Whether numbers are dates such as 20240131, or years that never go back (or never on).
+
+    The years may have decimals, as 2024.11 has the month.
+    """
     if known.min() >= OLDEST_YEAR and known.max() <= 2200:
-        steps = np.diff(known)
-        return bool((steps >= 0).all() or (steps <= 0).all())
-    if known.min() < 1e7:
+        return goes_one_way(np.floor(known))
+    if (known % 1 != 0).any() or known.min() < 1e7:
         return False
     parsed = parse_numbers(pd.Series(known))
     return parsed is not None and parsed[1].pattern.startswith("%Y%m%d")

@@ -236,6 +236,19 @@ def test_decimal_years_that_fall_are_not_forecast_backwards(name, tmp_path):
     years = [f"{2020 - row / 12:.3f}" for row in range(ROWS)]
     path = write(tmp_path / "a.csv", {name: years, "value": WAVE})
     assert "newest rows come first" in reason(path)
+    months = [f"{day.year}.{day.month}" for day in MONTHS]  # 2020.1 is January, and October
+    path = write(tmp_path / "a.csv", {name: months[::-1], "value": WAVE[::-1]})
+    assert "newest rows come first" in reason(path)
+    assert one(write(path, {name: months, "value": WAVE})).column == "value"
+
+
+def test_texts_of_their_own_in_front_may_be_stamps_and_are_refused(tmp_path):
+    terms = [f"term {80 - row // 3}, part {3 - row % 3}" for row in range(ROWS)]
+    path = write(tmp_path / "a.csv", {"x": [f'"{term}"' for term in terms], "value": WAVE})
+    assert "the stamps of x cannot be read, such as 'term 80, part 3'" in reason(path)
+    np.testing.assert_array_equal(one(path, time_column=["none"]).values, WAVE)
+    marked = {"x": [f"{value}M" for value in np.arange(ROWS) + 0.5], "value": WAVE}
+    assert one(write(path, marked)).column == "value"
 
 
 @pytest.mark.parametrize(
