@@ -1173,8 +1173,16 @@ CHINESE = {
     "no numeric column among {}; {} holds cells such as {!r}": (
         "这些列中没有数字列: {}；{} 的单元格例如 {!r}"
     ),
-    "no timestamps were found: the rows are taken as they stand, as if the oldest came first": (
-        "没有找到时间戳: 按行的顺序使用，视为最早的在前"
+    (
+        "no timestamps were found (--time_column, --time_format): the rows are taken as they "
+        "stand, as if the oldest came first"
+    ): "没有找到时间戳 (--time_column, --time_format): 按行的顺序使用，视为最早的在前",
+    (
+        "{} seems to hold years and months, such as {:.2f}: --time_column {} --time_format %Y.%m "
+        "reads them, --time_column none takes the rows as they stand"
+    ): (
+        "{} 似乎是年和月，例如 {:.2f}: 用 --time_column {} --time_format %Y.%m 读取，"
+        "--time_column none 则按行的顺序使用"
     ),
     "no column to forecast: {}": "没有可预测的列: {}",
     "{} is passed over: it {}": "跳过 {}: 它{}",
@@ -3215,12 +3223,12 @@ def refuse_preface(rows, line_of_row):
     """
     counts = [len(row) for row in rows]
     usual = most_common(counts)
-    if counts[0] == usual and 2 * count_filled(rows[0]) < usual:  # a title, and commas behind it
-        counts = [count_filled(row) for row in rows]
-        usual = most_common(counts)
-    above = counts.index(usual)
-    is_short_header = above == 1 and any(looks_like_value(cell) for cell in rows[1])
-    if counts[0] >= usual or is_short_header:  # `refuse_surplus` judges the latter
+    # A title may have as many fields, if commas stand behind it.
+    are_wide = [len(row) == usual and 2 * count_filled(row) >= usual for row in rows]
+    above = are_wide.index(True) if any(are_wide) else 0
+    has_value = [any(looks_like_value(cell) for cell in row) for row in rows[: above + 1]]
+    is_short_header = above == 1 and has_value[1]  # `refuse_surplus` judges it
+    if above == 0 or counts[0] > usual or is_short_header:
         return
     raise Unusable(
         "its first lines have fewer fields than the others; if they are no part of the table,"
@@ -3327,6 +3335,9 @@ def split_lines(lines, layout):
 # -- Decimal and thousands marks -------------------------------------------------------------------
 
 
+NUMBER = r"[+-]?[\d.,]*\d[\d.,]*(?:[eE][+-]?\d+)?"  # with whatever marks
+
+
 def read_by_marks(content, lines, layout, config):
     """(DataFrame, Layout with its marks) of a CSV (bytes of UTF-8). Raises Unusable."""
     cells = marked_cells(cell for fields in split_lines(lines, layout) for cell in fields)
@@ -3344,9 +3355,8 @@ def read_by_marks(content, lines, layout, config):
 
 def marked_cells(cells):
     """Those of some cells that may be numbers with points or commas, without repetition."""
-    form = re.compile(r"[+-]?[\d.,]*\d[\d.,]*")
     stripped = {cell.strip() for cell in cells}
-    return sorted(cell for cell in stripped if not cell.isdigit() and form.fullmatch(cell))
+    return sorted(cell for cell in stripped if not cell.isdigit() and re.fullmatch(NUMBER, cell))
 
 
 def unread_numbers(frame, thousands):
@@ -3362,7 +3372,7 @@ def unread_numbers(frame, thousands):
         if sample.empty:
             continue
         unit = unit_of(sample)
-        if bare_numbers(sample, unit, thousands).str.fullmatch(r"[+-]?[\d.,]+").mean() > 0.5:
+        if bare_numbers(sample, unit, thousands).str.fullmatch(NUMBER).mean() > 0.5:
             known = frame[name].dropna().astype("string").str.strip()
             numbers = bare_numbers(known, unit, thousands).dropna()
             is_odd = pd.to_numeric(numbers, errors="coerce").isna()
@@ -3391,7 +3401,7 @@ def mark_form(thousands):
 
 
 # A unit: a sign of money in front, such as R$; such a sign or % behind, or a word behind a blank.
-MONEY = r"[A-Z]{0,3}[$€£¥₹₩₽₺₫]"
+MONEY = r"[A-Z]{0,3}[$€£¥₹₩₽₺₫元円원]"
 UNIT_AND_NUMBER = re.compile(
     rf"^[+-]?(?P<front>{MONEY}|[A-Z]{{3}}(?=\s))?\s?[+-]?\d[\d.,'’{BLANKS}]*"
     rf"(?P<behind>\s?(?:{MONEY}|[%‰°℃℉]\S{{0,3}})|\s[^\W\d_]\S{{0,5}})?$"
@@ -3544,11 +3554,15 @@ def without_mark(cell):
 
 
 def text_positions(layout, config):
-    """Positions of the columns that stay as they are written: ids, and the parts of a stamp."""
+    """Positions of the columns that stay as they are written: ids, and parts of a stamp.
+
+    So does a stamp with marks, as 2024.10 is no 2024.1.
+    """
     ids = [name for name in layout.names if name.lower() in ID_NAMES]
     if config.id_columns != ["auto"]:
         ids = config.id_columns
-    parts = config.time_column if len(config.time_column) > 1 else []
+    has_marks = re.search(r"[^%A-Za-z]", config.time_format) is not None
+    parts = config.time_column if len(config.time_column) > 1 or has_marks else []
     return [place for place, name in enumerate(layout.names) if name in ids or name in parts]
 
 
@@ -3788,7 +3802,7 @@ LIKE_A_STAMP = (
     r"\d{1,4}[-/.年 ]\d{1,2}[-/.月 ]"
     r"|\d:\d\d"
     rf"|{NAME_OF_MONTH}"
-    r"|\b(?:1[6-9]|20)\d\d(?:\b|[A-Za-z]\d)"  # a year, as in 3 août 2024 or 2024M01
+    r"|\b(?:1[6-9]|20)\d\d(?:\b|[A-Za-z]{1,2}\d)"  # a year, as in 3 août 2024 or 2024M01
     r"|^[^\W\d]{3,9}\.?[-/ ]\d\d$"  # Okt-24
     r"|\b(?:1[6-9]|20)\d\d[年년]"  # 2024年第1季度
     r"|^[A-Za-z]{1,2}\d?[ '-]?(?:1[6-9]|20)\d\d(?!\d)"  # FY2020, T12020
@@ -3821,6 +3835,12 @@ def refuse_unread_column(column, is_likely):
     if holds_texts(column):
         refuse_unread_texts(column, is_likely)
         return
+    if are_years_and_months(column):
+        raise Unusable(
+            "{} seems to hold years and months, such as {:.2f}: --time_column {} --time_format"
+            " %Y.%m reads them, --time_column none takes the rows as they stand",
+            *(column.name, column.dropna().iloc[0], column.name),
+        )
     patterns = rarer_patterns(column, is_likely)
     if patterns:
         raise Unusable(
@@ -3829,6 +3849,15 @@ def refuse_unread_column(column, is_likely):
             *(column.name, column.dropna().iloc[0], " / ".join(patterns)),
         )
     refuse_rounded_epoch(column)
+
+
+def are_years_and_months(column):
+    """Whether numbers are years with months as decimals: 2024.11, and 2024.1 for October, too."""
+    known = column.dropna()
+    if len(known) < 3 or not known.between(OLDEST_YEAR, 2200).all():
+        return False
+    have_months = known.astype(str).str.fullmatch(r"\d{4}\.(?:0?[1-9]|1[0-2])")
+    return bool(have_months.all()) and goes_one_way(np.floor(known))
 
 
 def refuse_unread_texts(column, is_likely):
@@ -4863,9 +4892,9 @@ def refuse_texts_alone(frame, roles):
 
 
 def refuse_newest_first(frame, roles):
-    """Raise Unusable where whole numbers, or years such as 2024.25, beside the values only fall.
+    """Raise Unusable where a column beside the values only falls: the end may come first.
 
-    The end may come first.
+    It may stay as it is in some rows if it holds whole numbers, or years such as 2024.25.
     """
     for name in frame.columns:
         if name in roles.values or not is_number(frame[name]):
@@ -4874,7 +4903,7 @@ def refuse_newest_first(frame, roles):
         is_whole = (known % 1 == 0).all()
         are_years = known.between(OLDEST_YEAR, 2200).all()
         steps = np.diff(np.floor(known) if are_years else known)
-        is_time = is_whole or are_years or is_called_time(name)
+        is_time = is_whole or are_years or is_called_time(name) or (steps < 0).all()
         if is_time and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
             raise Unusable(
                 "{} only falls and there are no timestamps: do the newest rows come first?"
@@ -4938,22 +4967,35 @@ def warnings_of_sums(roles):
 
 
 def warnings_of_possible_ids(frame, roles):
-    """List of Message: texts that come in blocks, or by turns, as the ids of several series do."""
+    """List of Message: texts that come in blocks, or by turns, as the ids of several series do.
+
+    Or whole numbers that come in blocks.
+    """
     warnings = []
     taken = {*roles.values, *(roles.times.names if roles.times else [])}
     for name in frame.columns:
-        if name in taken or not holds_texts(frame[name]):
+        if name in taken or not may_be_id(name, frame[name], roles.times):
             continue
         codes = pd.factorize(frame[name])[0]
         count = codes.max() + 1
         if not 2 <= count <= len(frame) / FEWEST_ROWS:
             continue
         is_in_blocks = 1 + np.count_nonzero(np.diff(codes)) == count
-        is_by_turns = (codes == np.arange(len(frame)) % count).all()
+        is_by_turns = holds_texts(frame[name]) and (codes == np.arange(len(frame)) % count).all()
         is_calendar = count in (7, 12) or looks_like_stamps(frame[name])  # weekdays, months
         if (is_in_blocks or is_by_turns) and not is_calendar:
             warnings.append(Message("if {} tells the series apart: --id_columns {}", (name, name)))
     return warnings
+
+
+def may_be_id(name, column, times):
+    """Whether a column holds texts, or whole numbers that are no part of a date."""
+    if holds_texts(column):
+        return True
+    if not pd.api.types.is_integer_dtype(column) or is_named_as_part(name):
+        return False
+    values = column.to_numpy(dtype=np.float64)
+    return not is_part_of_date(values, times) and not are_dates_or_years(values)
 
 
 # -- Ids -------------------------------------------------------------------------------------------
@@ -5099,7 +5141,7 @@ def why_no_value(name, values, roles):
     called = name.lower()
     if called in TIME_NAMES + INDEX_NAMES or called.startswith("unnamed:"):
         return INDEX
-    if any(called in names for names in (*PARTS_OF_DATE.values(), OTHER_PARTS_OF_TIME)):
+    if is_named_as_part(name):
         return Message("is a part of a date by its name")
     known = values[~np.isnan(values)]
     if len(known) < FEWEST_KNOWN * len(values):
@@ -5114,6 +5156,11 @@ def why_no_value(name, values, roles):
     if starts_anew(values, steps):
         return SAWTOOTH
     return None
+
+
+def is_named_as_part(name):
+    """Whether a column is a part of a date by its name."""
+    return any(name.lower() in names for names in (*PARTS_OF_DATE.values(), OTHER_PARTS_OF_TIME))
 
 
 def steps_within(numbers, codes):
@@ -5731,8 +5778,8 @@ def warnings_of_file(table, roles, places, is_repeat, config):
     if times is None and roles.passed_over and config.time_column == ["auto"]:
         warnings.append(
             Message(
-                "no timestamps were found: the rows are taken as they stand, as if the oldest"
-                " came first"
+                "no timestamps were found (--time_column, --time_format): the rows are taken as"
+                " they stand, as if the oldest came first"
             )
         )
     if is_repeat.any():

@@ -236,10 +236,19 @@ def test_decimal_years_that_fall_are_not_forecast_backwards(name, tmp_path):
     years = [f"{2020 - row / 12:.3f}" for row in range(ROWS)]
     path = write(tmp_path / "a.csv", {name: years, "value": WAVE})
     assert "newest rows come first" in reason(path)
-    months = [f"{day.year}.{day.month}" for day in MONTHS]  # 2020.1 is January, and October
-    path = write(tmp_path / "a.csv", {name: months[::-1], "value": WAVE[::-1]})
+    days = [f"{2460310.5 - row / 24:.5f}" for row in range(ROWS)]  # of astronomers
+    path = write(tmp_path / "a.csv", {"JD": days, "value": WAVE})
     assert "newest rows come first" in reason(path)
-    assert one(write(path, {name: months, "value": WAVE})).column == "value"
+
+
+@pytest.mark.parametrize("form", ["{0}.{1:02}", "{0}.{1}"])
+def test_months_as_decimals_are_refused_until_it_is_said(form, tmp_path):
+    months = [form.format(day.year, day.month) for day in MONTHS]  # 2020.1 is October, too
+    path = write(tmp_path / "a.csv", {"period": months[::-1], "value": WAVE[::-1]})
+    assert "--time_column period --time_format %Y.%m" in reason(path)
+    file = read(path, time_column=["period"], time_format="%Y.%m")
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert file.series[0].freq == "MS"
 
 
 def test_texts_of_their_own_in_front_may_be_stamps_and_are_refused(tmp_path):
@@ -755,6 +764,12 @@ def test_commas_of_thousands_in_some_rows_far_down(tmp_path):
     np.testing.assert_array_equal(one(path).values, values)
 
 
+def test_exponents_behind_decimal_commas(tmp_path):
+    texts = [f"{value:.4E}".replace(".", ",") for value in WAVE]
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": texts}, ";")
+    np.testing.assert_array_equal(one(path).values, WAVE)
+
+
 def test_as_many_decimal_commas_as_semicolons(tmp_path):
     """Cut at the commas, the second number would be the decimals of the first."""
     commas = [f"{value:.2f}".replace(".", ",") for value in WAVE]
@@ -1141,6 +1156,9 @@ def test_texts_in_blocks_or_by_turns_may_tell_series_apart(city, tmp_path):
     path = write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE, "city": city})
     assert "--id_columns city" in warnings_of(read(path))
     assert warnings_of(read(path, id_columns=["none"])) == ""
+    stations = [101] * 120 + [102] * 120
+    path = write(path, {"date": HOURS, "value": WAVE, "year": HOURS.year, "station": stations})
+    assert warnings_of(read(path)) == "if station tells the series apart: --id_columns station"
     flags = ["ok"] * 100 + ["bad"] * 3 + ["ok"] * 137
     path = write(path, {"date": HOURS, "value": WAVE, "flag": flags, "day": DAYS.strftime("%a")})
     assert warnings_of(read(path)) == ""
@@ -1258,10 +1276,12 @@ def test_a_preface_as_wide_as_the_table_is_told_from_a_row_to_delete(tmp_path):
     prefaces = {
         "a logger": '"TOA5","CR1000"\n' + table.replace("Batt\n", "Batt\nTS,Volts\n,Avg\n"),
         "marked lines": "#group,false\n#datatype,double\n#default,\n" + table,
+        "a short title, too": "Demand\nHourly Demand,,,\n"
+        + table.replace("\n", ",5,6\n").replace("Batt,5,6", "Batt,b,c"),
         "a title and commas": "Hourly Demand,,,\nfor 2024,,,\n"
         + table.replace("\n", ",5,6\n").replace("Batt,5,6", "Batt,b,c"),
     }
-    lines = {"a logger": 3, "marked lines": 3, "a title and commas": 2}
+    lines = {"a logger": 3, "marked lines": 3, "a title and commas": 2, "a short title, too": 2}
     for name, text in prefaces.items():
         path = tmp_path / "b.csv"
         path.write_text(text)
