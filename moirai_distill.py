@@ -5990,7 +5990,7 @@ def read_or_reason(config, item):
 
 
 @dataclasses.dataclass
-class FilesRead:
+class FolderRead:
     """The series of a folder."""
 
     found: int  # CSVs in the folder, whether read or not
@@ -5999,10 +5999,10 @@ class FilesRead:
 
 
 def read_files(data_dir, max_files, config, voice):
-    """FilesRead of a folder, read by one process per core where there are many files."""
+    """FolderRead of a folder, read by one process per core where there are many files."""
     found, paths = find_files(data_dir, max_files)
     read = functools.partial(read_or_reason, config)
-    files = FilesRead(found, series={}, reports={})
+    files = FolderRead(found, series={}, reports={})
     with contextlib.ExitStack() as stack:
         results = map(read, paths.items())
         if len(paths) >= FILES_FOR_PROCESSES and cores() > 1:
@@ -6385,7 +6385,7 @@ class SplitData:
 
 
 def split_data(files, config):
-    """SplitData of FilesRead. Raises NoWindow where a part has no window."""
+    """SplitData of FolderRead. Raises NoWindow where a part has no window."""
     try:
         return split_windows(files, config)
     except NoWindow as error:

@@ -73,7 +73,7 @@ def read_one(path, *columns):
 
 
 def read_folder(folder, max_files=0):
-    """FilesRead of a folder, of the first numeric column of each file."""
+    """FolderRead of a folder, of the first numeric column of each file."""
     return md.read_files(str(folder), max_files, read_config(), quiet_voice())
 
 
