@@ -536,7 +536,7 @@ TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")  # of time columns,
 ID_NAMES = ("unique_id", "item_id", "id", "series", "series_id")  # of the id of a long format
 INDEX_NAMES = ("id", "index", "time_idx")  # of columns that are no values
 PARTS_OF_DATE = {  # names of columns that make a date together, the largest part first
-    "year": ("year", "yr", "yyyy", "jahr", "annee", "année", "年"),
+    "year": ("year", "yr", "yyyy", "jahr", "annee", "année", "año", "ano", "anno", "年"),
     "quarter": ("quarter", "qtr", "季度"),
     "month": ("month", "mon", "mnth", "mo", "monat", "mois", "月"),
     "day": ("day", "dy", "tag", "jour", "日"),
@@ -666,6 +666,8 @@ MOST_IN_PHASE = 0.8  # length of the mean phase of stamps that keep to one step;
 MUCH_MISSING = 0.05  # share of the steps of a file without a row that is warned of
 MOST_MISSING = 0.5  # share of the steps of a series that may be without a row, but for one gap
 FEW_DUPLICATES = 0.01  # share of exact duplicates among the stamps, without an id column
+FEWEST_GROUPED = 10  # different numbers such as 1.012 in a column, beside ...
+FEWEST_WHOLE = 3  # ... so many such as 905, which make the point one of thousands, perhaps
 MOST_IN_STEP = 0.8  # share of equal steps that makes a counter of numbers
 MOST_RISES = 0.97  # share of steps up that seems to be of a counter or a sum ...
 MOST_ONE_WAY = 0.9  # ... and where the others fall back to the start, as at midnight
@@ -1071,6 +1073,11 @@ CHINESE = {
         "--na_values 表示缺失"
     ),
     "of {} the unit {!r} is left out": "{} 的单位 {!r} 不使用",
+    "several offsets, but always at midnight: taken as dates": "多种时区偏移，但都在零点: 视为日期",
+    (
+        "numbers such as {} beside {}: is the mark of decimals (--decimal .) or of thousands "
+        "(--thousands .)?"
+    ): "有 {} 和 {} 这样的数字: 是小数点 (--decimal .) 还是千分位 (--thousands .)？",
     "is nearly empty: {} of {:,} cells hold a number": "几乎为空: {} / {:,} 个单元格有数字",
     (
         "{} is a part of a date, but no other part was found: --time_column {} ... names them, "
@@ -3223,11 +3230,11 @@ def refuse_preface(rows, line_of_row):
     """
     counts = [len(row) for row in rows]
     usual = most_common(counts)
+    has_values_below = len(rows) > 1 and any(looks_like_value(cell) for cell in rows[1])
+    is_short_header = counts.index(usual) <= 1 and has_values_below  # `refuse_surplus` judges it
     # A title may have as many fields, if commas stand behind it.
     are_wide = [len(row) == usual and 2 * count_filled(row) >= usual for row in rows]
     above = are_wide.index(True) if any(are_wide) else 0
-    has_value = [any(looks_like_value(cell) for cell in row) for row in rows[: above + 1]]
-    is_short_header = above == 1 and has_value[1]  # `refuse_surplus` judges it
     if above == 0 or counts[0] > usual or is_short_header:
         return
     raise Unusable(
@@ -3340,8 +3347,11 @@ NUMBER = r"[+-]?[\d.,]*\d[\d.,]*(?:[eE][+-]?\d+)?"  # with whatever marks
 
 def read_by_marks(content, lines, layout, config):
     """(DataFrame, Layout with its marks) of a CSV (bytes of UTF-8). Raises Unusable."""
-    cells = marked_cells(cell for fields in split_lines(lines, layout) for cell in fields)
+    rows = split_lines(lines, layout)
+    cells = marked_cells(cell for row in rows for cell in row)
     layout = find_marks(cells, layout, config)
+    if config.thousands == config.decimal == "auto":
+        refuse_groups(rows)
     frame = read_frame(content, layout, config)
     # What the sample of the lines did not show, a column that is no number for pandas may.
     odd_cells = marked_cells(unread_numbers(frame, config.thousands))
@@ -3351,6 +3361,24 @@ def read_by_marks(content, lines, layout, config):
         if layout.decimal != decimal:  # `floats_of_texts` takes the thousands out, not pandas
             frame = read_frame(content, layout, config)
     return frame, layout
+
+
+def refuse_groups(rows):
+    """Raise Unusable where a column holds points before three digits, and else whole numbers.
+
+    So 1.012 beside 905 does, which is 1012. With decimals some would be 1.01, or 905.000.
+    """
+    for column in itertools.zip_longest(*rows[1:], fillvalue=""):
+        cells = {cell.strip() for cell in column} - {""}
+        grouped = sorted(cell for cell in cells if re.fullmatch(r"-?[1-9]\d{0,2}\.\d{3}", cell))
+        whole = sorted(cell for cell in cells if re.fullmatch(r"-?\d{1,3}", cell))
+        are_all = len(grouped) + len(whole) == len(cells)
+        if are_all and len(grouped) >= FEWEST_GROUPED and len(whole) >= FEWEST_WHOLE:
+            raise Unusable(
+                "numbers such as {} beside {}: is the mark of decimals (--decimal .) or of"
+                " thousands (--thousands .)?",
+                *(grouped[0], whole[-1]),
+            )
 
 
 def marked_cells(cells):
@@ -3677,8 +3705,8 @@ def labels_rows(column):
         return False
     sample = cells_of(column).astype(str)
     has_digit = sample.str.contains(r"\d").mean() > MOST_STAMPS
-    is_number = pd.to_numeric(sample, errors="coerce").notna().mean() > 0.1
-    return bool(has_digit and not is_number and not number_with_signs(column))
+    has_numbers = pd.to_numeric(sample, errors="coerce").notna().mean() > 0.1
+    return bool(has_digit and not has_numbers and not number_with_signs(column))
 
 
 def parse_column(frame, name, ids, time_format):
@@ -4044,6 +4072,8 @@ RANGE_OF_STAMPS = (
     r"|^(\d[\d./-]{5,}) +[-–] +\d[\d./-]{5,}$"
     r"|^(\d{4}-\S+)/\d{4}-\S+$"
 )
+OFFSET = r":\d\d(?:[.,]\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$"  # from UTC, behind a clock
+MIDNIGHT = r"(?<=[ T]00:00)(:00(?:\.0+)?)? ?[+-]\d\d(?::?\d\d)?$"  # with an offset
 DOTS_OF_AM_PM = r"(?<=\d [AaPp])\.\s?[Mm]\."
 WORD_BEHIND = r"(?<=\d)(\s*[A-Za-z]+)$"
 
@@ -4110,6 +4140,10 @@ def plain_stamps(text):
         edits.append((WORD_BEHIND, ""))
         if form.suffix.strip() not in ("UTC", "GMT"):
             form.notes.append(Message("{!r} behind the stamps is left out", (form.suffix.strip(),)))
+    plain = edited(sample, edits)
+    if len(offsets_of(plain)) > 1 and plain.str.match(f".*{MIDNIGHT}").all():
+        edits.append((MIDNIGHT, r"\1"))
+        form.notes.append(Message("several offsets, but always at midnight: taken as dates"))
     return edited(text, edits), edited(sample, edits), form
 
 
@@ -4173,7 +4207,7 @@ def offsets_of(sample):
 
     Z is one of its own.
     """
-    offsets = sample.str.extract(r":\d\d(?:[.,]\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
+    offsets = sample.str.extract(OFFSET)[0]
     return sorted(set(offsets.fillna("").str.replace(":", "")))
 
 
@@ -4578,10 +4612,11 @@ def refuse_change_of_step(times, step):
     gaps = np.diff(times.asi8)
     starts = np.append(0, np.flatnonzero(np.diff(gaps)) + 1)  # of stretches of equal gaps
     lengths = np.diff(np.append(starts, len(gaps)))
-    is_long = (gaps[starts] != step) & (lengths >= LAST_ROWS)
-    is_closer = (gaps[starts] < step) & (lengths > FEW_UNREAD * len(gaps))
+    is_closer = gaps[starts] < step / 1.5  # else it jitters
+    is_wider = gaps[starts] > step * 1.5
     is_last = starts == starts[-1]
-    changes = starts[is_long & (is_closer | is_last)]
+    are_many = (lengths >= LAST_ROWS) & ((lengths > FEW_UNREAD * len(gaps)) | is_last)
+    changes = starts[are_many & (is_closer | (is_wider & is_last))]
     if len(changes):
         first = changes[0]
         raise Unusable(
@@ -4831,6 +4866,7 @@ def find_roles(table, config):
         refuse_without_values(frame, roles)
     if times is None and config.time_column == ["auto"]:
         refuse_newest_first(frame, roles)
+        refuse_clocks_that_fall(frame)
         refuse_years_alone(frame)
     if not config.names_columns:
         roles.warnings += warnings_of_few_values(roles)
@@ -4905,11 +4941,26 @@ def refuse_newest_first(frame, roles):
         steps = np.diff(np.floor(known) if are_years else known)
         is_time = is_whole or are_years or is_called_time(name) or (steps < 0).all()
         if is_time and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
-            raise Unusable(
-                "{} only falls and there are no timestamps: do the newest rows come first?"
-                " Turn the file round; --time_column none takes the rows as they stand",
-                name,
-            )
+            raise newest_first(name)
+
+
+def refuse_clocks_that_fall(frame):
+    """Raise Unusable where clocks without dates mostly fall: the newest rows may come first."""
+    for name in frame.columns:
+        if not holds_texts(frame[name]) or not is_clock(frame[name]):
+            continue
+        clocks = frame[name].dropna().astype(str).str.strip().str.zfill(len("00:00"))
+        if (clocks.iloc[1:].to_numpy() < clocks.iloc[:-1].to_numpy()).mean() > 0.5:
+            raise newest_first(name)
+
+
+def newest_first(name):
+    """Unusable: a column only falls."""
+    return Unusable(
+        "{} only falls and there are no timestamps: do the newest rows come first?"
+        " Turn the file round; --time_column none takes the rows as they stand",
+        name,
+    )
 
 
 def refuse_years_alone(frame):
@@ -4974,28 +5025,28 @@ def warnings_of_possible_ids(frame, roles):
     warnings = []
     taken = {*roles.values, *(roles.times.names if roles.times else [])}
     for name in frame.columns:
-        if name in taken or not may_be_id(name, frame[name], roles.times):
+        column = frame[name]
+        may_be_id = holds_texts(column) or pd.api.types.is_integer_dtype(column)
+        if name in taken or not may_be_id:
             continue
-        codes = pd.factorize(frame[name])[0]
+        codes = pd.factorize(column)[0]
         count = codes.max() + 1
         if not 2 <= count <= len(frame) / FEWEST_ROWS:
             continue
         is_in_blocks = 1 + np.count_nonzero(np.diff(codes)) == count
-        is_by_turns = holds_texts(frame[name]) and (codes == np.arange(len(frame)) % count).all()
-        is_calendar = count in (7, 12) or looks_like_stamps(frame[name])  # weekdays, months
-        if (is_in_blocks or is_by_turns) and not is_calendar:
+        is_by_turns = holds_texts(column) and (codes == np.arange(len(frame)) % count).all()
+        if (is_in_blocks or is_by_turns) and not is_calendar(name, column, count, roles.times):
             warnings.append(Message("if {} tells the series apart: --id_columns {}", (name, name)))
     return warnings
 
 
-def may_be_id(name, column, times):
-    """Whether a column holds texts, or whole numbers that are no part of a date."""
+def is_calendar(name, column, count, times):
+    """Whether the `count` different cells of a column may be weekdays, months or years."""
     if holds_texts(column):
-        return True
-    if not pd.api.types.is_integer_dtype(column) or is_named_as_part(name):
-        return False
+        return count in (7, 12) or looks_like_stamps(column)
     values = column.to_numpy(dtype=np.float64)
-    return not is_part_of_date(values, times) and not are_dates_or_years(values)
+    is_part = is_named_as_part(name) or is_part_of_date(values, times)
+    return is_part or are_dates_or_years(values)
 
 
 # -- Ids -------------------------------------------------------------------------------------------
@@ -5303,20 +5354,29 @@ def are_steps(names, frame):
 
 
 def fill_a_calendar(names):
-    """Whether some names of columns are all quarters or months of a year, or hours of a day.
-
-    Of the months, those that English and German share do, in short or in full.
-    """
+    """Whether some names of columns are all quarters or months of a year, or hours of a day."""
     texts = {name.upper() for name in names}
-    months = {text[:3] for text in texts} & {*MONTHS}
     quarters = {f"Q{number}" for number in range(1, 5)}
     chinese = {f"{number}月" for number in range(1, 13)}
     seasons = {"DJFMAMJJASONDJ"[first : first + 3] for first in range(12)}  # DJF, JFM, ..., NDJ
-    if len(months) >= 8 or any(texts >= names for names in (quarters, chinese, seasons)):
+    if are_months(names) or any(texts >= names for names in (quarters, chinese, seasons)):
         return True
     found = [re.fullmatch(r"(?:H|HE|HR|HOUR)[ _]?(\d{1,2})", text) for text in texts]
     hours = {int(hour[1]) for hour in found if hour}
     return hours in ({*range(24)}, {*range(1, 25)})
+
+
+def are_months(names):
+    """Whether 12 names in a row are the months of a year, in short or in full.
+
+    It takes those that English shares with most languages of Europe: March, November, ...
+    """
+    starts = [name[:3].upper() for name in names]
+    for first in range(len(names) - 11):
+        pairs = zip(starts[first : first + 12], MONTHS, strict=True)
+        if sum(start == month for start, month in pairs) >= 4:
+            return True
+    return False
 
 
 def count_on(names):
@@ -5629,10 +5689,8 @@ def hint_of_duplicates(frame, roles):
     times = roles.times
     taken = [*roles.ids, *times.names]
     rest = [name for name in frame.columns if name not in taken]
-    key = pd.DataFrame({"code": roles.codes, "stamp": times.stamps})
     for name in rest:
-        parsed = parse_column(frame, name, roles.ids, "auto")
-        if parsed and not key.assign(stamp=parsed[0]).duplicated().any():
+        if holds_other_stamps(frame, name, roles):
             return Message(
                 "{} holds stamps, too, each of them once: --time_column {}", (name, name)
             )
@@ -5641,25 +5699,43 @@ def hint_of_duplicates(frame, roles):
             return Message(
                 "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
             )
-    possible = [
-        name
-        for name in rest
-        if not pd.api.types.is_float_dtype(frame[name]) and frame[name].duplicated().any()
-    ]
+    names = ids_among(frame, rest, roles)
+    if not names:
+        return Message("is an id column missing (--id_columns)?")
+    shown = " ".join(names)
+    flag = " ".join([*roles.ids, *names])
+    if len(names) == 1 and counts_within_days(frame[shown]):
+        return Message(
+            "if {} tells the series apart: --id_columns {}; if it counts minutes or periods"
+            " of the day, write it as a clock such as 13:30: --time_column {} {}",
+            (shown, flag, times.names[0], shown),
+        )
+    return Message("if {} tells the series apart: --id_columns {}", (shown, flag))
+
+
+def holds_other_stamps(frame, name, roles):
+    """Whether a column holds stamps, none of them twice in a series."""
+    try:
+        parsed = parse_column(frame, name, roles.ids, "auto")
+    except Unusable:  # which is no reason to name it
+        return False
+    if not parsed:
+        return False
+    return not pd.DataFrame({"code": roles.codes, "stamp": parsed[0]}).duplicated().any()
+
+
+def ids_among(frame, names, roles):
+    """One or two of some columns with which no stamp is there twice in a series; [] if none."""
+    key = pd.DataFrame({"code": roles.codes, "stamp": roles.times.stamps})
+    possible = []
+    for name in names:
+        if not pd.api.types.is_float_dtype(frame[name]) and frame[name].duplicated().any():
+            possible.append(name)
     pairs = itertools.combinations(possible[:MOST_NAMES], 2)
-    for names in [*([name] for name in possible), *map(list, pairs)]:
-        if pd.concat([key, frame[names]], axis=1).duplicated().any():
-            continue
-        name = " ".join(names)
-        flag = " ".join([*roles.ids, *names])
-        if len(names) == 1 and counts_within_days(frame[name]):
-            return Message(
-                "if {} tells the series apart: --id_columns {}; if it counts minutes or periods"
-                " of the day, write it as a clock such as 13:30: --time_column {} {}",
-                (name, flag, times.names[0], name),
-            )
-        return Message("if {} tells the series apart: --id_columns {}", (name, flag))
-    return Message("is an id column missing (--id_columns)?")
+    for ids in [*([name] for name in possible), *map(list, pairs)]:
+        if not pd.concat([key, frame[ids]], axis=1).duplicated().any():
+            return ids
+    return []
 
 
 def counts_within_days(column):

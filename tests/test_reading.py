@@ -277,6 +277,13 @@ def test_years_with_their_sign_that_are_unread_are_refused(form, tmp_path):
     assert "in English only" not in told
 
 
+def test_clocks_that_fall_are_not_forecast_backwards(tmp_path):
+    clocks = pd.date_range("2024-01-01", periods=ROWS, freq="5min").strftime("%H:%M")
+    path = write(tmp_path / "a.csv", {"x": clocks[::-1], "value": WAVE[::-1]})
+    assert "x only falls" in reason(path)
+    assert "no timestamps" in warnings_of(read(write(path, {"x": clocks, "value": WAVE})))
+
+
 def test_years_that_never_go_back_are_no_value(tmp_path):
     columns = {"Date": DAYS, "made": 2000 + np.arange(ROWS) // 40, "value": WAVE}
     assert one(write(tmp_path / "a.csv", columns)).column == "value"
@@ -448,6 +455,10 @@ def test_a_step_that_changes_is_refused_and_told(quarters, tmp_path):
     columns = {"t": [*earlier, *HOURS[:12]], "v": np.resize(WAVE, 4 * ROWS + 11)}
     told = reason(write(tmp_path / "a.csv", columns))
     assert "from 2024-01-01 00:00:00 on its step is h, and mostly 15min" in told
+    late = HOURS + pd.to_timedelta(np.maximum(0, np.arange(ROWS) - 180), "s")  # a clock that drifts
+    np.testing.assert_array_equal(
+        one(write(tmp_path / "a.csv", {"t": late, "v": WAVE})).values, WAVE
+    )
 
 
 @pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M", "%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M:%S"])
@@ -560,6 +571,18 @@ def test_several_offsets_become_utc_and_that_is_told(tmp_path):
     file = read(write(tmp_path / "a.csv", {"date": [t.isoformat() for t in local], "v": WAVE}))
     np.testing.assert_array_equal(file.series[0].values, WAVE)
     assert "several offsets (+0100, +0200): read and written in UTC" in facts_of(file)
+
+
+def test_midnights_with_several_offsets_are_dates(tmp_path):
+    """As those of a stock exchange, which would lie on Sundays in UTC."""
+    days = pd.date_range("2024-01-02", periods=ROWS, freq="B", tz="Europe/Berlin")
+    for stamps in (days.astype(str), [day.isoformat() for day in days]):
+        file = read(write(tmp_path / "a.csv", {"Date": stamps, "v": WAVE}))
+        np.testing.assert_array_equal(file.series[0].values, WAVE)
+        assert file.series[0].freq == "B"
+        assert "several offsets, but always at midnight: taken as dates" in facts_of(file)
+        (ahead,) = md.write_stamps(md.steps_after(file.series[0], 1), file.times.form)
+        assert ahead[:10] == "2024-12-03"
 
 
 def test_names_of_months_that_pandas_knows_are_read_and_others_refused(tmp_path):
@@ -911,6 +934,10 @@ def test_points_in_a_tab_file_are_decimals_where_a_number_shows_it(tmp_path):
     np.testing.assert_array_equal(one(path).values, [float(text) for text in columns["a"]])
     columns["a"] = [f"{int(20 * value):,}".replace(",", ".") for value in WAVE]  # 905, and 1.012
     assert "--thousands ." in reason(write(path, columns, "\t"))
+    assert "beside 999" in reason(write(path, columns))  # between commas, too
+    np.testing.assert_array_equal(one(path, thousands=".").values, (20 * WAVE).astype(int))
+    shown = one(path, decimal=".").values
+    np.testing.assert_array_equal(shown, [float(text) for text in columns["a"]])
 
 
 @pytest.mark.parametrize(
@@ -1087,12 +1114,17 @@ def test_series_in_rows_by_other_names_are_refused(first, names, tmp_path):
         ["Q1", "Q2", "Q3", "Q4"],
         [*pd.date_range("2024-01-01", periods=12, freq="MS").strftime("%B"), "Annual", "Mean"],
         ["Jan", "Feb", "Mär", "Apr", "Mai", "Jun", "Jul", "Aug", "Sep", "Okt", "Nov", "Dez"],
+        ["janv", "févr", "mars", "avr", "mai", "juin", "juil", "août", "sept", "oct", "nov", "déc"],
+        ["Gen", "Feb", "Mar", "Apr", "Mag", "Giu", "Lug", "Ago", "Set", "Ott", "Nov", "Dic"],
         [f"{month}月" for month in range(1, 13)],
         [f"h{hour}" for hour in range(1, 25)],
         [f"Hour {hour}" for hour in range(24)],
         ["DJF", "JFM", "FMA", "MAM", "AMJ", "MJJ", "JJA", "JAS", "ASO", "SON", "OND", "NDJ"],
     ],
-    ids=["quarters", "months and means", "German", "Chinese", "h1", "Hour 0", "DJF"],
+    ids=[
+        *("quarters", "months and means", "German", "French", "Italian", "Chinese"),
+        *("h1", "Hour 0", "DJF"),
+    ],
 )
 def test_columns_that_fill_a_year_or_a_day_are_series_in_rows(names, tmp_path):
     columns = {"Year": range(1900, 1960)} | {name: WAVE[n : n + 60] for n, name in enumerate(names)}
