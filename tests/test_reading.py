@@ -1333,6 +1333,13 @@ def test_a_name_that_was_decoded_is_shown(tmp_path):
     assert one(path, encoding="cp1252").column == "Température"
 
 
+def test_lines_above_that_pandas_stumbles_over_are_told(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [f"{row},{value}" for row, value in enumerate(WAVE)]
+    path.write_text("\n".join(["LabVIEW,", "Separator,Comma", "X_Value,Untitled,Comment", *rows]))
+    assert "if the table begins further down, --skip_rows" in reason(path)
+
+
 def test_the_separator_that_a_spreadsheet_writes_above_is_heard(tmp_path):
     path = write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE}, "|")
     path.write_text("sep=|\n" + path.read_text())
