@@ -3825,7 +3825,9 @@ def common_pattern(texts, count):
 # -- Columns of stamps that are not read -----------------------------------------------------------
 
 NAME_OF_MONTH = rf"(?i:\b(?:{'|'.join(MONTHS)}))"
-CLOCK_ALONE = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
+CLOCK_ALONE = (  # a time of the day alone
+    r"([01]?\d|2[0-4])[:.][0-5]\d([:.][0-5]\d([.,]\d+)?)?(\s?[AaPp][Mm])?"
+)
 LIKE_A_STAMP = (
     r"\d{1,4}[-/.年 ]\d{1,2}[-/.月 ]"
     r"|\d:\d\d"
@@ -4866,7 +4868,7 @@ def find_roles(table, config):
         refuse_without_values(frame, roles)
     if times is None and config.time_column == ["auto"]:
         refuse_newest_first(frame, roles)
-        refuse_clocks_that_fall(frame)
+        refuse_clocks_that_fall(frame, roles)
         refuse_years_alone(frame)
     if not config.names_columns:
         roles.warnings += warnings_of_few_values(roles)
@@ -4944,10 +4946,10 @@ def refuse_newest_first(frame, roles):
             raise newest_first(name)
 
 
-def refuse_clocks_that_fall(frame):
+def refuse_clocks_that_fall(frame, roles):
     """Raise Unusable where clocks without dates mostly fall: the newest rows may come first."""
     for name in frame.columns:
-        if not holds_texts(frame[name]) or not is_clock(frame[name]):
+        if name in roles.values or not holds_texts(frame[name]) or not is_clock(frame[name]):
             continue
         clocks = frame[name].dropna().astype(str).str.strip().str.zfill(len("00:00"))
         if (clocks.iloc[1:].to_numpy() < clocks.iloc[:-1].to_numpy()).mean() > 0.5:
@@ -5026,8 +5028,8 @@ def warnings_of_possible_ids(frame, roles):
     taken = {*roles.values, *(roles.times.names if roles.times else [])}
     for name in frame.columns:
         column = frame[name]
-        may_be_id = holds_texts(column) or pd.api.types.is_integer_dtype(column)
-        if name in taken or not may_be_id:
+        is_whole = pd.api.types.is_integer_dtype(column) and name not in roles.passed_over
+        if name in taken or not (holds_texts(column) or is_whole):
             continue
         codes = pd.factorize(column)[0]
         count = codes.max() + 1

@@ -183,6 +183,7 @@ def test_a_counter_that_starts_anew_is_no_value_or_told(tmp_path):
     np.testing.assert_array_equal(one(path, "uptime").values, uptime)
     path = write(tmp_path / "a.csv", {"DD": HOURS.day, "hh": HOURS.hour, "value": WAVE})
     assert one(path).column == "value"
+    assert "--id_columns" not in warnings_of(read(path))
     rates = np.cumsum(np.where(np.arange(ROWS) % 40, 0, 0.25)) % 1.25  # up, and down by less
     path = write(tmp_path / "a.csv", {"date": DAYS, "rate": rates + WAVE // 60, "value": WAVE})
     assert one(path).column == "rate"
@@ -282,6 +283,8 @@ def test_clocks_that_fall_are_not_forecast_backwards(tmp_path):
     path = write(tmp_path / "a.csv", {"x": clocks[::-1], "value": WAVE[::-1]})
     assert "x only falls" in reason(path)
     assert "no timestamps" in warnings_of(read(write(path, {"x": clocks, "value": WAVE})))
+    values = ["-", *WAVE[1:]]  # as 16.30 is a clock, and 50.13 none
+    assert one(write(path, {"n": range(ROWS), "v": values})).column == "v"
 
 
 def test_years_that_never_go_back_are_no_value(tmp_path):
