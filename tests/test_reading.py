@@ -811,6 +811,8 @@ def test_other_marks_of_thousands_are_read_where_they_are_given(decimal, mark, t
     path = write(tmp_path / "a.csv", {"date": HOURS, "value": texts}, ";")
     stated = "'" if mark == "'" else " "
     assert f"--thousands {stated!r}" in reason(path)
+    path = write(path, {"date": HOURS, "value": [f"{text} €" for text in texts]}, ";")
+    assert f"--thousands {stated!r}" in reason(path)
     np.testing.assert_array_equal(one(path, thousands=stated).values, values)
     np.testing.assert_array_equal(one(path, thousands=mark).values, values)
 
