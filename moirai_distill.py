@@ -543,14 +543,14 @@ TIME_NAMES = ("date", "timestamp", "time", "datetime", "ds")  # of time columns,
 ID_NAMES = ("unique_id", "item_id", "id", "series", "series_id")  # of the id of a long format
 INDEX_NAMES = ("id", "index", "time_idx")  # of columns that are no values
 PARTS_OF_DATE = {  # names of columns that make a date together, the largest part first
-    "year": ("year", "yr", "jahr", "annee", "année", "年"),
+    "year": ("year", "yr", "yyyy", "jahr", "annee", "année", "año", "ano", "anno", "年"),
     "quarter": ("quarter", "qtr", "季度"),
     "month": ("month", "mon", "mnth", "mo", "monat", "mois", "月"),
     "day": ("day", "dy", "tag", "jour", "日"),
     "hour": ("hour", "hr", "hh", "stunde", "heure", "时"),
+    "minute": ("minute", "分"),
 }
 OTHER_PARTS_OF_TIME = (
-    "minute",
     "second",
     "week",
     "weekday",
@@ -581,6 +581,11 @@ DATES = (  # with or without a clock behind them, beside ISO 8601
     "%m/%d/%y",
     "%d/%m/%y",
     "%d.%m.%y",
+    "%d-%m-%y",
+    "%m-%d-%y",
+    "%y/%m/%d",
+    "%y-%m-%d",
+    "%y.%m.%d",
     "%Y年%m月%d日",
     "%d-%b-%Y",
     "%d-%b-%y",
@@ -621,6 +626,7 @@ MONTH_DATES = (  # of months, quarters and weeks (%q: see DIRECTIVES)
     "Q%q-%Y",
     "Q%q/%Y",
     "%G-W%V",
+    "%G W%V",
     "%GW%V",
 )
 CLOCKS = (
@@ -641,12 +647,15 @@ CLOCKS = (
     "%H",
     "%H时",
     "%H时%M分",
+    "%H时%M分%S秒",
+    "%H %M",
 )
 OLDEST_YEAR = 1700  # of dates that are whole numbers
-LATEST_YEAR = 2035  # of years of two digits, which pandas takes for those of 1969 to 2068
+YEARS_AHEAD = 1  # that years of two digits may lie; pandas takes them for those of 1969 to 2068
+EQUALLY_EVEN = 1.2  # times as uneven as the most even one that another reading of stamps may be
 MOST_STAMPS = 0.9  # share of readable stamps that makes a time column
 FEW_UNREAD = 0.01  # share of its stamps that may be unread ...
-LAST_ROWS = 10  # ... but none of so many at the end of a series
+LAST_ROWS = 10  # ... but none of so many at the end of a series, and none of its numbers there
 SEPARATORS = ("\t", ";", ",", "|")  # where two fit as well, the earlier one is taken
 SAMPLE_LENGTH = 50_000  # characters at the beginning of a file that show how it is written ...
 SAMPLE_PIECES = 20  # ... and so many pieces from all over it, as long as that together
@@ -664,6 +673,11 @@ MOST_IN_PHASE = 0.8  # length of the mean phase of stamps that keep to one step;
 MUCH_MISSING = 0.05  # share of the steps of a file without a row that is warned of
 MOST_MISSING = 0.5  # share of the steps of a series that may be without a row, but for one gap
 FEW_DUPLICATES = 0.01  # share of exact duplicates among the stamps, without an id column
+FEWEST_GROUPED = 10  # different numbers such as 1.012 in a column, beside ...
+FEWEST_WHOLE = 3  # ... so many such as 905, which make the point one of thousands, perhaps
+MOST_IN_STEP = 0.8  # share of equal steps that makes a counter of numbers
+MOST_RISES = 0.97  # share of steps up that seems to be of a counter or a sum ...
+MOST_ONE_WAY = 0.9  # ... and where the others fall back to the start, as at midnight
 MOST_NUMBERS = 0.9  # share of its values that makes a column numeric
 MOST_ON_RULE = 0.95  # share of the stamps that must lie on a calendar rule
 MOST_PLACED = 0.9  # share of the stamps that must find a place of their own on the grid
@@ -1055,6 +1069,59 @@ CHINESE = {
         "--id_columns {}: {:,} 个不同的标识，共 {:,} 行，每个标识的行数太少，不成序列"
     ),
     "holds no plain numbers, but cells such as {!r}": "不是纯数字，单元格例如 {!r}",
+    "{} (--thousands {!r} if that mark is of thousands)": "{} (若为千位分隔，用 --thousands {!r})",
+    "goes on by one and the same step, and starts anew, as a counter does": (
+        "以同一步长递变并重新开始，像计数器"
+    ),
+    (
+        "{} falls in {:,} steps only and else rises, as a counter or a sum does: if it is one, "
+        "--columns names another column"
+    ): "{} 只在 {:,} 步下降，其余上升，像计数器或累计值: 如果是，用 --columns 指定另一列",
+    (
+        "columns {}, {}, ..., {} seem to be the steps between two rows, which lie {:g} days apart: "
+        "reshape it to long format, a row for each time (pandas.melt); --columns names those that "
+        "are series of their own"
+    ): (
+        "列 {}、{}、...、{} 似乎是相隔 {:g} 天的两行之间的各步: 请变为长格式，每个时刻一行 "
+        "(pandas.melt)；若各列是独立的序列，用 --columns 指定"
+    ),
+    (
+        "{} stands in row {}, beside {}: if it means the end of that day, write 24:00 for it; "
+        "--time_column none takes the rows as they stand"
+    ): (
+        "{} 在第 {} 行，与 {} 相邻: 如果它表示当天结束，请写成 24:00；"
+        "--time_column none 按行的顺序使用"
+    ),
+    "{:,} rows are out of order, such as {} behind {}: all are sorted by their stamps": (
+        "{:,} 行次序不对，例如 {} 在 {} 之后: 全部按时间戳排序"
+    ),
+    (
+        "its first {} rows hold no stamps, such as {}: if the names of the columns stand there, "
+        "--skip_rows (up to {}) leaves out the lines above them; if not, delete these rows"
+    ): (
+        "前 {} 行没有时间戳，例如 {}: 如果列名在其中，用 --skip_rows (至多 {}) 跳过其上的行；"
+        "否则请删除这些行"
+    ),
+    (
+        "from {} on its step is {}, and mostly {}: make it one for all rows (pandas: resample), or "
+        "a file of its own for each"
+    ): "从 {} 起步长为 {}，多数为 {}: 请统一步长 (pandas: resample)，或分成不同的文件",
+    "{} holds stamps, too, each of them once: --time_column {}": (
+        "{} 也是时间戳，且不重复: --time_column {}"
+    ),
+    (
+        "{} holds {!r} among its last rows, which is no number: --decimal and --thousands say how "
+        "numbers are written, --na_values that it counts as missing"
+    ): (
+        "{} 的最后几行有 {!r}，它不是数字: --decimal 和 --thousands 说明数字的写法，"
+        "--na_values 表示缺失"
+    ),
+    "of {} the unit {!r} is left out": "{} 的单位 {!r} 不使用",
+    "several offsets, but always at midnight: taken as dates": "多种时区偏移，但都在零点: 视为日期",
+    (
+        "numbers such as {} beside {}: is the mark of decimals (--decimal .) or of thousands "
+        "(--thousands .)?"
+    ): "有 {} 和 {} 这样的数字: 是小数点 (--decimal .) 还是千分位 (--thousands .)？",
     "is nearly empty: {} of {:,} cells hold a number": "几乎为空: {} / {:,} 个单元格有数字",
     (
         "{} is a part of a date, but no other part was found: --time_column {} ... names them, "
@@ -1070,9 +1137,6 @@ CHINESE = {
         "row {} holds no values, but {}: if it is the header of a second table, delete it; what "
         "is below it may be of a file of its own"
     ): ("第 {} 行没有数值，而是 {}: 如果是第二个表格的表头，请删除；其下的内容可能属于另一个文件"),
-    "{}; if it is a total, a note or the header of a second table, delete that row": (
-        "{}；如果是合计、备注或第二个表格的表头，请删除该行"
-    ),
     "too short: {} rows": "太短: {} 行",
     (
         "the stamps of {} cannot be read, such as {!r}: --time_format says how they are "
@@ -1126,9 +1190,12 @@ CHINESE = {
         "they are written"
     ): ("{} / {} 个 {} 的时间戳无法读取，例如 {} (第 {} 行)；用 --time_format 说明格式"),
     (
-        "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is no row of data, "
-        "as a total is none, delete it"
-    ): ("{} / {} 个 {} 的时间戳无法读取，例如 {} (第 {} 行): 如果不是数据行 (例如合计)，请删除"),
+        "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is a total, a note or "
+        "the header of another table, delete that row"
+    ): (
+        "{} / {} 个 {} 的时间戳无法读取，例如 {} (第 {} 行): 如果是合计、备注或另一个表格的表头，"
+        "请删除该行"
+    ),
     (
         "on some days of the week only ({}), which are no even steps: --time_column none takes "
         "the rows as they stand"
@@ -1157,8 +1224,16 @@ CHINESE = {
     "no numeric column among {}; {} holds cells such as {!r}": (
         "这些列中没有数字列: {}；{} 的单元格例如 {!r}"
     ),
-    "no timestamps were found: the rows are taken as they stand, as if the oldest came first": (
-        "没有找到时间戳: 按行的顺序使用，视为最早的在前"
+    (
+        "no timestamps were found (--time_column, --time_format): the rows are taken as they "
+        "stand, as if the oldest came first"
+    ): "没有找到时间戳 (--time_column, --time_format): 按行的顺序使用，视为最早的在前",
+    (
+        "{} seems to hold years and months, such as {:.2f}: --time_column {} --time_format %Y.%m "
+        "reads them, --time_column none takes the rows as they stand"
+    ): (
+        "{} 似乎是年和月，例如 {:.2f}: 用 --time_column {} --time_format %Y.%m 读取，"
+        "--time_column none 则按行的顺序使用"
     ),
     "no column to forecast: {}": "没有可预测的列: {}",
     "{} is passed over: it {}": "跳过 {}: 它{}",
@@ -1176,6 +1251,10 @@ CHINESE = {
     "  ... and {} more files": "  ... 还有 {} 个文件",
     "skipped: {}": "跳过: {}",
     "unreadable: {}": "无法读取: {}",
+    (
+        "unreadable: {}; if the table begins further down, --skip_rows leaves out the lines above "
+        "its header"
+    ): "无法读取: {}；如果表格从更下面开始，用 --skip_rows 跳过表头之上的行",
     "it is no UTF-8; read as {}, such as {!r} (--encoding)": (
         "不是 UTF-8；按 {} 读取，例如 {!r} (--encoding)"
     ),
@@ -2996,7 +3075,7 @@ class Job:
 #
 # The way of a file, from `read_files`, which stands last, and `read_series`:
 #   read_table     its bytes, its text, how it is written (Layout), its cells as pandas reads them
-#   pick_columns   which columns are the ids, the stamps (`find_times`) and the values
+#   find_roles     which columns are the ids, the stamps (`find_times`) and the values
 #   place_all      each series of it on a regular grid (`on_grid`)
 #   facts_of ...   what was understood, and what may be wrong
 # A function `refuse_...` raises Unusable and returns nothing. In shapes, "rows" are those of the
@@ -3046,11 +3125,13 @@ class RawSeries:
 
 
 def is_number(column):
-    """Whether a column is one of numbers for pandas; one of true and false is none.
+    """Whether a column is one of numbers for pandas; one of true and false is none."""
+    return not holds_texts(column) and not pd.api.types.is_bool_dtype(column)
 
-    Pandas' own `is_numeric_dtype` is asked where such a column shall not count as texts, either.
-    """
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+def holds_texts(column):
+    """Whether a column is one of texts for pandas; one of true and false is none."""
+    return not pd.api.types.is_numeric_dtype(column)
 
 
 def cells_of(column, most=100):
@@ -3148,9 +3229,15 @@ def read_table(path, config):
         content = text.encode()
         warnings = warnings_of_text(encoding, text, layout)
         del text  # it may be large, and pandas reads `content`
-        frame = read_by_marks(content, lines, layout, config)
+        frame, layout = read_by_marks(content, lines, layout, config)
+    except pd.errors.ParserError as error:
+        raise Unusable(
+            "unreadable: {}; if the table begins further down, --skip_rows leaves out the lines"
+            " above its header",
+            " ".join(str(error).split()),
+        ) from error
     except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
-        # (pandas' errors are ValueErrors)
+        # (pandas' other errors are ValueErrors)
         raise Unusable("unreadable: {}", " ".join(str(error).split())) from error
     frame = without_blank_end(frame)
     if frame.empty:
@@ -3343,15 +3430,23 @@ def refuse_preface(rows, line_of_row):
     """
     counts = [len(row) for row in rows]
     usual = most_common(counts)
-    above = counts.index(usual)
-    is_short_header = above == 1 and any(looks_like_value(cell) for cell in rows[1])
-    if counts[0] >= usual or is_short_header:  # `refuse_surplus` judges the latter
+    has_values_below = len(rows) > 1 and any(looks_like_value(cell) for cell in rows[1])
+    is_short_header = counts.index(usual) <= 1 and has_values_below  # `refuse_surplus` judges it
+    # A title may have as many fields, if commas stand behind it.
+    are_wide = [len(row) == usual and 2 * count_filled(row) >= usual for row in rows]
+    above = are_wide.index(True) if any(are_wide) else 0
+    if above == 0 or counts[0] > usual or is_short_header:
         return
     raise Unusable(
         "its first lines have fewer fields than the others; if they are no part of the table,"
         " --skip_rows {} leaves them out",
         line_of_row[above],
     )
+
+
+def count_filled(row):
+    """How many fields of a row hold something."""
+    return sum(cell.strip() != "" for cell in row)
 
 
 def refuse_table_above(rows, line_of_row):
@@ -3447,43 +3542,115 @@ def split_lines(lines, layout):
 # -- Decimal and thousands marks -------------------------------------------------------------------
 
 
-def read_by_marks(content, lines, layout, config):
-    """DataFrame of a CSV (bytes of UTF-8); its marks are found and noted in the Layout.
+NUMBER = r"[+-]?[\d.,]*\d[\d.,]*(?:[eE][+-]?\d+)?"  # with whatever marks
 
-    Raises Unusable.
-    """
-    cells = marked_cells(cell for fields in split_lines(lines, layout) for cell in fields)
-    layout.decimal, layout.thousands = find_marks(cells, layout.separator, config)
+
+def read_by_marks(content, lines, layout, config):
+    """(DataFrame, Layout with its marks) of a CSV (bytes of UTF-8). Raises Unusable."""
+    rows = split_lines(lines, layout)
+    cells = marked_cells(cell for row in rows for cell in row)
+    layout = find_marks(cells, layout, config)
+    if config.thousands == config.decimal == "auto":
+        refuse_groups(rows)
     frame = read_frame(content, layout, config)
     # What the sample of the lines did not show, a column that is no number for pandas may.
-    odd_cells = marked_cells(unread_numbers(frame))
+    odd_cells = marked_cells(unread_numbers(frame, config.thousands))
     if odd_cells:
         decimal = layout.decimal
-        layout.decimal, layout.thousands = find_marks(cells + odd_cells, layout.separator, config)
+        layout = find_marks(cells + odd_cells, layout, config)
         if layout.decimal != decimal:  # `floats_of_texts` takes the thousands out, not pandas
             frame = read_frame(content, layout, config)
-    return frame
+    return frame, layout
+
+
+def refuse_groups(rows):
+    """Raise Unusable where a column holds points before three digits, and else whole numbers.
+
+    So 1.012 beside 905 does, which is 1012. With decimals some would be 1.01, or 905.000.
+    """
+    for column in itertools.zip_longest(*rows[1:], fillvalue=""):
+        cells = {cell.strip() for cell in column} - {""}
+        grouped = sorted(cell for cell in cells if re.fullmatch(r"-?[1-9]\d{0,2}\.\d{3}", cell))
+        whole = sorted(cell for cell in cells if re.fullmatch(r"-?\d{1,3}", cell))
+        are_all = len(grouped) + len(whole) == len(cells)
+        if are_all and len(grouped) >= FEWEST_GROUPED and len(whole) >= FEWEST_WHOLE:
+            raise Unusable(
+                "numbers such as {} beside {}: is the mark of decimals (--decimal .) or of"
+                " thousands (--thousands .)?",
+                *(grouped[0], whole[-1]),
+            )
 
 
 def marked_cells(cells):
     """Those of some cells that may be numbers with points or commas, without repetition."""
-    form = re.compile(r"[+-]?[\d.,]*\d[\d.,]*")
     stripped = {cell.strip() for cell in cells}
-    return sorted(cell for cell in stripped if not cell.isdigit() and form.fullmatch(cell))
+    return sorted(cell for cell in stripped if not cell.isdigit() and re.fullmatch(NUMBER, cell))
 
 
-def unread_numbers(frame):
-    """Some cells of each column that is no number for pandas but seems to hold numbers."""
+def unread_numbers(frame, thousands):
+    """Some cells of each column that is no number for pandas but seems to hold numbers.
+
+    They are without a unit, and without the mark of `thousands` that the user may state.
+    """
     cells = []
     for name in frame.columns:
-        if pd.api.types.is_numeric_dtype(frame[name]):
+        if not holds_texts(frame[name]):
             continue
-        sample = cells_of(frame[name]).astype(str)
-        if len(sample) and sample.str.fullmatch(r"\s*[+-]?[\d.,]+\s*").mean() > 0.5:
-            known = frame[name].dropna().astype(str)
-            is_odd = pd.to_numeric(known, errors="coerce").isna()
-            cells += known[is_odd].drop_duplicates().iloc[:SAMPLE_CELLS].tolist()
+        sample = cells_of(frame[name]).astype("string").str.strip()
+        if sample.empty:
+            continue
+        unit = unit_of(sample)
+        if bare_numbers(sample, unit, thousands).str.fullmatch(NUMBER).mean() > 0.5:
+            known = frame[name].dropna().astype("string").str.strip()
+            numbers = bare_numbers(known, unit, thousands).dropna()
+            is_odd = pd.to_numeric(numbers, errors="coerce").isna()
+            cells += numbers[is_odd].drop_duplicates().iloc[:SAMPLE_CELLS].tolist()
     return cells
+
+
+def bare_numbers(text, unit, thousands):
+    """Texts (rows,) of numbers without a unit ("" = none) and a mark of thousands, if it is known.
+
+    Of point and comma `find_marks` judges.
+    """
+    if unit:
+        text = without_unit(text, unit)
+    if thousands not in ("auto", "none", ".", ","):
+        text = text.str.replace(rf"(?<=\d){mark_form(thousands)}(?=\d{{3}})", "", regex=True)
+    return text
+
+
+BLANKS = " \u00a0\u2009\u202f"  # all of them look alike
+
+
+def mark_form(thousands):
+    """Regular expression of a mark of thousands; a blank is one of whatever kind."""
+    return f"[{BLANKS}]" if thousands in BLANKS else re.escape(thousands)
+
+
+# A unit: a sign of money in front, such as R$; such a sign or % behind, or a word behind a blank.
+MONEY = r"[A-Z]{0,3}[$€£¥₹₩₽₺₫元円원]"
+UNIT_AND_NUMBER = re.compile(
+    rf"^[+-]?(?P<front>{MONEY}|[A-Z]{{3}}(?=\s))?\s?[+-]?\d[\d.,'’{BLANKS}]*"
+    rf"(?P<behind>\s?(?:{MONEY}|[%‰°℃℉]\S{{0,3}})|\s[^\W\d_]\S{{0,5}})?$"
+)
+
+
+def unit_of(sample):
+    """The unit that most of some texts have beside their numbers, such as € or kWh; "" = none."""
+    found = sample.str.extract(UNIT_AND_NUMBER).fillna("")
+    units = (found["front"] + found["behind"]).str.strip()
+    if units.empty:
+        return ""
+    usual = most_common(units)
+    return usual if (units == usual).mean() >= MOST_NUMBERS else ""
+
+
+def without_unit(text, unit):
+    """Texts (rows,) of numbers without their unit; missing where they have another one, or none."""
+    sign = re.escape(unit)
+    form = rf"^([+-]?)(?:{sign}\s?([+-]?\d.*)|(\d.*?)\s?{sign})$"
+    return text.str.replace(form, r"\1\2\3", regex=True).where(text.str.match(form))
 
 
 @dataclasses.dataclass
@@ -3526,7 +3693,7 @@ class Votes:
 
 
 def votes_of(cells, stated):
-    """Votes of numbers that are texts; `stated` is --thousands."""
+    """Votes of numbers that are texts; `stated` is --thousands: no other mark is of thousands."""
     votes = Votes({}, {}, grouping={stated} & {".", ","})
     for cell in cells:
         marks = marks_of(cell)
@@ -3537,24 +3704,30 @@ def votes_of(cells, stated):
         if marks.thousands:
             votes.grouping.add(marks.thousands)
         if marks.either and marks.either != stated:
-            votes.unsure.setdefault(marks.either, cell)
+            told_by = votes.unsure if stated == "auto" else votes.decimals
+            told_by.setdefault(marks.either, cell)
     return votes
 
 
-def find_marks(cells, separator, config):
-    """(decimal mark, thousands mark or "") of a file by the numbers in it. Raises Unusable."""
+def find_marks(cells, layout, config):
+    """The Layout of a file with its marks, by the numbers in it. Raises Unusable."""
     votes = votes_of(cells, config.thousands)
     decimal = config.decimal
     if decimal == "auto":
-        decimal = find_decimal(votes, separator)
-    if config.thousands == "none":
-        return decimal, ""
-    if config.thousands != "auto":
-        return decimal, config.thousands
+        decimal = find_decimal(votes, layout.separator)
+    thousands = config.thousands
+    if thousands == "auto":
+        thousands = find_thousands(votes, decimal, layout.separator, config)
+    elif thousands == "none":
+        thousands = ""
+    return dataclasses.replace(layout, decimal=decimal, thousands=thousands)
 
+
+def find_thousands(votes, decimal, separator, config):
+    """The mark of thousands of a file by the Votes of its cells; "" = none. Raises Unusable."""
     other = "," if decimal == "." else "."  # the only one that may be of thousands
     if other not in votes.grouping and other not in votes.unsure:
-        return decimal, ""
+        return ""
     # 1.012 beside 50,13 in another column may be a thousand, or written with another mark. Between
     # commas a number such as "1,012" has quotes, which a thousand needs there.
     is_sure = other in votes.grouping or config.decimal != "auto" or separator == ","
@@ -3564,7 +3737,7 @@ def find_marks(cells, separator, config):
             " else write all columns with one mark of decimals",
             *(votes.unsure[other], votes.decimals[decimal], other),
         )
-    return decimal, other
+    return other
 
 
 def find_decimal(votes, separator):
@@ -3609,11 +3782,15 @@ def without_mark(cell):
 
 
 def text_positions(layout, config):
-    """Positions of the columns that stay as they are written: ids, and the parts of a stamp."""
+    """Positions of the columns that stay as they are written: ids, and parts of a stamp.
+
+    So does a stamp with marks, as 2024.10 is no 2024.1.
+    """
     ids = [name for name in layout.names if name.lower() in ID_NAMES]
     if config.id_columns != ["auto"]:
         ids = config.id_columns
-    parts = config.time_column if len(config.time_column) > 1 else []
+    has_marks = re.search(r"[^%A-Za-z]", config.time_format) is not None
+    parts = config.time_column if len(config.time_column) > 1 or has_marks else []
     return [place for place, name in enumerate(layout.names) if name in ids or name in parts]
 
 
@@ -3695,9 +3872,9 @@ def find_times(frame, ids, config):
         return times_by_name(frame, config.time_column, config.time_format)
 
     def sort_key(name):
-        is_numeric = pd.api.types.is_numeric_dtype(frame[name])
-        is_constant = not is_numeric and frame[name].nunique() == 1
-        return is_constant, name.lower() not in TIME_NAMES, is_numeric
+        has_texts = holds_texts(frame[name])
+        is_constant = has_texts and frame[name].nunique() == 1
+        return is_constant, name.lower() not in TIME_NAMES, not has_texts
 
     refuse_clock_apart(frame)
     names = sorted((name for name in frame.columns if name not in ids), key=sort_key)
@@ -3711,7 +3888,9 @@ def find_times(frame, ids, config):
     if parts:
         return times_by_name(frame, parts, config.time_format)
     for name in names:
-        refuse_unread_column(frame[name], is_called_time(name))
+        is_first = name == frame.columns[0]
+        is_likely = is_called_time(name) or (is_first and labels_rows(frame[name]))
+        refuse_unread_column(frame[name], is_likely)
     return None
 
 
@@ -3720,13 +3899,23 @@ def is_called_time(name):
     return name.lower() in (*TIME_NAMES, *PARTS_OF_DATE["year"])
 
 
+def labels_rows(column):
+    """Whether each cell is a text of its own with a digit, and no number: `Q1 FY21`, `week 3`."""
+    if not holds_texts(column) or column.isna().any() or not column.is_unique:
+        return False
+    sample = cells_of(column).astype(str)
+    has_digit = sample.str.contains(r"\d").mean() > MOST_STAMPS
+    has_numbers = pd.to_numeric(sample, errors="coerce").notna().mean() > 0.1
+    return bool(has_digit and not has_numbers and not number_with_signs(column))
+
+
 def parse_column(frame, name, ids, time_format):
     """(timestamps (rows,), StampForm) of a column that the user did not name; None if it has none.
 
     Raises Unusable where two patterns fit equally well.
     """
     column = frame[name]
-    if not pd.api.types.is_numeric_dtype(column):
+    if holds_texts(column):
         return parse_text(column, time_format)
     parsed = parse_numbers(column, time_format)
     if parsed and are_surely_stamps(frame, name, ids, *parsed):
@@ -3761,7 +3950,7 @@ def times_by_name(frame, names, time_format):
     """Times of the columns with these names, joined by a space. Raises Unusable."""
     refuse_absent(frame, names)
     column = frame[names[0]] if len(names) == 1 else join_columns(frame, names)
-    if pd.api.types.is_numeric_dtype(column):
+    if not holds_texts(column):
         parsed = parse_numbers(column, time_format)
     else:
         parsed = parse_text(column, time_format)
@@ -3806,6 +3995,8 @@ def join_columns(frame, names):
         text = column.astype("string").str.strip()
         if name.lower() in PARTS_OF_DATE["quarter"]:  # else 1 to 4 would be months
             text = "Q" + text.str.lstrip("Qq")
+        if name.lower() in PARTS_OF_DATE["minute"]:
+            text = text.str.zfill(2)
         texts.append(text)
     is_date = texts[0].str.len().max() > len("2024")
     if is_date and are_clock_numbers(texts[-1]):
@@ -3834,14 +4025,19 @@ def common_pattern(texts, count):
 # -- Columns of stamps that are not read -----------------------------------------------------------
 
 NAME_OF_MONTH = rf"(?i:\b(?:{'|'.join(MONTHS)}))"
-CLOCK_ALONE = r"\d{1,2}[:.]\d\d([:.]\d\d([.,]\d+)?)?(\s?[AaPp][Mm])?"  # a time of the day alone
+CLOCK_ALONE = (  # a time of the day alone
+    r"([01]?\d|2[0-4])[:.][0-5]\d([:.][0-5]\d([.,]\d+)?)?(\s?[AaPp][Mm])?"
+)
 LIKE_A_STAMP = (
     r"\d{1,4}[-/.年 ]\d{1,2}[-/.月 ]"
     r"|\d:\d\d"
     rf"|{NAME_OF_MONTH}"
-    r"|\b(?:1[6-9]|20)\d\d(?:\b|[A-Za-z]\d)"  # a year, as in 3 août 2024 or 2024M01
-    r"|^[^\W\d]{3,9}\.?[- ]\d\d$"  # Okt-24
+    r"|\b(?:1[6-9]|20)\d\d(?:\b|[A-Za-z]{1,2}\d)"  # a year, as in 3 août 2024 or 2024M01
+    r"|^[^\W\d]{3,9}\.?[-/ ]\d\d$"  # Okt-24
     r"|\b(?:1[6-9]|20)\d\d[年년]"  # 2024年第1季度
+    r"|^[A-Za-z]{1,2}\d?[ '-]?(?:1[6-9]|20)\d\d(?!\d)"  # FY2020, T12020
+    r"|^(?:FY|[HQST][1-4])[ '-]?\d\d(?!\d)"  # FY20, H2'20
+    r"|^[1-4][HQST][ '-]?\d\d(?:\d\d)?$"  # 2H20
 )
 
 
@@ -3861,15 +4057,21 @@ def refuse_clock_apart(frame):
         )
 
 
-def refuse_unread_column(column, has_name_of_time):
+def refuse_unread_column(column, is_likely):
     """Raise Unusable where a column seems to hold stamps, though none were read from it.
 
-    Its name may say that it does, too.
+    `is_likely` is true where something else than its cells says that it does, such as its name.
     """
-    if not pd.api.types.is_numeric_dtype(column):
-        refuse_unread_texts(column, has_name_of_time)
+    if holds_texts(column):
+        refuse_unread_texts(column, is_likely)
         return
-    patterns = rarer_patterns(column, has_name_of_time)
+    if are_years_and_months(column):
+        raise Unusable(
+            "{} seems to hold years and months, such as {:.2f}: --time_column {} --time_format"
+            " %Y.%m reads them, --time_column none takes the rows as they stand",
+            *(column.name, column.dropna().iloc[0], column.name),
+        )
+    patterns = rarer_patterns(column, is_likely)
     if patterns:
         raise Unusable(
             "{} seems to hold dates, such as {:.0f}: --time_format {} says so, --time_column"
@@ -3879,15 +4081,26 @@ def refuse_unread_column(column, has_name_of_time):
     refuse_rounded_epoch(column)
 
 
-def refuse_unread_texts(column, has_name_of_time):
+def are_years_and_months(column):
+    """Whether numbers are years with months as decimals: 2024.11, and 2024.1 for October, too."""
+    known = column.dropna()
+    if len(known) < 3 or not known.between(OLDEST_YEAR, 2200).all():
+        return False
+    have_months = known.astype(str).str.fullmatch(r"\d{4}\.(?:0?[1-9]|1[0-2])")
+    return bool(have_months.all()) and goes_one_way(np.floor(known))
+
+
+def refuse_unread_texts(column, is_likely):
     """As `refuse_unread_column`, of texts."""
     known = column.dropna()
     if known.empty or is_clock(known):
         return
-    if not has_name_of_time and not looks_like_stamps(known):
+    if not is_likely and not looks_like_stamps(known):
         return
-    example = str(known.iloc[0])
-    if re.search(r"[^\W\d_]{3,}", example):
+    texts = known.astype(str)
+    has_digit = texts.str.contains(r"\d")
+    example = texts.iloc[int(has_digit.argmax())]
+    if re.search(r"[^\W\d_\u3040-\ud7a3]{3,}", example):  # letters, but for those of East Asia
         raise Unusable(
             "the stamps of {} cannot be read, such as {!r} (names of months are read in English"
             " only): --time_format says how they are written, --time_column none takes the rows as"
@@ -3908,7 +4121,7 @@ def looks_like_stamps(text):
         return False
     looks_so = sample.str.contains(LIKE_A_STAMP).mean() > MOST_STAMPS
     varies = len(sample) == 1 or sample.nunique() > 1
-    return looks_so and varies and bool(sample.str.contains(r"\d").all())
+    return looks_so and varies and sample.str.contains(r"\d").mean() > MOST_STAMPS
 
 
 def is_clock(text):
@@ -3998,14 +4211,14 @@ def in_nanoseconds(stamps):
     return stamps.where(~is_far).as_unit("ns")
 
 
-def rarer_patterns(column, has_name_of_time):
+def rarer_patterns(column, is_likely):
     """The patterns by which all numbers of a column are dates in another order, as 31122024 is."""
     known = column.drop_duplicates().dropna()
     if len(known) < 3 or (known % 1 != 0).any():
         return []
     if known.min() < 10_100 or known.max() > 31_129_999:  # 01-01-00 and 31-12-9999
         return []
-    if not has_name_of_time and known.diff().dropna().nunique() == 1:  # they count
+    if not is_likely and known.diff().dropna().nunique() == 1:  # they count
         return []
     fitting = []
     for pattern in ("%d%m%Y", "%m%d%Y", "%d%m%y", "%m%d%y", "%y%m%d"):
@@ -4036,13 +4249,17 @@ def refuse_rounded_epoch(column):
 
 def refuse_far_years(stamps, pattern):
     """Raise Unusable where years of two digits are late, as those of the last century would be."""
-    latest = stamps.max()
-    if "%y" in pattern and latest.year > LATEST_YEAR:
+    if lie_far_ahead(stamps, pattern):
         raise Unusable(
             "its years have two digits, and one would be {}: write them with four digits;"
             " --time_column none takes the rows as they stand",
-            latest.year,
+            stamps.max().year,
         )
+
+
+def lie_far_ahead(stamps, pattern):
+    """Whether a year of two digits, as a pattern reads it, lies later than those of data do."""
+    return "%y" in pattern and stamps.max().year > pd.Timestamp.now().year + YEARS_AHEAD
 
 
 # -- Stamps that are text --------------------------------------------------------------------------
@@ -4057,6 +4274,8 @@ RANGE_OF_STAMPS = (
     r"|^(\d[\d./-]{5,}) +[-–] +\d[\d./-]{5,}$"
     r"|^(\d{4}-\S+)/\d{4}-\S+$"
 )
+OFFSET = r":\d\d(?:[.,]\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$"  # from UTC, behind a clock
+MIDNIGHT = r"(?<=[ T]00:00)(:00(?:\.0+)?)? ?[+-]\d\d(?::?\d\d)?$"  # with an offset
 DOTS_OF_AM_PM = r"(?<=\d [AaPp])\.\s?[Mm]\."
 WORD_BEHIND = r"(?<=\d)(\s*[A-Za-z]+)$"
 
@@ -4082,7 +4301,10 @@ def parse_text(column, time_format="auto"):
     if not readings:
         return None
 
-    form.pattern = most_even_pattern(readings, sample)
+    likely = {
+        pattern: times for pattern, times in readings.items() if not lie_far_ahead(times, pattern)
+    }
+    form.pattern = most_even_pattern(likely or readings, sample)
     offsets = offsets_of(sample)
     if len(offsets) > 1:
         form.notes.append(
@@ -4103,27 +4325,35 @@ def plain_stamps(text):
     What is taken away is noted in the StampForm, so that it can be written again.
     """
     form = StampForm("")
-    sample = cells_of(text)  # always of the same rows: taken anew after each change
-    if sample.str.contains(r"^\s|\s$").any():
-        text = text.str.strip()
-        sample = text[sample.index]
+    sample = cells_of(text)
     if sample.empty:
         return text, sample, form
-    if sample.str.match(RANGE_OF_STAMPS).mean() > 0.5:
-        form.notes.append(Message("of ranges such as {!r} the start", (sample.iloc[0],)))
-        text = text.str.replace(RANGE_OF_STAMPS, r"\1\2\3", regex=True)
-        sample = text[sample.index]
+    edits = []  # (regular expression, what is written for it), in this order
+    if sample.str.contains(r"^\s|\s$").any():
+        edits.append((r"^\s+|\s+$", ""))
+    if edited(sample, edits).str.match(RANGE_OF_STAMPS).mean() > 0.5:
+        form.notes.append(Message("of ranges such as {!r} the start", (sample.iloc[0].strip(),)))
+        edits.append((RANGE_OF_STAMPS, r"\1\2\3"))
     form.has_dots = bool(sample.str.contains(DOTS_OF_AM_PM).any())
     if form.has_dots:
-        text = text.str.replace(DOTS_OF_AM_PM, "m", regex=True)
-        sample = text[sample.index]
-    form.suffix = word_behind(sample)
+        edits.append((DOTS_OF_AM_PM, "m"))
+    form.suffix = word_behind(edited(sample, edits))
     if form.suffix:
-        text = text.str.replace(WORD_BEHIND, "", regex=True)
-        sample = text[sample.index]
+        edits.append((WORD_BEHIND, ""))
         if form.suffix.strip() not in ("UTC", "GMT"):
             form.notes.append(Message("{!r} behind the stamps is left out", (form.suffix.strip(),)))
-    return text, sample, form
+    plain = edited(sample, edits)
+    if len(offsets_of(plain)) > 1 and plain.str.match(f".*{MIDNIGHT}").all():
+        edits.append((MIDNIGHT, r"\1"))
+        form.notes.append(Message("several offsets, but always at midnight: taken as dates"))
+    return edited(text, edits), edited(sample, edits), form
+
+
+def edited(text, edits):
+    """Texts after edits, a list of (regular expression, what is written for it)."""
+    for pattern, replacement in edits:
+        text = text.str.replace(pattern, replacement, regex=True)
+    return text
 
 
 def word_behind(sample):
@@ -4157,7 +4387,8 @@ def most_even_pattern(readings, sample):
     first, *others = sorted(distances, key=distances.get)
     for other in others:
         is_the_same = readings[first].equals(readings[other])
-        if distances[other] == distances[first] and not is_the_same:
+        is_as_even = distances[other] <= EQUALLY_EVEN * distances[first]
+        if is_as_even and not is_the_same:
             raise Unusable(
                 "stamps such as {!r} are {} or {}: --time_format decides",
                 *(sample.iloc[-1], first, other),
@@ -4178,7 +4409,7 @@ def offsets_of(sample):
 
     Z is one of its own.
     """
-    offsets = sample.str.extract(r":\d\d(?:[.,]\d+)? ?(Z|[+-]\d\d(?::?\d\d)?)$")[0]
+    offsets = sample.str.extract(OFFSET)[0]
     return sorted(set(offsets.fillna("").str.replace(":", "")))
 
 
@@ -4280,7 +4511,11 @@ def clocks_after(date):
     """What may follow a date, with what stands between: nothing, or a time of the day."""
     if date in MONTH_DATES:
         return [""]
-    joiners = (" ", ", ", "T", "") if date.endswith("日") else (" ", ", ", "T")
+    joiners = [" ", ", ", "T"]
+    if date.endswith("日"):
+        joiners.append("")
+    if date == "%Y%m%d":
+        joiners.append(":")
     return ["", *(joiner + clock for joiner in joiners for clock in CLOCKS)]
 
 
@@ -4470,6 +4705,15 @@ def to_usual_steps(gaps):
     return np.where(is_close, nearest, gaps)
 
 
+def midnights_of(times):
+    """Timestamps of their dates.
+
+    `normalize` looks for a frequency, which is slow; and is_month_end means the last business day
+    where it finds that of business days.
+    """
+    return pd.DatetimeIndex(times.asi8 - times.asi8 % DAY)
+
+
 DAYS_OF_MONTH = 365.25 / 12  # in the mean
 
 
@@ -4486,8 +4730,7 @@ def month_grid(times, step):
     if len(gaps) > 3 and (gaps % gaps.min() == 0).all():  # months are not equally long
         return None
 
-    # Without the frequency that pandas may see in it: a month's end would be that of business days.
-    dates = pd.DatetimeIndex(times.normalize(), freq=None)
+    dates = midnights_of(times)
     is_at_end = dates.is_month_end.mean() >= MOST_ON_RULE
     usual_day = 31 if is_at_end else int(np.median(dates.day))
     numbers = month_numbers(dates, usual_day)
@@ -4523,7 +4766,7 @@ def half_month_grid(times, step):
     """Grid of the 1st and the 15th of each month, or of the 15th and the last day; or None."""
     if not 13 * DAY <= step <= 17 * DAY:
         return None
-    days = times.normalize()
+    days = midnights_of(times)
     half_months = 2 * (12 * days.year + days.month - 1).to_numpy()
     if days.day.isin([1, 15]).mean() >= MOST_ON_RULE:
         return Grid(half_months + (days.day >= 15), "SMS-15")
@@ -4536,7 +4779,7 @@ def business_grid(times, step):
     """Grid of business days, or None."""
     if step != DAY:
         return None
-    days = times.normalize()
+    days = midnights_of(times)
     on_rule = days + 0 * to_offset("B") == days  # to add 0 business days moves a weekend to Monday
     if on_rule.mean() < MOST_ON_RULE or len(days.unique()) < MOST_ON_RULE * len(days):
         return None
@@ -4563,8 +4806,31 @@ def refuse_uneven_days(times, step):
     )
 
 
+def refuse_change_of_step(times, step):
+    """Raise Unusable where a stretch of sorted timestamps has another step than most.
+
+    It does where many of them lie closer together, or where the last ones lie closer or wider.
+    """
+    gaps = np.diff(times.asi8)
+    starts = np.append(0, np.flatnonzero(np.diff(gaps)) + 1)  # of stretches of equal gaps
+    lengths = np.diff(np.append(starts, len(gaps)))
+    is_closer = gaps[starts] < step / 1.5  # else it jitters
+    is_wider = gaps[starts] > step * 1.5
+    is_last = starts == starts[-1]
+    are_many = (lengths >= LAST_ROWS) & ((lengths > FEW_UNREAD * len(gaps)) | is_last)
+    changes = starts[are_many & (is_closer | (is_wider & is_last))]
+    if len(changes):
+        first = changes[0]
+        raise Unusable(
+            "from {} on its step is {}, and mostly {}: make it one for all rows (pandas: resample),"
+            " or a file of its own for each",
+            *(times[first], name_of_step(gaps[first]), name_of_step(step)),
+        )
+
+
 def fixed_step_grid(times, step):
     """Grid of equal steps, laid so that the timestamps lie around it evenly."""
+    refuse_change_of_step(times, step)
     stamps = times.asi8
     # As angles of a circle of one step, so that 59 and 1 of 60 average to 0 and not to 30.
     angles = np.exp(2j * np.pi * (stamps % step) / step)
@@ -4585,70 +4851,90 @@ def name_of_step(step):
 
 
 @dataclasses.dataclass
-class Placed:
-    """A series on its regular grid."""
+class Places:
+    """Where the rows of a series lie, by step; the same for all columns of values."""
 
-    values: np.ndarray  # (T,) float64, NaN where missing
-    freq: str  # pandas frequency
-    stamps: pd.DatetimeIndex  # the last 12 at most
-    rows: int  # how many found a place of their own
+    rows: np.ndarray  # (n,) which rows are used, in the order of their stamps
+    positions: np.ndarray  # (n,) the step at which each of them lies, from 0 on
+    freq: str  # pandas frequency, "" without timestamps
+    stamps: pd.DatetimeIndex | None  # the last 12 at most; None without timestamps
+    filled: int  # steps that have a row
     conflicting: int  # rows left out, as a later one has the same stamp
     crowded: int  # rows left out, as another one lies at the same step, or as they lie at none
+
+    @property
+    def steps(self):
+        """T, how many steps there are."""
+        return int(self.positions.max()) + 1
+
+    def lay(self, values):
+        """The values (rows,) by step, (T,) float64, NaN where missing."""
+        regular = np.full(self.steps, np.nan)
+        regular[self.positions] = values[self.rows]  # of two at one step the later stays
+        return regular
 
 
 class Duplicated(Unusable):
     """Several rows of a series have the same stamp, and other values."""
 
 
-def on_grid(times, values):
-    """Placed of timestamps (T,) and values (T,). Raises Unusable where there is no such grid."""
+def on_grid(times):
+    """Places of timestamps (rows,). Raises Unusable where there is no regular grid."""
     clock = times.tz_localize(None).as_unit("ns")  # the grid is that of the clock they show
-    by_stamp = pd.Series(values, clock)[clock.notna()].sort_index(kind="stable")
-    by_stamp, conflicting = without_conflicts(by_stamp)
-    if len(by_stamp) < 3:
-        raise Unusable("too short: {} timestamps", len(by_stamp))
+    rows = np.flatnonzero(clock.notna())
+    rows = rows[np.argsort(clock.asi8[rows], kind="stable")]
+    rows, conflicting = without_conflicts(rows, clock)
+    if len(rows) < 3:
+        raise Unusable("too short: {} timestamps", len(rows))
 
-    grid = regular_grid(by_stamp.index)
+    grid = regular_grid(clock[rows])
     is_on = grid.positions >= 0
     positions = grid.positions[is_on]
-    rows = 0  # that find a place of their own
+    filled = 0
     if len(positions):
-        rows = 1 + int((np.diff(positions) > 0).sum())  # they are sorted
-    if rows < MOST_PLACED * len(is_on):
+        filled = 1 + int((np.diff(positions) > 0).sum())  # they are sorted
+    if filled < MOST_PLACED * len(rows):
         raise Unusable(
-            "irregular timestamps: only {} of {} fit one step ({})", rows, len(is_on), grid.freq
+            "irregular timestamps: only {} of {} fit one step ({})", filled, len(rows), grid.freq
         )
-    refuse_sparse(positions, rows, grid.freq)
+    refuse_sparse(positions, filled, grid.freq)
+    return Places(
+        rows[is_on],
+        positions - positions.min(),
+        grid.freq,
+        stamps=times[rows[-12:]],
+        filled=filled,
+        conflicting=conflicting,
+        crowded=len(rows) - filled,
+    )
 
-    regular = np.full(int(np.ptp(positions)) + 1, np.nan)
-    # Of two in one place the later stays.
-    regular[positions - positions.min()] = by_stamp[is_on].to_numpy()
-    stamps = by_stamp.index[-12:].tz_localize(times.tz)
-    return Placed(regular, grid.freq, stamps, rows, conflicting, crowded=len(is_on) - rows)
 
+def without_conflicts(rows, clock):
+    """(rows, of those with the same stamp the last one, how many others there were).
 
-def without_conflicts(by_stamp):
-    """(values by their stamps with the last one of each stamp, how many others there were).
-
-    Raises Duplicated where those are more than a few.
+    `rows` are in the order of their stamps in `clock`. Raises Duplicated where the others are more
+    than a few.
     """
-    is_repeated = by_stamp.index.duplicated(keep="last")
+    is_repeated = np.append(np.diff(clock.asi8[rows]) == 0, False)
     conflicting = int(is_repeated.sum())
-    if conflicting > FEW_DUPLICATES * len(by_stamp):
+    if conflicting > FEW_DUPLICATES * len(rows):
         raise Duplicated(
-            "{} of {} timestamps are duplicates with other values", conflicting, len(by_stamp)
+            "{} of {} timestamps are duplicates with other values", conflicting, len(rows)
         )
-    return by_stamp[~is_repeated], conflicting
+    return rows[~is_repeated], conflicting
 
 
-def refuse_sparse(positions, rows, freq):
-    """Raise Unusable where most steps have no row. The longest gap does not count."""
+def refuse_sparse(positions, filled, freq):
+    """Raise Unusable where most steps have no row. The longest gap does not count.
+
+    `positions` are the steps of rows, `filled` is how many different ones they are.
+    """
     gaps = np.diff(positions)
     longest = int(gaps.max(initial=1))
     steps = int(np.ptp(positions)) + 1
-    missing = steps - rows
+    missing = steps - filled
     missing_elsewhere = missing - (longest - 1)
-    if missing_elsewhere > MOST_MISSING * (steps - longest) or steps > 10 * rows + 1000:
+    if missing_elsewhere > MOST_MISSING * (steps - longest) or steps > 10 * filled + 1000:
         raise Unusable(
             "sparse timestamps: {:,} of {:,} steps ({}) have no row: add them (pandas: asfreq),"
             " with 0 if that is meant; for hours of trade and the like, --time_column none takes"
@@ -4737,14 +5023,15 @@ class ColumnValues:
     """What a column holds, as numbers."""
 
     values: np.ndarray  # (rows,) float64, NaN where missing or not finite
-    unread: int  # cells that are no numbers
+    is_unread: np.ndarray  # (rows,) bool, cells with something in them that is no number
     example: str  # one of them
     share: float  # of the cells with something in them, those that are numbers
+    unit: str  # such as € or kWh, where all numbers have it; "" = none
 
 
 @dataclasses.dataclass
-class Columns:
-    """What the columns of a file are taken for."""
+class Roles:
+    """What each column of a file is taken for."""
 
     times: Times | None
     ids: list  # names of those that tell the series of a long format apart
@@ -4759,11 +5046,12 @@ class Columns:
 NO_NUMBER = Message("is no number")
 COUNTER = Message("only rises, or only falls, as a counter or a clock does")
 INDEX = Message("is an index by its name")
+SAWTOOTH = Message("goes on by one and the same step, and starts anew, as a counter does")
 NUMBERING = (COUNTER, INDEX)  # why a column is passed over that only numbers the rows
 
 
-def pick_columns(table, config):
-    """Columns of a Table. Raises Unusable."""
+def find_roles(table, config):
+    """Roles of the columns of a Table. Raises Unusable."""
     frame = table.frame
     if config.names_columns:
         refuse_absent(frame, config.columns)
@@ -4771,61 +5059,67 @@ def pick_columns(table, config):
         refuse_series_in_rows(frame)
     ids = find_ids(table, config)
     times = find_times(frame, ids, config)
+    if times and not config.names_columns:
+        refuse_steps_in_columns(frame, times.stamps)
     codes, keys = codes_of(frame, ids)
-    columns = Columns(times, ids, codes, keys, values={}, passed_over={}, warnings=[])
-    find_values(table, columns, config)
-    if not columns.values:
-        refuse_without_values(frame, columns)
+    roles = Roles(times, ids, codes, keys, values={}, passed_over={}, warnings=[])
+    find_values(table, roles, config)
+    if not roles.values:
+        refuse_without_values(frame, roles)
     if times is None and config.time_column == ["auto"]:
-        refuse_newest_first(frame, columns)
+        refuse_newest_first(frame, roles)
+        refuse_clocks_that_fall(frame, roles)
         refuse_years_alone(frame)
     if not config.names_columns:
-        columns.warnings += warnings_of_few_values(columns)
+        roles.warnings += warnings_of_few_values(roles)
+        roles.warnings += warnings_of_sums(roles)
     if config.id_columns == ["auto"] and not ids:
-        columns.warnings += warnings_of_possible_ids(frame, columns)
-    return columns
+        roles.warnings += warnings_of_possible_ids(frame, roles)
+    return roles
 
 
-def find_values(table, columns, config):
-    """Note in Columns which columns are the values, and why others are none."""
+def find_values(table, roles, config):
+    """Note in Roles which columns are the values, and why others are none."""
     frame = table.frame
-    times = columns.times
+    times = roles.times
     candidates = config.columns if config.names_columns else frame.columns
     for name in candidates:
-        if name in columns.ids or (times and name in times.names):
+        if name in roles.ids or (times and name in times.names):
             continue
-        if config.columns == ["first"] and columns.values:
-            columns.behind += 1
+        if config.columns == ["first"] and roles.values:
+            roles.behind += 1
             continue
         numbers = values_of_column(frame[name], table.layout)
         if numbers is None or numbers.share < MOST_NUMBERS:
-            pass_over_text(name, frame[name], numbers, columns)
+            pass_over_text(name, frame[name], numbers, roles)
             continue
         # A column that the user named is one in any case.
-        why = None if config.names_columns else why_no_value(name, numbers.values, columns)
+        why = None if config.names_columns else why_no_value(name, numbers.values, roles)
         if why:
-            columns.passed_over[name] = why
+            roles.passed_over[name] = why
         else:
-            columns.values[name] = numbers
+            roles.values[name] = numbers
+        if why == SAWTOOTH:
+            roles.warnings.append(Message("{} is passed over: it {}", (name, why)))
 
 
-def refuse_without_values(frame, columns):
+def refuse_without_values(frame, roles):
     """Raise Unusable as no column is the value, with the reason of each that might be."""
-    told = [name for name, why in columns.passed_over.items() if why != NO_NUMBER]
+    told = [name for name, why in roles.passed_over.items() if why != NO_NUMBER]
     if not told:
-        refuse_texts_alone(frame, columns)
+        refuse_texts_alone(frame, roles)
     if len(frame) < SHORTEST_FILE:
         raise Unusable("too short: {} rows", len(frame))
-    reasons = [Message("{} {}", (name, columns.passed_over[name])) for name in told[:5]]
+    reasons = [Message("{} {}", (name, roles.passed_over[name])) for name in told[:5]]
     numeric = [name for name in told if is_number(frame[name])]
     if not numeric:
         raise Unusable("no column to forecast: {}", reasons)
     raise Unusable("no column to forecast: {}; --columns {} takes it anyway", reasons, numeric[0])
 
 
-def refuse_texts_alone(frame, columns):
+def refuse_texts_alone(frame, roles):
     """Raise Unusable as no column is numeric; a cell that begins with a digit may show why."""
-    for name in columns.passed_over:
+    for name in roles.passed_over:
         cells = frame[name].dropna().astype(str)
         if len(cells) and re.match(r"\W*\d", cells.iloc[0]):
             raise Unusable(
@@ -4835,24 +5129,40 @@ def refuse_texts_alone(frame, columns):
     raise Unusable("no numeric column among {}", first_names(frame))
 
 
-def refuse_newest_first(frame, columns):
-    """Raise Unusable where whole numbers, or years such as 2024.25, beside the values only fall.
+def refuse_newest_first(frame, roles):
+    """Raise Unusable where a column beside the values only falls: the end may come first.
 
-    The end may come first.
+    It may stay as it is in some rows if it holds whole numbers, or years such as 2024.25.
     """
     for name in frame.columns:
-        if name in columns.values or not is_number(frame[name]):
+        if name in roles.values or not is_number(frame[name]):
             continue
         known = frame[name].dropna()
-        steps = known.diff().dropna()
         is_whole = (known % 1 == 0).all()
-        is_time = is_called_time(name) or known.between(OLDEST_YEAR, 2200).all()
-        if (is_whole or is_time) and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
-            raise Unusable(
-                "{} only falls and there are no timestamps: do the newest rows come first?"
-                " Turn the file round; --time_column none takes the rows as they stand",
-                name,
-            )
+        are_years = known.between(OLDEST_YEAR, 2200).all()
+        steps = np.diff(np.floor(known) if are_years else known)
+        is_time = is_whole or are_years or is_called_time(name) or (steps < 0).all()
+        if is_time and len(frame) > 2 and (steps <= 0).all() and (steps < 0).any():
+            raise newest_first(name)
+
+
+def refuse_clocks_that_fall(frame, roles):
+    """Raise Unusable where clocks without dates mostly fall: the newest rows may come first."""
+    for name in frame.columns:
+        if name in roles.values or not holds_texts(frame[name]) or not is_clock(frame[name]):
+            continue
+        clocks = frame[name].dropna().astype(str).str.strip().str.zfill(len("00:00"))
+        if (clocks.iloc[1:].to_numpy() < clocks.iloc[:-1].to_numpy()).mean() > 0.5:
+            raise newest_first(name)
+
+
+def newest_first(name):
+    """Unusable: a column only falls."""
+    return Unusable(
+        "{} only falls and there are no timestamps: do the newest rows come first?"
+        " Turn the file round; --time_column none takes the rows as they stand",
+        name,
+    )
 
 
 def refuse_years_alone(frame):
@@ -4866,11 +5176,13 @@ def refuse_years_alone(frame):
             )
 
 
-def warnings_of_few_values(columns):
+def warnings_of_few_values(roles):
     """List of Message: values that may be a flag or a class."""
     warnings = []
-    for name, numbers in columns.values.items():
+    for name, numbers in roles.values.items():
         known = numbers.values[~np.isnan(numbers.values)]
+        if len(np.unique(known[:1000])) > FEW_VALUES:  # the usual case
+            continue
         distinct = pd.unique(known)
         if len(distinct) <= FEW_VALUES:
             shown = ", ".join(f"{value:g}" for value in np.sort(distinct))
@@ -4884,23 +5196,59 @@ def warnings_of_few_values(columns):
     return warnings
 
 
-def warnings_of_possible_ids(frame, columns):
-    """List of Message: texts that come in blocks, or by turns, as the ids of several series do."""
+def warnings_of_sums(roles):
+    """List of Message: values that nearly always rise, or do and then fall back to the start."""
     warnings = []
-    taken = [*columns.values, *(columns.times.names if columns.times else [])]
-    for name in frame.columns:
-        if name in taken or pd.api.types.is_numeric_dtype(frame[name]):
+    for name, numbers in roles.values.items():
+        known = numbers.values[~np.isnan(numbers.values)]
+        steps = steps_within(numbers.values, roles.codes)
+        falls = steps[steps < 0]
+        rises = np.count_nonzero(steps > 0)
+        if not len(falls):
             continue
-        codes = pd.factorize(frame[name])[0]
+        share = rises / (rises + len(falls))
+        falls_back = (falls <= -0.5 * (known.max() - known.min())).mean() > 0.5
+        if share >= MOST_RISES or (share >= MOST_ONE_WAY and falls_back):
+            warnings.append(
+                Message(
+                    "{} falls in {:,} steps only and else rises, as a counter or a sum does: if it"
+                    " is one, --columns names another column",
+                    (name, len(falls)),
+                )
+            )
+    return warnings
+
+
+def warnings_of_possible_ids(frame, roles):
+    """List of Message: texts that come in blocks, or by turns, as the ids of several series do.
+
+    Or whole numbers that come in blocks.
+    """
+    warnings = []
+    taken = {*roles.values, *(roles.times.names if roles.times else [])}
+    for name in frame.columns:
+        column = frame[name]
+        is_whole = pd.api.types.is_integer_dtype(column) and name not in roles.passed_over
+        if name in taken or not (holds_texts(column) or is_whole):
+            continue
+        codes = pd.factorize(column)[0]
         count = codes.max() + 1
         if not 2 <= count <= len(frame) / FEWEST_ROWS:
             continue
         is_in_blocks = 1 + np.count_nonzero(np.diff(codes)) == count
-        is_by_turns = (codes == np.arange(len(frame)) % count).all()
-        is_calendar = count in (7, 12) or looks_like_stamps(frame[name])  # weekdays, months
-        if (is_in_blocks or is_by_turns) and not is_calendar:
+        is_by_turns = holds_texts(column) and (codes == np.arange(len(frame)) % count).all()
+        if (is_in_blocks or is_by_turns) and not is_calendar(name, column, count, roles.times):
             warnings.append(Message("if {} tells the series apart: --id_columns {}", (name, name)))
     return warnings
+
+
+def is_calendar(name, column, count, times):
+    """Whether the `count` different cells of a column may be weekdays, months or years."""
+    if holds_texts(column):
+        return count in (7, 12) or looks_like_stamps(column)
+    values = column.to_numpy(dtype=np.float64)
+    is_part = is_named_as_part(name) or is_part_of_date(values, times)
+    return is_part or are_dates_or_years(values)
 
 
 # -- Ids -------------------------------------------------------------------------------------------
@@ -4966,34 +5314,37 @@ def values_of_column(column, layout):
     """ColumnValues of a column; None where hardly any cell is a number."""
     if pd.api.types.is_bool_dtype(column):
         return None
-    if pd.api.types.is_numeric_dtype(column):
-        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
-        is_unread = np.zeros(0, bool)
-        known = np.count_nonzero(~np.isnan(values))
-    else:
-        sample = floats_of_texts(cells_of(column), layout)
-        if sample.notna().mean() < 0.3:  # a text: look no further
+    unit = ""
+    if holds_texts(column):
+        sample = cells_of(column)
+        unit = unit_of(sample.astype("string").str.strip())
+        if floats_of_texts(sample, unit, layout).notna().mean() < 0.3:  # a text: look no further
             return None
-        parsed = floats_of_texts(column, layout)
-        values = parsed.to_numpy(dtype=np.float64, na_value=np.nan)
-        is_unread = (parsed.isna() & column.notna()).to_numpy()
-        known = column.notna().sum()
+        values = floats_of_texts(column, unit, layout).to_numpy(dtype=np.float64, na_value=np.nan)
+        is_unread = np.isnan(values) & column.notna().to_numpy()
+    else:
+        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        is_unread = np.zeros(len(values), bool)
     is_finite = np.isfinite(values)
     if not is_finite.any():
         return None
-    unread = int(is_unread.sum())
-    example = str(column.iloc[is_unread.argmax()]) if unread else ""
-    return ColumnValues(np.where(is_finite, values, np.nan), unread, example, 1 - unread / known)
+    known = np.count_nonzero(~np.isnan(values))
+    share = known / (known + np.count_nonzero(is_unread))
+    example = str(column.iloc[is_unread.argmax()]) if is_unread.any() else ""
+    return ColumnValues(np.where(is_finite, values, np.nan), is_unread, example, share, unit)
 
 
-def floats_of_texts(column, layout):
-    """float64 (rows,) of texts with the marks of a layout, NaN where there is none."""
+def floats_of_texts(column, unit, layout):
+    """float64 (rows,) of texts with a unit and the marks of a layout, NaN where there is none."""
     text = column.astype("string").str.strip()
+    if unit:
+        text = without_unit(text, unit)
     decimal = re.escape(layout.decimal)
     if layout.thousands:
-        groups = rf"[+-]?\d{{1,3}}(?:{re.escape(layout.thousands)}\d{{3}})+(?:{decimal}\d*)?"
+        mark = mark_form(layout.thousands)
+        groups = rf"[+-]?\d{{1,3}}(?:{mark}\d{{3}})+(?:{decimal}\d*)?"
         is_grouped = text.str.fullmatch(groups).fillna(False)
-        text = text.mask(is_grouped, text.str.replace(layout.thousands, "", regex=False))
+        text = text.mask(is_grouped, text.str.replace(mark, "", regex=True))
     if layout.decimal == ",":
         has_point = text.str.contains(".", regex=False).fillna(False)
         text = text.mask(has_point).str.replace(",", ".", regex=False)
@@ -5003,24 +5354,30 @@ def floats_of_texts(column, layout):
 # -- Columns that are no values --------------------------------------------------------------------
 
 
-def pass_over_text(name, column, numbers, columns):
-    """Note in Columns that a column is not numeric; loudly where much of it is, or nearly."""
+def pass_over_text(name, column, numbers, roles):
+    """Note in Roles that a column is not numeric; loudly where much of it is, or nearly."""
     if numbers is not None and numbers.share >= 0.5:
-        share = 100 * numbers.share
-        why = Message("is only {:.0f} % numbers, the rest such as {!r}", (share, numbers.example))
+        example = numbers.example
+        why = Message(
+            "is only {:.0f} % numbers, the rest such as {!r}", (100 * numbers.share, example)
+        )
     elif example := number_with_signs(column):
         why = Message("holds no plain numbers, but cells such as {!r}", (example,))
     else:
-        columns.passed_over[name] = NO_NUMBER
+        roles.passed_over[name] = NO_NUMBER
         return
-    columns.passed_over[name] = why
-    columns.warnings.append(Message("{} is passed over: it {}", (name, why)))
+    if mark := re.search(rf"\d([{BLANKS}'’])\d{{3}}(?!\d)", example):
+        shown = " " if mark[1] in BLANKS else mark[1]
+        why = Message("{} (--thousands {!r} if that mark is of thousands)", (why, shown))
+    roles.passed_over[name] = why
+    roles.warnings.append(Message("{} is passed over: it {}", (name, why)))
 
 
 NUMBER_WITH_SIGNS = re.compile(
     r"-?(?:[A-Z]{0,3}[$€£¥₹]|[A-Z]{3} |[<>~(])\s?[+-]?\d[\d.,]*\s?[^\d\s]{0,3}"  # $12.50
     r"|[+-]?\d[\d.,]*\s?[^\d\s.,:]{1,4}"  # 3.2M, 12 %
-    r"|[+-]?\d{1,3}(?:[ '’\u00a0\u202f]\d{3})+(?:[.,]\d+)?"  # 1 049
+    rf"|(?:{MONEY}\s?)?[+-]?\d{{1,3}}(?:[{BLANKS}'’]\d{{3}})+"  # 1 049
+    r"(?:[.,]\d+)?(?:\s?[^\d\s]{1,4})?"  # ... and 1 049,50 €
 )
 
 
@@ -5033,37 +5390,69 @@ def number_with_signs(column):
     return sample[is_so].iloc[0]
 
 
-def why_no_value(name, values, columns):
+def why_no_value(name, values, roles):
     """Message: why a numeric column is not what is forecast, unless it is named; None if it is."""
     called = name.lower()
     if called in TIME_NAMES + INDEX_NAMES or called.startswith("unnamed:"):
         return INDEX
-    if any(called in names for names in (*PARTS_OF_DATE.values(), OTHER_PARTS_OF_TIME)):
+    if is_named_as_part(name):
         return Message("is a part of a date by its name")
     known = values[~np.isnan(values)]
     if len(known) < FEWEST_KNOWN * len(values):
         return Message("is nearly empty: {} of {:,} cells hold a number", (len(known), len(values)))
     if (known == known[0]).all():
         return Message("is constant")
-    if is_part_of_date(values, columns.times) or are_dates_or_years(known):
+    if is_part_of_date(values, roles.times) or are_dates_or_years(known):
         return Message("is a part of the date")
-    if is_counter(values, columns.codes):
+    steps = steps_within(values, roles.codes)
+    if is_counter(values, steps):
         return COUNTER
+    if starts_anew(values, steps):
+        return SAWTOOTH
     return None
 
 
-def is_counter(values, codes):
-    """Whether values always rise, or always fall, within each series; or run as a clock does."""
-    order = np.argsort(codes, kind="stable")
-    steps = np.diff(values[order])
-    is_within = np.diff(codes[order]) == 0
-    steps = steps[is_within & ~np.isnan(steps)]
+def is_named_as_part(name):
+    """Whether a column is a part of a date by its name."""
+    return any(name.lower() in names for names in (*PARTS_OF_DATE.values(), OTHER_PARTS_OF_TIME))
+
+
+def steps_within(numbers, codes):
+    """How far each of some numbers (rows,) is from the one before in its series, where both are."""
+    if codes.any():
+        order = np.argsort(codes, kind="stable")
+        steps = np.diff(numbers[order])[np.diff(codes[order]) == 0]
+    else:  # one series, the usual case
+        steps = np.diff(numbers)
+    return steps[~np.isnan(steps)]
+
+
+def is_counter(values, steps):
+    """Whether values always rise, or always fall, by `steps`; or run as a clock does."""
     if len(steps) < 2:
         return False
     one_way = max((steps > 0).mean(), (steps < 0).mean())  # share of the steps
+    if one_way <= 0.9:
+        return False
     usual = np.nanmedian(values)
-    is_epoch = epoch_unit(usual, usual) != ""
-    return bool(one_way == 1 or (is_epoch and one_way > 0.9))
+    return bool(one_way == 1 or epoch_unit(usual, usual) != "")
+
+
+def starts_anew(values, steps):
+    """Whether numbers go on by one and the same step, and else fall back to where they began.
+
+    A day of the month goes on by 1 after many steps of 0.
+    """
+    known = values[~np.isnan(values)]
+    if (known % 1 == 0).all() and known.max() - known.min() >= FEW_VALUES:
+        steps = steps[steps != 0]
+    if len(steps) < 5 or max((steps > 0).mean(), (steps < 0).mean()) < MOST_IN_STEP:
+        return False
+    usual = np.median(steps)
+    is_usual = np.abs(steps - usual) <= 1e-6 * abs(usual)
+    span = known.max() - known.min()
+    falls_back = steps * np.sign(usual) <= -0.5 * span
+    return bool(usual != 0 and is_usual.mean() >= MOST_IN_STEP and (is_usual | falls_back).all())
 
 
 def is_part_of_date(values, times):
@@ -5084,14 +5473,20 @@ def is_part_of_date(values, times):
     return False
 
 
+def goes_one_way(numbers):
+    """Whether numbers never fall, or never rise."""
+    steps = np.diff(numbers)
+    return bool((steps >= 0).all() or (steps <= 0).all())
+
+
 def are_dates_or_years(known):
-    """Whether whole numbers are dates such as 20240131, or years that never go back (or on)."""
-    if (known % 1 != 0).any():
-        return False
+    """Whether numbers are dates such as 20240131, or years that never go back (or never on).
+
+    The years may have decimals, as 2024.11 has the month.
+    """
     if known.min() >= OLDEST_YEAR and known.max() <= 2200:
-        steps = np.diff(known)
-        return bool((steps >= 0).all() or (steps <= 0).all())
-    if known.min() < 1e7:
+        return goes_one_way(np.floor(known))
+    if (known % 1 != 0).any() or known.min() < 1e7:
         return False
     parsed = parse_numbers(pd.Series(known))
     return parsed is not None and parsed[1].pattern.startswith("%Y%m%d")
@@ -5113,6 +5508,40 @@ def refuse_series_in_rows(frame):
         )
 
 
+# How many days may lie between two rows -> how many columns may be the steps between them.
+STEPS_IN_ROW = {
+    (1, 1): (24, 25, 48, 50, 96, 100, 144, 288),  # the hours of a day, its quarters of an hour, ...
+    (28, 31): (28, 29, 30, 31),
+    (365, 366): (12, 52, 53),
+}
+
+
+def refuse_steps_in_columns(frame, stamps):
+    """Raise Unusable where a row is a day, and columns 1 to 24 its hours; or a month and its days.
+
+    `stamps` (rows,) are those of the rows.
+    """
+    gaps = np.diff(np.unique(stamps.dropna().asi8))
+    days = np.median(gaps) / DAY if len(gaps) else 0
+    counts = [count for (low, high), count in STEPS_IN_ROW.items() if low <= days <= high]
+    numbered = {}  # what stands around the number -> number -> name of the column
+    for name in frame.columns:
+        found = re.fullmatch(r"(\D{0,6})(\d{1,3})(\D{0,3})", name)
+        if found and counts:
+            numbered.setdefault((found[1], found[3]), {})[int(found[2])] = name
+    for name_of in numbered.values():
+        count = len(name_of)
+        are_in_turn = name_of.keys() in ({*range(count)}, {*range(1, count + 1)})
+        if are_in_turn and count in counts[0]:
+            names = [*name_of.values()]
+            raise Unusable(
+                "columns {}, {}, ..., {} seem to be the steps between two rows, which lie {:g} days"
+                " apart: reshape it to long format, a row for each time (pandas.melt); --columns"
+                " names those that are series of their own",
+                *(names[0], names[1], names[-1], days),
+            )
+
+
 def are_steps(names, frame):
     """Whether the last names of a frame's columns are dates, or go on as steps of time do."""
     if len(names) < 6:
@@ -5128,19 +5557,29 @@ def are_steps(names, frame):
 
 
 def fill_a_calendar(names):
-    """Whether some names of columns are all quarters or months of a year, or hours of a day.
-
-    Of the months, those that English and German share do, in short or in full.
-    """
+    """Whether some names of columns are all quarters or months of a year, or hours of a day."""
     texts = {name.upper() for name in names}
-    months = {text[:3] for text in texts} & {*MONTHS}
     quarters = {f"Q{number}" for number in range(1, 5)}
     chinese = {f"{number}月" for number in range(1, 13)}
-    if len(months) >= 8 or texts >= quarters or texts >= chinese:
+    seasons = {"DJFMAMJJASONDJ"[first : first + 3] for first in range(12)}  # DJF, JFM, ..., NDJ
+    if are_months(names) or any(texts >= names for names in (quarters, chinese, seasons)):
         return True
     found = [re.fullmatch(r"(?:H|HE|HR|HOUR)[ _]?(\d{1,2})", text) for text in texts]
     hours = {int(hour[1]) for hour in found if hour}
     return hours in ({*range(24)}, {*range(1, 25)})
+
+
+def are_months(names):
+    """Whether 12 names in a row are the months of a year, in short or in full.
+
+    It takes those that English shares with most languages of Europe: March, November, ...
+    """
+    starts = [name[:3].upper() for name in names]
+    for first in range(len(names) - 11):
+        pairs = zip(starts[first : first + 12], MONTHS, strict=True)
+        if sum(start == month for start, month in pairs) >= 4:
+            return True
+    return False
 
 
 def count_on(names):
@@ -5214,17 +5653,19 @@ def read_series(path, name, config):
     if is_parquet(path):
         return read_parquet(path, name, config)
     table = read_table(path, config)
-    columns = pick_columns(table, config)
-    times = columns.times
+    roles = find_roles(table, config)
+    times = roles.times
+    if times and config.skip_rows == "auto":
+        refuse_start(times, table.layout.skip)
     refuse_second_table(table.frame)
     if times:
-        refuse_unread(times, columns.codes)
-    is_repeat = repeated_rows(table.frame, columns)
-    placed, skipped = place_all(name, table.frame, columns, is_repeat)
+        refuse_unread(times, roles.codes)
+        refuse_end_of_day(times, roles.codes)
+    is_repeat = repeated_rows(table.frame, roles)
+    series, places, skipped = place_all(name, table.frame, roles, is_repeat)
 
-    series = [one for one, _ in placed]
-    facts = facts_of(table, columns, placed)
-    warnings = warnings_of_file(table, columns, placed, is_repeat, config)
+    facts = facts_of(table, roles, places)
+    warnings = warnings_of_file(table, roles, places, is_repeat, config)
     return FileRead(series, Report(facts, warnings, skipped), table.layout, times)
 
 
@@ -5250,6 +5691,22 @@ def refuse_second_table(frame):
         )
 
 
+def refuse_start(times, skip):
+    """Raise Unusable where several rows above the first stamp have none: a preface, or units.
+
+    `skip` lines were left out above the header.
+    """
+    is_unread = times.stamps.isna()
+    at_start = int((~is_unread).argmax())
+    if at_start > 1 and at_start == is_unread.sum():
+        cells = times.text.iloc[:at_start].dropna()
+        raise Unusable(
+            "its first {} rows hold no stamps, such as {}: if the names of the columns stand there,"
+            " --skip_rows (up to {}) leaves out the lines above them; if not, delete these rows",
+            *(at_start, quoted(cells.iloc[0] if len(cells) else ""), skip + at_start),
+        )
+
+
 def refuse_unread(times, codes):
     """Raise Unusable where more than a few stamps are unread, or any at the end of a series.
 
@@ -5262,15 +5719,42 @@ def refuse_unread(times, codes):
     at_end = is_unread & (from_end < LAST_ROWS)
     if is_unread.sum() <= FEW_UNREAD * len(is_unread) and not at_end.any():
         return
-    row = np.flatnonzero(at_end if at_end.any() else is_unread)[0]
-    problem = why_unread(times, row)
-    last = times.text[is_unread].astype("string").iloc[-1]
-    if not is_number(times.text) and (pd.isna(last) or not re.search(r"\d", last)):
+    raise why_unread(times, np.flatnonzero(at_end if at_end.any() else is_unread)[0])
+
+
+def rows_in_time(times, codes):
+    """((n,) rows with a stamp, as the file has them in each series; (m,) places in it).
+
+    From the row at such a place to the one behind it the stamps fall. A file whose newest rows come
+    first is turned round.
+    """
+    order = np.argsort(codes, kind="stable")
+    order = order[times.stamps[order].notna()]
+    if runs_backwards(times.stamps, codes):
+        order = order[::-1]
+    falls = (np.diff(times.stamps.asi8[order]) < 0) & (np.diff(codes[order]) == 0)
+    return order, np.flatnonzero(falls)
+
+
+def refuse_end_of_day(times, codes):
+    """Raise Unusable where 0:00 stands behind the clocks of its own date, as 24:00 would."""
+    order, falls = rows_in_time(times, codes)
+    if not len(falls):
+        return
+    before, midnight = order[falls], order[falls + 1]
+    behind = order[np.minimum(falls + 2, len(order) - 1)]
+    stamps = times.stamps.tz_localize(None)
+    is_of_same_date = stamps[midnight] == stamps[before].normalize()
+    goes_on = (stamps[behind] > stamps[before]) | (behind == midnight)
+    is_at_end = is_of_same_date & goes_on
+    if is_at_end.mean() > 0.5:
+        first = is_at_end.argmax()
         raise Unusable(
-            "{}; if it is a total, a note or the header of a second table, delete that row",
-            problem,
+            "{} stands in row {}, beside {}: if it means the end of that day, write 24:00 for it;"
+            " --time_column none takes the rows as they stand",
+            *(quoted(times.text.iloc[midnight[first]]), midnight[first] + 1),
+            quoted(times.text.iloc[before[first]]),
         )
-    raise problem
 
 
 def why_unread(times, row):
@@ -5281,8 +5765,8 @@ def why_unread(times, row):
     values = (count, len(is_unread), " ".join(times.names), quoted(cell), row + 1)
     if pd.isna(cell) or not re.match(rf"\d|{LIKE_A_STAMP}", str(cell)):
         return Unusable(
-            "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is no row of"
-            " data, as a total is none, delete it",
+            "{} of {} stamps of {} cannot be read, such as {} in row {}: if that is a total, a note"
+            " or the header of another table, delete that row",
             *values,
         )
     return Unusable(
@@ -5297,104 +5781,182 @@ def quoted(cell):
     return "(blank)" if pd.isna(cell) or cell == "" else repr(str(cell))
 
 
-def repeated_rows(frame, columns):
+def repeated_rows(frame, roles):
     """(rows,) bool: those that are the same as a later row, with their stamps.
 
     Columns that only number the rows do not count.
     """
     none = np.zeros(len(frame), bool)
-    if columns.times is None:
+    if roles.times is None:
         return none
-    key = pd.DataFrame({"code": columns.codes, "stamp": columns.times.stamps})
+    key = pd.DataFrame({"code": roles.codes, "stamp": roles.times.stamps})
     if not key.duplicated().any():
         return none
-    numbering = [name for name, why in columns.passed_over.items() if why in NUMBERING]
+    numbering = [name for name, why in roles.passed_over.items() if why in NUMBERING]
     return frame.drop(columns=numbering).duplicated(keep="last").to_numpy()
 
 
-def place_all(name, frame, columns, is_repeat):
+def place_all(name, frame, roles, is_repeat):
     """Place all series of the file `name`.
 
-    Returns a list of (RawSeries, Placed or None) and a list of Message, why others are left out.
-    Raises Unusable where none is left.
+    Returns a list of RawSeries, a list of Places, for each key of the Roles, and a list of Message,
+    why others are left out. Raises Unusable where no series is left.
     """
-    order = np.argsort(columns.codes, kind="stable")
-    ends = np.cumsum(np.bincount(columns.codes, minlength=len(columns.keys)))[:-1]
-    is_single = len(columns.keys) * len(columns.values) == 1
-    placed = []
+    order = np.argsort(roles.codes, kind="stable")
+    ends = np.cumsum(np.bincount(roles.codes, minlength=len(roles.keys)))[:-1]
+    find_places = PlacesFinder(frame, roles)
+    series = []
+    places = []
     skipped = []
-    for key, rows in zip(columns.keys, np.split(order, ends), strict=True):
+    for key, rows in zip(roles.keys, np.split(order, ends), strict=True):
         rows = rows[~is_repeat[rows]]
-        for column, numbers in columns.values.items():
-            within = names_within(key, column, columns)
+        ids = [text or "(blank)" for text in key]
+        try:
+            place = find_places(rows)
+        except Unusable as problem:
+            skipped.append(about(problem, name, ids))
+            continue
+        places.append(place)
+        for column, numbers in roles.values.items():
+            within = [*ids, column] if len(roles.values) > 1 else ids
+            try:
+                refuse_unread_end(frame[column], numbers, rows[place.rows])
+            except Unusable as problem:
+                skipped.append(about(problem, name, within))
+                continue
             full_name = " / ".join([name, *within])
             heading = " / ".join(within) or column
-            values = numbers.values[rows]
-            if columns.times is None:
-                placed.append((RawSeries(full_name, values, "", None, heading), None))
-                continue
-            try:
-                place = place_one(frame, columns, rows, values)
-            except Unusable as problem:
-                if is_single:
-                    raise
-                skipped.append(Message("{}: {}", (full_name, problem)))
-                continue
-            one = RawSeries(full_name, place.values, place.freq, place.stamps, heading)
-            placed.append((one, place))
-    if not placed:
+            values = place.lay(numbers.values[rows])
+            series.append(RawSeries(full_name, values, place.freq, place.stamps, heading))
+    if not series:
         raise Unusable("{}", skipped[0])
-    return placed, skipped
+    return series, places, skipped
 
 
-def names_within(key, column, columns):
-    """List of what tells a series apart from the others in its file: ids, and perhaps a column."""
-    names = [text or "(blank)" for text in key]
-    if len(columns.values) > 1:
-        names.append(column)
-    return names
+class PlacesFinder:
+    """Finds the Places of each series of a file, once for all series of the same stamps."""
+
+    def __init__(self, frame, roles):
+        self.frame = frame
+        self.roles = roles
+        self.known = {}  # stamps, as bytes -> Places
+
+    def __call__(self, rows):
+        """Places of the series that some rows hold; in their order, without timestamps.
+
+        Raises Unusable.
+        """
+        if self.roles.times is None:
+            own = np.arange(len(rows))
+            return Places(own, own, freq="", stamps=None, filled=len(own), conflicting=0, crowded=0)
+        stamps = self.roles.times.stamps[rows]
+        key = stamps.asi8.tobytes()
+        if key not in self.known:
+            try:
+                self.known[key] = on_grid(stamps)
+            except Duplicated as problem:
+                raise Unusable("{}; {}", problem, self.hint_of_duplicates) from None
+        return self.known[key]
+
+    @functools.cached_property
+    def hint_of_duplicates(self):
+        """Message: which flag may tell apart rows of the same stamp."""
+        return hint_of_duplicates(self.frame, self.roles)
 
 
-def place_one(frame, columns, rows, values):
-    """Placed of the series that some rows hold; `values` are theirs. Raises Unusable."""
-    try:
-        return on_grid(columns.times.stamps[rows], values)
-    except Duplicated as problem:
-        hint = hint_of_duplicates(frame, columns)
-        raise Unusable("{}; {}", problem, hint) from None
+def about(problem, name, within):
+    """Message: why a series of the file `name` is left out; `within` tells which one, if any."""
+    if not within:
+        return Message("{}", (problem,))
+    return Message("{}: {}", (" / ".join([name, *within]), problem))
 
 
-def hint_of_duplicates(frame, columns):
+def refuse_unread_end(column, numbers, rows):
+    """Raise Unusable where a cell at the end of a series holds a number that is not read.
+
+    `rows` are those of the series, in the order of time. A cell without a digit means missing.
+    """
+    last = rows[-LAST_ROWS:]
+    for row in last[numbers.is_unread[last]]:
+        cell = str(column.iloc[row])
+        if re.search(r"\d", cell):
+            raise Unusable(
+                "{} holds {!r} among its last rows, which is no number: --decimal and --thousands"
+                " say how numbers are written, --na_values that it counts as missing",
+                *(column.name, cell),
+            )
+
+
+def hint_of_duplicates(frame, roles):
     """Message: which flag may tell apart rows of the same stamp."""
-    times = columns.times
-    taken = [*columns.ids, *times.names]
+    times = roles.times
+    taken = [*roles.ids, *times.names]
     rest = [name for name in frame.columns if name not in taken]
+    for name in rest:
+        if holds_other_stamps(frame, name, roles):
+            return Message(
+                "{} holds stamps, too, each of them once: --time_column {}", (name, name)
+            )
     for name in rest:
         if name.lower() in PARTS_OF_DATE["hour"] or is_time_of_day(frame[name]):
             return Message(
                 "if {} is the time of the day: --time_column {} {}", (name, times.names[0], name)
             )
-    key = pd.DataFrame({"code": columns.codes, "stamp": times.stamps})
-    for name in rest:
-        if pd.api.types.is_float_dtype(frame[name]) or not frame[name].duplicated().any():
-            continue
-        if key.assign(other=frame[name].to_numpy()).duplicated().any():
-            continue
-        flag = " ".join(str(one) for one in [*columns.ids, name])
-        if is_number(frame[name]):
-            return Message(
-                "if {} tells the series apart: --id_columns {}; if it counts minutes or periods"
-                " of the day, write it as a clock such as 13:30: --time_column {} {}",
-                (name, flag, times.names[0], name),
-            )
-        return Message("if {} tells the series apart: --id_columns {}", (name, flag))
-    return Message("is an id column missing (--id_columns)?")
+    names = ids_among(frame, rest, roles)
+    if not names:
+        return Message("is an id column missing (--id_columns)?")
+    shown = " ".join(names)
+    flag = " ".join([*roles.ids, *names])
+    if len(names) == 1 and counts_within_days(frame[shown]):
+        return Message(
+            "if {} tells the series apart: --id_columns {}; if it counts minutes or periods"
+            " of the day, write it as a clock such as 13:30: --time_column {} {}",
+            (shown, flag, times.names[0], shown),
+        )
+    return Message("if {} tells the series apart: --id_columns {}", (shown, flag))
+
+
+def holds_other_stamps(frame, name, roles):
+    """Whether a column holds stamps, none of them twice in a series."""
+    try:
+        parsed = parse_column(frame, name, roles.ids, "auto")
+    except Unusable:  # which is no reason to name it
+        return False
+    if not parsed:
+        return False
+    return not pd.DataFrame({"code": roles.codes, "stamp": parsed[0]}).duplicated().any()
+
+
+def ids_among(frame, names, roles):
+    """One or two of some columns with which no stamp is there twice in a series; [] if none."""
+    key = pd.DataFrame({"code": roles.codes, "stamp": roles.times.stamps})
+    possible = []
+    for name in names:
+        if not pd.api.types.is_float_dtype(frame[name]) and frame[name].duplicated().any():
+            possible.append(name)
+    pairs = itertools.combinations(possible[:MOST_NAMES], 2)
+    for ids in [*([name] for name in possible), *map(list, pairs)]:
+        if not pd.concat([key, frame[ids]], axis=1).duplicated().any():
+            return ids
+    return []
+
+
+def counts_within_days(column):
+    """Whether a column may count the minutes or the periods of a day, such as 1 to 48."""
+    return is_number(column) and column.nunique() >= 24 and not comes_in_blocks(column)
+
+
+def comes_in_blocks(column):
+    """Whether most cells of a column are as the one above, as ids in blocks are and clocks not."""
+    return bool((column.iloc[1:].to_numpy() == column.iloc[:-1].to_numpy()).mean() > 0.5)
 
 
 def is_time_of_day(column):
     """Whether a column holds clocks, or all hours of the day as numbers (0 to 23, or 0 to 2300)."""
     if not is_number(column):
         return is_clock(column)
+    if comes_in_blocks(column):
+        return False
     hours = column.dropna().unique()
     if are_clock_numbers(pd.Series(hours).astype("string")):
         return 0 in hours or 2400 in hours
@@ -5404,32 +5966,30 @@ def is_time_of_day(column):
 # -- What is told of it ----------------------------------------------------------------------------
 
 
-def facts_of(table, columns, placed):
+def facts_of(table, roles, places):
     """List of Message: what was understood of a file."""
-    if columns.times:
-        places = [place for _, place in placed]
-        facts = facts_of_times(columns, places)
-        rows = sum(place.rows for place in places) // len(columns.values)
+    if roles.times:
+        facts = facts_of_times(roles, places)
+        rows = sum(place.filled for place in places)
     else:
         facts = [Message("no timestamps: the rows in their order")]
         rows = len(table.frame)
     facts.append(Message("{:,} of {:,} rows", (rows, len(table.frame))))
-    facts += facts_of_values(columns)
+    facts += facts_of_values(roles)
     facts += facts_of_layout(table.layout)
-    if columns.passed_over:
+    if roles.passed_over:
         reasons = [
-            Message("{} {}", (name, why))
-            for name, why in [*columns.passed_over.items()][:MOST_NAMES]
+            Message("{} {}", (name, why)) for name, why in [*roles.passed_over.items()][:MOST_NAMES]
         ]
-        if len(columns.passed_over) > MOST_NAMES:
-            reasons.append(Message("{} more", (len(columns.passed_over) - MOST_NAMES,)))
+        if len(roles.passed_over) > MOST_NAMES:
+            reasons.append(Message("{} more", (len(roles.passed_over) - MOST_NAMES,)))
         facts.append(Message("passed over: {}", (reasons,)))
     return facts
 
 
-def facts_of_times(columns, places):
+def facts_of_times(roles, places):
     """List of Message: the span and the steps of a file's stamps."""
-    times = columns.times
+    times = roles.times
     stamps = times.stamps
     freqs = ", ".join(dict.fromkeys(place.freq for place in places))
     facts = [
@@ -5439,26 +5999,29 @@ def facts_of_times(columns, places):
         )
     ]
     facts += times.form.notes
-    if runs_backwards(stamps, columns.codes):
+    if runs_backwards(stamps, roles.codes):
         facts.append(Message("newest rows first: turned round"))
-    steps = sum(len(place.values) for place in places)
-    missing = steps - sum(place.rows for place in places)
+    steps = sum(place.steps for place in places)
+    missing = steps - sum(place.filled for place in places)
     if missing:
         facts.append(Message("{:,} of {:,} steps have no row", (missing, steps)))
     return facts
 
 
-def facts_of_values(columns):
+def facts_of_values(roles):
     """List of Message: which columns are the values, and what tells the series apart."""
-    shown = ", ".join([*columns.values][:MOST_NAMES])
-    if len(columns.values) > MOST_NAMES:
+    shown = ", ".join([*roles.values][:MOST_NAMES])
+    if len(roles.values) > MOST_NAMES:
         shown += ", …"
     facts = [Message("forecast: {}", (shown,))]
-    if columns.behind:
-        facts.append(Message("{} columns behind it (--columns)", (columns.behind,)))
-    if columns.ids:
-        ids = ", ".join(columns.ids)
-        facts.append(Message("{:,} series by {}", (len(columns.keys), ids)))
+    for name, numbers in [*roles.values.items()][:MOST_NAMES]:
+        if numbers.unit:
+            facts.append(Message("of {} the unit {!r} is left out", (name, numbers.unit)))
+    if roles.behind:
+        facts.append(Message("{} columns behind it (--columns)", (roles.behind,)))
+    if roles.ids:
+        ids = ", ".join(roles.ids)
+        facts.append(Message("{:,} series by {}", (len(roles.keys), ids)))
     return facts
 
 
@@ -5476,31 +6039,33 @@ def facts_of_layout(layout):
 
 def runs_backwards(stamps, codes):
     """Whether most timestamps (rows,) are older than the one above, in the same series."""
-    steps = np.diff(stamps.asi8)[np.diff(codes) == 0]
+    ticks = pd.Series(stamps.asi8).where(stamps.notna()).to_numpy(dtype=np.float64)
+    steps = steps_within(ticks, codes)
     return bool(len(steps) and (steps < 0).mean() > 0.5)
 
 
-def warnings_of_file(table, columns, placed, is_repeat, config):
+def warnings_of_file(table, roles, places, is_repeat, config):
     """List of Message: what may make the numbers of a file wrong."""
-    times = columns.times
+    times = roles.times
     warnings = [*table.warnings]
     if times:
         warnings += warnings_of_unread(times)
-    for column, numbers in columns.values.items():
+        warnings += warnings_of_order(times, roles.codes)
+    for column, numbers in roles.values.items():
         warnings += warnings_of_column(column, numbers)
-    warnings += columns.warnings
-    if times is None and columns.passed_over and config.time_column == ["auto"]:
+    warnings += roles.warnings
+    if times is None and roles.passed_over and config.time_column == ["auto"]:
         warnings.append(
             Message(
-                "no timestamps were found: the rows are taken as they stand, as if the oldest"
-                " came first"
+                "no timestamps were found (--time_column, --time_format): the rows are taken as"
+                " they stand, as if the oldest came first"
             )
         )
     if is_repeat.any():
         count = int(is_repeat.sum())
         warnings.append(Message("{:,} rows are there twice: used once", (count,)))
     if times:
-        warnings += warnings_of_places([place for _, place in placed])
+        warnings += warnings_of_places(places)
     return warnings
 
 
@@ -5516,16 +6081,30 @@ def warnings_of_unread(times):
     ]
 
 
+def warnings_of_order(times, codes):
+    """List of Message: stamps that are earlier than the one above."""
+    order, falls = rows_in_time(times, codes)
+    if not len(falls):
+        return []
+    before, behind = times.text.iloc[order[falls[0] : falls[0] + 2]]
+    return [
+        Message(
+            "{:,} rows are out of order, such as {} behind {}: all are sorted by their stamps",
+            (len(falls), quoted(behind), quoted(before)),
+        )
+    ]
+
+
 def warnings_of_column(name, numbers):
     """List of Message: what of a column may be wrong."""
     warnings = []
-    if numbers.unread:
+    if unread := np.count_nonzero(numbers.is_unread):
         warnings.append(
             Message(
                 "{:,} cells of {} are no numbers, such as {!r}: they count as missing"
                 " (--na_values says that they are, --thousands and --decimal how numbers are"
                 " written)",
-                (numbers.unread, name, numbers.example),
+                (unread, name, numbers.example),
             )
         )
     for sentinel in find_sentinels(numbers.values):
@@ -5555,13 +6134,14 @@ def find_sentinels(values):
     rest = known[~np.isin(known, [*edges])]
     if not len(rest):
         return []
-    low, high = np.quantile(rest, [0.01, 0.99])
     sentinels = []
     for value in sorted(edges - {0.0}):
         count = np.count_nonzero(known == value)
         distance = max(rest.min() - value, value - rest.max())
-        is_far = distance > (high - low) / 2 and distance > abs(value) / 2
-        if is_far and count >= FEWEST_SENTINELS:
+        if count < FEWEST_SENTINELS or distance <= abs(value) / 2:
+            continue
+        low, high = np.quantile(rest, [0.01, 0.99])
+        if distance > (high - low) / 2:
             sentinels.append(float(value))
     return sentinels
 
@@ -5585,8 +6165,8 @@ def warnings_of_places(places):
                 (crowded, ", ".join(sorted({place.freq for place in places if place.crowded}))),
             )
         )
-    steps = sum(len(place.values) for place in places)
-    missing = steps - sum(place.rows for place in places)
+    steps = sum(place.steps for place in places)
+    missing = steps - sum(place.filled for place in places)
     if missing > MUCH_MISSING * steps:
         warnings.append(
             Message("{:.0f} % of the steps have no row: they are missing", (100 * missing / steps,))
@@ -5688,7 +6268,7 @@ def read_or_reason(config, item):
 
 
 @dataclasses.dataclass
-class FilesRead:
+class FolderRead:
     """The series of a folder."""
 
     found: int  # files in the folder, whether read or not
@@ -5698,10 +6278,10 @@ class FilesRead:
 
 
 def read_files(data_dir, max_files, config, voice):
-    """FilesRead of a folder, read by one process per core where there are many files."""
+    """FolderRead of a folder, read by one process per core where there are many files."""
     found, paths = find_files(data_dir, max_files)
     read = functools.partial(read_or_reason, config)
-    files = FilesRead(len(found), series={}, reports={}, parquet=sum(map(is_parquet, found)))
+    files = FolderRead(len(found), series={}, reports={}, parquet=sum(map(is_parquet, found)))
     with contextlib.ExitStack() as stack:
         results = map(read, paths.items())
         if len(paths) >= FILES_FOR_PROCESSES and cores() > 1:
@@ -6111,7 +6691,7 @@ class SplitData:
 
 
 def split_data(files, config):
-    """SplitData of FilesRead. Raises NoWindow where a part has no window."""
+    """SplitData of FolderRead. Raises NoWindow where a part has no window."""
     try:
         return split_windows(files, config)
     except NoWindow as error:
@@ -9406,7 +9986,7 @@ def load_data(config, reading, voice):
 
 
 def load_files(config, reading, voice):
-    """FilesRead of the flags; prints what was found."""
+    """FolderRead of the flags; prints what was found."""
     voice.say("Data directory: {}", config.data_dir)
     voice.say("Context length: {}", config.context_length)
     voice.say("Prediction length: {}", config.prediction_length)
@@ -9427,7 +10007,7 @@ def load_files(config, reading, voice):
 
 
 def split_and_tell(files, config, voice):
-    """SplitData of FilesRead; prints what was used and skipped."""
+    """SplitData of FolderRead; prints what was used and skipped."""
     data = split_data(files, config)
     for part in PARTS:
         voice.say("Using {} files for the {} set", data.files[part], part)

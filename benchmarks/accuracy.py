@@ -86,7 +86,7 @@ def read_parts(path, columns, max_windows):
     for one in series:
         one.values = one.values[:rows]
     report = md.Report(facts=[], warnings=[], skipped=[])
-    files = md.FilesRead(found=1, series={path.name: series}, reports={path.name: report})
+    files = md.FolderRead(found=1, series={path.name: series}, reports={path.name: report})
     config = data_config(split_by="time", split_ratio=ROWS, max_windows=max_windows)
     return md.split_data(files, config).windows
 

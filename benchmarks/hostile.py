@@ -303,7 +303,9 @@ def tables(root):
     """(name, path) of hostile CSVs, the plain one first."""
     root.mkdir()
     path = root / "plain.csv"
-    rows = [f"2024-01-{1 + i // 24:02d} {i % 24:02d}:00,{i % 24 + i / 1000}" for i in range(300)]
+    rows = [
+        f"2024-01-{1 + i // 24:02d} {i % 24:02d}:00,{i * i % 24 + i / 1000}" for i in range(300)
+    ]
     path.write_text("\n".join(["date,value", *rows]))
     yield "CSV: plain", path
 
@@ -392,7 +394,9 @@ def onnx_files(root):
 def tries(root):
     """All tries, the plain one first. A file is made when its turn comes."""
     csv = root / "hourly.csv"
-    stamps = [f"2024-01-{1 + i // 24:02d} {i % 24:02d}:00,{i % 24 + i / 1000}" for i in range(300)]
+    stamps = [
+        f"2024-01-{1 + i // 24:02d} {i % 24:02d}:00,{i * i % 24 + i / 1000}" for i in range(300)
+    ]
     csv.write_text("\n".join(["date,value", *stamps]))
     predict = ["predict", "--input", csv, "--output", root / "forecast.csv", "--checkpoint"]
     for name, path in checkpoints(root):

@@ -113,9 +113,9 @@ def split_folder(folder, **changes):
 
 
 def files_read(series):
-    """FilesRead of file -> list of RawSeries, without notes."""
+    """FolderRead of file -> list of RawSeries, without notes."""
     reports = {name: md.Report(facts=[], warnings=[], skipped=[]) for name in series}
-    return md.FilesRead(len(series), series, reports)
+    return md.FolderRead(len(series), series, reports)
 
 
 def raw_series(name, values, freq="h", **more):

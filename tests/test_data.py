@@ -73,7 +73,7 @@ def read_one(path, *columns):
 
 
 def read_folder(folder, max_files=0):
-    """FilesRead of a folder, of the first numeric column of each file."""
+    """FolderRead of a folder, of the first numeric column of each file."""
     return md.read_files(str(folder), max_files, read_config(), quiet_voice())
 
 
@@ -375,8 +375,8 @@ MONTH_NAMES = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "O
 def placed(stamps, dropped=()):
     """RawSeries of NOISE at stamps, without the dropped rows."""
     kept = np.setdiff1d(np.arange(len(stamps)), [*dropped])
-    place = md.on_grid(stamps[kept], NOISE[kept])
-    return raw_series("s", place.values, place.freq, stamps=place.stamps)
+    place = md.on_grid(stamps[kept])
+    return raw_series("s", place.lay(NOISE[kept]), place.freq, stamps=place.stamps)
 
 
 def name_of_rule(stamps, months):

@@ -218,7 +218,7 @@ def test_a_file_without_timestamps_counts_steps(run, tmp_path):
 
 
 def test_every_column_is_a_series_and_columns_choose(run, tmp_path):
-    b = 100 + np.arange(90) % 7.0
+    b = 100 + np.arange(90) ** 2 % 7.0
     path = save(tmp_path / "a.csv", hours(90), a=np.cos(np.arange(90)), b=b)
     first = changed(run, tmp_path / "first.pt", columns=["first"])
     every = changed(run, tmp_path / "every.pt", columns=["all"])

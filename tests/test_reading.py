@@ -174,6 +174,29 @@ def test_a_column_that_is_nearly_empty_is_no_value_by_default(tmp_path):
     assert np.isfinite(one(path, "few").values).any()
 
 
+def test_a_counter_that_starts_anew_is_no_value_or_told(tmp_path):
+    uptime = 60.5 * (np.arange(ROWS) % 100)
+    path = write(tmp_path / "a.csv", {"date": HOURS, "uptime": uptime, "value": WAVE})
+    file = read(path)
+    assert file.series[0].column == "value"
+    assert "uptime is passed over: it goes on by one and the same step" in warnings_of(file)
+    np.testing.assert_array_equal(one(path, "uptime").values, uptime)
+    path = write(tmp_path / "a.csv", {"DD": HOURS.day, "hh": HOURS.hour, "value": WAVE})
+    assert one(path).column == "value"
+    assert "--id_columns" not in warnings_of(read(path))
+    rates = np.cumsum(np.where(np.arange(ROWS) % 40, 0, 0.25)) % 1.25  # up, and down by less
+    path = write(tmp_path / "a.csv", {"date": DAYS, "rate": rates + WAVE // 60, "value": WAVE})
+    assert one(path).column == "rate"
+    deaths = np.cumsum(WAVE)
+    deaths[200:] -= 200  # a correction
+    path = write(tmp_path / "a.csv", {"date": DAYS, "deaths": deaths, "value": WAVE})
+    assert "deaths falls in 1 steps only" in warnings_of(read(path))
+    sums = np.cumsum(WAVE.reshape(10, 24), axis=1).ravel()  # since midnight
+    path = write(tmp_path / "a.csv", {"date": HOURS, "today": sums, "value": WAVE})
+    assert "today falls in 9 steps only" in warnings_of(read(path))
+    assert warnings_of(read(path, "today")) == ""
+
+
 def test_parts_of_a_calendar_by_their_names_are_no_values(tmp_path):
     days = pd.date_range("2011-01-01", periods=3 * ROWS, freq="D")
     columns = {
@@ -214,13 +237,59 @@ def test_decimal_years_that_fall_are_not_forecast_backwards(name, tmp_path):
     years = [f"{2020 - row / 12:.3f}" for row in range(ROWS)]
     path = write(tmp_path / "a.csv", {name: years, "value": WAVE})
     assert "newest rows come first" in reason(path)
+    days = [f"{2460310.5 - row / 24:.5f}" for row in range(ROWS)]  # of astronomers
+    path = write(tmp_path / "a.csv", {"JD": days, "value": WAVE})
+    assert "newest rows come first" in reason(path)
 
 
-@pytest.mark.parametrize("form", ["{0}年", "{0}年第{1}季度", "{0}年{1}季度", "{0}년 {1}월"])
+@pytest.mark.parametrize("form", ["{0}.{1:02}", "{0}.{1}"])
+def test_months_as_decimals_are_refused_until_it_is_said(form, tmp_path):
+    months = [form.format(day.year, day.month) for day in MONTHS]  # 2020.1 is October, too
+    path = write(tmp_path / "a.csv", {"period": months[::-1], "value": WAVE[::-1]})
+    assert "--time_column period --time_format %Y.%m" in reason(path)
+    file = read(path, time_column=["period"], time_format="%Y.%m")
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert file.series[0].freq == "MS"
+
+
+def test_texts_of_their_own_in_front_may_be_stamps_and_are_refused(tmp_path):
+    terms = [f"term {80 - row // 3}, part {3 - row % 3}" for row in range(ROWS)]
+    path = write(tmp_path / "a.csv", {"x": [f'"{term}"' for term in terms], "value": WAVE})
+    assert "the stamps of x cannot be read, such as 'term 80, part 3'" in reason(path)
+    np.testing.assert_array_equal(one(path, time_column=["none"]).values, WAVE)
+    marked = {"x": [f"{value}M" for value in np.arange(ROWS) + 0.5], "value": WAVE}
+    assert one(write(path, marked)).column == "value"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("{0}年", "{0}年第{1}季度", "{0}年{1}季度", "{0}년 {1}월", "{0}年{1}季度末"),
+        *("FY{0}", "{1}H{2}", "H{1} {0}", "T{1}{0}", "FY{2}", "{1}S'{2}", "{0}S{1}"),
+    ],
+)
 def test_years_with_their_sign_that_are_unread_are_refused(form, tmp_path):
-    stamps = [form.format(2020 - row // 4, 4 - row % 4) for row in range(ROWS)]
+    stamps = [
+        form.format(2079 - row // 4, 4 - row % 4, f"{79 - row // 4:02}") for row in range(ROWS)
+    ]
     path = write(tmp_path / "a.csv", {"x": stamps, "value": WAVE})
-    assert "--time_format says how they are written" in reason(path)
+    told = reason(path)
+    assert "--time_format says how they are written" in told
+    assert "in English only" not in told
+
+
+def test_clocks_that_fall_are_not_forecast_backwards(tmp_path):
+    clocks = pd.date_range("2024-01-01", periods=ROWS, freq="5min").strftime("%H:%M")
+    path = write(tmp_path / "a.csv", {"x": clocks[::-1], "value": WAVE[::-1]})
+    assert "x only falls" in reason(path)
+    assert "no timestamps" in warnings_of(read(write(path, {"x": clocks, "value": WAVE})))
+    values = ["-", *WAVE[1:]]  # as 16.30 is a clock, and 50.13 none
+    assert one(write(path, {"n": range(ROWS), "v": values})).column == "v"
+
+
+def test_years_that_never_go_back_are_no_value(tmp_path):
+    columns = {"Date": DAYS, "made": 2000 + np.arange(ROWS) // 40, "value": WAVE}
+    assert one(write(tmp_path / "a.csv", columns)).column == "value"
 
 
 def test_the_time_of_an_export_is_not_the_time_of_its_rows(tmp_path):
@@ -317,14 +386,19 @@ FORMS = {  # name -> (stamps, frequency)
     "2024/1/1 0:00": ([f"{t.year}/{t.month}/{t.day} {t.hour}:00" for t in HOURS], "h"),
     "2024/1/1 00:00": ([f"{t.year}/{t.month}/{t.day} {t:%H:%M}" for t in HOURS], "h"),
     "2024/1/1": ([f"{t.year}/{t.month}/{t.day}" for t in DAYS], "D"),
+    "01/02/03, the year first": (MONTHS.strftime("%y/%m/%d"), "MS"),
+    "23-11-20": (DAYS.strftime("%y-%m-%d"), "D"),
+    "20-11-23": (DAYS.strftime("%d-%m-%y"), "D"),
+    "2020 W05": (pd.date_range("2019-12-30", periods=ROWS, freq="7D").strftime("%G W%V"), "7D"),
+    "20240101:0010": (HOURS.strftime("%Y%m%d:%H10"), "h"),
+    "seconds in Chinese": (HOURS.strftime("%Y年%m月%d日 %H时00分00秒"), "h"),
 }
 
 
-@pytest.mark.parametrize("order", [1, -1], ids=["oldest first", "newest first"])
 @pytest.mark.parametrize("name", FORMS)
-def test_stamps_of_each_form_are_read(name, order, tmp_path):
+def test_stamps_of_each_form_are_read_where_the_newest_come_first(name, tmp_path):
     stamps, freq = FORMS[name]
-    columns = {"when": list(stamps)[::order], "value": WAVE[::order]}
+    columns = {"when": list(stamps)[::-1], "value": WAVE[::-1]}
     series = one(write(tmp_path / "a.csv", columns))
     np.testing.assert_array_equal(series.values, WAVE)
     assert series.freq == freq
@@ -351,6 +425,43 @@ def test_units_below_the_header_are_no_form_of_stamps(tmp_path):
     file = read(write(tmp_path / "a.csv", {"when": stamps, "value": ["°C", *WAVE]}))
     (ahead,) = md.write_stamps(md.steps_after(file.series[0], 1), file.times.form)
     assert ahead == "2024-07-17"
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["oldest first", "newest first"])
+def test_midnight_at_the_end_of_its_date_is_refused(order, tmp_path):
+    stamps = HOURS[1:].strftime("%d.%m.%Y %H:%M").to_list()
+    for row in range(23, ROWS - 1, 24):
+        stamps[row] = stamps[row - 1].replace("23:00", "00:00")
+    path = write(tmp_path / "a.csv", {"t": stamps[::order], "v": WAVE[1:][::order]}, ";")
+    told = reason(path)
+    assert "'01.01.2024 00:00' stands in row" in told
+    assert "beside '01.01.2024 23:00'" in told
+    assert "write 24:00" in told
+
+
+def test_rows_out_of_order_are_sorted_and_told(tmp_path):
+    order = [*range(100), 101, 100, *range(102, ROWS)]
+    file = read(write(tmp_path / "a.csv", {"t": HOURS[order], "v": WAVE[order]}))
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    told = "1 rows are out of order, such as '2024-01-05 04:00:00' behind '2024-01-05 05:00:00'"
+    assert told in warnings_of(file)
+
+
+@pytest.mark.parametrize("quarters", [12, 120])
+def test_a_step_that_changes_is_refused_and_told(quarters, tmp_path):
+    """As prices of power do, which are of quarters of an hour from one day on."""
+    later = pd.date_range(HOURS[-1], periods=quarters + 1, freq="15min")[1:]
+    columns = {"t": [*HOURS, *later], "v": np.resize(WAVE, ROWS + quarters)}
+    told = reason(write(tmp_path / "a.csv", columns))
+    assert "from 2024-01-10 23:00:00 on its step is 15min, and mostly h" in told
+    earlier = pd.date_range(end=HOURS[0], periods=ROWS * 4, freq="15min")[:-1]
+    columns = {"t": [*earlier, *HOURS[:12]], "v": np.resize(WAVE, 4 * ROWS + 11)}
+    told = reason(write(tmp_path / "a.csv", columns))
+    assert "from 2024-01-01 00:00:00 on its step is h, and mostly 15min" in told
+    late = HOURS + pd.to_timedelta(np.maximum(0, np.arange(ROWS) - 180), "s")  # a clock that drifts
+    np.testing.assert_array_equal(
+        one(write(tmp_path / "a.csv", {"t": late, "v": WAVE})).values, WAVE
+    )
 
 
 @pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M", "%d/%m/%Y %H:%M", "%d.%m.%Y %H:%M:%S"])
@@ -423,15 +534,16 @@ def test_numbers_that_only_count_or_mean_something_are_no_dates(tmp_path):
     assert one(path).column == "value"
 
 
-@pytest.mark.parametrize("first", ["1930", "1950", "1965"])
+@pytest.mark.parametrize(("first", "count"), [("1930", 60), ("1950", ROWS), ("1965", ROWS)])
 @pytest.mark.parametrize("form", ["%b-%y", "01/%m/%y"])
-def test_years_of_two_digits_that_would_lie_far_ahead_are_refused(first, form, tmp_path):
-    months = pd.date_range(first, periods=ROWS, freq="MS")
-    path = write(tmp_path / "a.csv", {"date": months.strftime(form), "value": WAVE})
+def test_years_of_two_digits_that_would_lie_far_ahead_are_refused(first, count, form, tmp_path):
+    months = pd.date_range(first, periods=count, freq="MS")
+    values = WAVE[: len(months)]
+    path = write(tmp_path / "a.csv", {"date": months.strftime(form), "value": values})
     assert "years have two digits" in reason(path)
-    np.testing.assert_array_equal(one(path, time_column=["none"]).values, WAVE)
-    path = write(tmp_path / "b.csv", {"date": months.strftime("01/%m/%Y"), "value": WAVE})
-    np.testing.assert_array_equal(one(path).values, WAVE)
+    np.testing.assert_array_equal(one(path, time_column=["none"]).values, values)
+    path = write(tmp_path / "b.csv", {"date": months.strftime("01/%m/%Y"), "value": values})
+    np.testing.assert_array_equal(one(path).values, values)
 
 
 def test_seconds_that_a_spreadsheet_rounded_are_told_or_refused(tmp_path):
@@ -446,7 +558,7 @@ def test_seconds_that_a_spreadsheet_rounded_are_told_or_refused(tmp_path):
 def test_a_total_at_the_end_is_no_row_of_data(tmp_path):
     for word in ("Total", "Source: the bank", ""):
         path = write(tmp_path / "a.csv", {"date": [*HOURS[:-1], word], "value": WAVE})
-        assert "delete it" in reason(path)
+        assert "delete that row" in reason(path)
         assert "--time_format" not in reason(path)
 
 
@@ -462,6 +574,18 @@ def test_several_offsets_become_utc_and_that_is_told(tmp_path):
     file = read(write(tmp_path / "a.csv", {"date": [t.isoformat() for t in local], "v": WAVE}))
     np.testing.assert_array_equal(file.series[0].values, WAVE)
     assert "several offsets (+0100, +0200): read and written in UTC" in facts_of(file)
+
+
+def test_midnights_with_several_offsets_are_dates(tmp_path):
+    """As those of a stock exchange, which would lie on Sundays in UTC."""
+    days = pd.date_range("2024-01-02", periods=ROWS, freq="B", tz="Europe/Berlin")
+    for stamps in (days.astype(str), [day.isoformat() for day in days]):
+        file = read(write(tmp_path / "a.csv", {"Date": stamps, "v": WAVE}))
+        np.testing.assert_array_equal(file.series[0].values, WAVE)
+        assert file.series[0].freq == "B"
+        assert "several offsets, but always at midnight: taken as dates" in facts_of(file)
+        (ahead,) = md.write_stamps(md.steps_after(file.series[0], 1), file.times.form)
+        assert ahead[:10] == "2024-12-03"
 
 
 def test_names_of_months_that_pandas_knows_are_read_and_others_refused(tmp_path):
@@ -528,6 +652,11 @@ def test_a_date_that_may_be_of_two_months_is_refused(tmp_path):
     assert "--time_format decides" in reason(path)
     assert one(path, time_format="%m/%d/%Y").freq == "D"
     assert one(path, time_format="%d/%m/%Y").freq == "MS"
+    for count in (4, 20):  # of years, or of days or months, which are about as even
+        years = pd.date_range("2001-01-01", periods=count, freq="YS").strftime("%y/%m/%d")
+        path = write(path, {"date": years, "value": WAVE[:count]})
+        assert "--time_format decides" in reason(path, "value")
+        assert one(path, "value", time_format="%y/%m/%d").freq == "YS-JAN"
 
 
 @pytest.mark.parametrize(
@@ -661,6 +790,12 @@ def test_commas_of_thousands_in_some_rows_far_down(tmp_path):
     np.testing.assert_array_equal(one(path).values, values)
 
 
+def test_exponents_behind_decimal_commas(tmp_path):
+    texts = [f"{value:.4E}".replace(".", ",") for value in WAVE]
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": texts}, ";")
+    np.testing.assert_array_equal(one(path).values, WAVE)
+
+
 def test_as_many_decimal_commas_as_semicolons(tmp_path):
     """Cut at the commas, the second number would be the decimals of the first."""
     commas = [f"{value:.2f}".replace(".", ",") for value in WAVE]
@@ -668,13 +803,43 @@ def test_as_many_decimal_commas_as_semicolons(tmp_path):
     np.testing.assert_array_equal(one(path).values, WAVE)
 
 
-@pytest.mark.parametrize("mark", [" ", "'", "\u202f"])
-def test_other_marks_of_thousands_are_read_where_they_are_given(mark, tmp_path):
-    values = 1000 * WAVE
-    texts = [f"{value:,.2f}".replace(",", mark) for value in values]
+@pytest.mark.parametrize("mark", [" ", "'", "\u202f", "\xa0"])
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_other_marks_of_thousands_are_read_where_they_are_given(decimal, mark, tmp_path):
+    values = np.floor(1000 * WAVE) + 0.25
+    texts = [f"{value:,.2f}".replace(",", mark).replace(".", decimal) for value in values]
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": texts}, ";")
+    stated = "'" if mark == "'" else " "
+    assert f"--thousands {stated!r}" in reason(path)
+    path = write(path, {"date": HOURS, "value": [f"{text} €" for text in texts]}, ";")
+    assert f"--thousands {stated!r}" in reason(path)
+    np.testing.assert_array_equal(one(path, thousands=stated).values, values)
+    np.testing.assert_array_equal(one(path, thousands=mark).values, values)
+
+
+@pytest.mark.parametrize("stated", ["none", " "])
+def test_a_mark_that_is_not_of_thousands_is_of_decimals(stated, tmp_path):
+    texts = [f"{value:.3f}".replace(".", ",") for value in WAVE]
+    path = write(tmp_path / "a.csv", {"date": HOURS, "value": texts}, ";")
+    assert "--decimal ," in reason(path)
+    np.testing.assert_array_equal(one(path, thousands=stated).values, WAVE)
+
+
+@pytest.mark.parametrize("cell", ["41.46 p", "1 049", ":"])
+def test_a_number_at_the_end_that_is_not_read_is_refused(cell, tmp_path):
+    """As Eurostat marks numbers that are preliminary; a colon is none."""
+    texts = [*map(str, WAVE)]
+    texts[-3] = cell
     path = write(tmp_path / "a.csv", {"date": HOURS, "value": texts})
-    assert "no column to forecast" in reason(path) or "no numeric column" in reason(path)
-    np.testing.assert_allclose(one(path, thousands=mark).values, values, rtol=1e-12)
+    if cell == ":":
+        assert "1 cells of value are no numbers, such as ':'" in warnings_of(read(path))
+        return
+    assert f"value holds {cell!r} among its last rows" in reason(path)
+    assert np.isnan(one(path, na_values=[cell]).values[-3])
+    columns = {"date": HOURS[::-1], "other": WAVE, "value": texts[::-1]}
+    file = read(write(path, columns), "all")  # newest rows first
+    assert [series.column for series in file.series] == ["other"]
+    assert f"a.csv / value: value holds {cell!r}" in str(file.report.skipped[0])
 
 
 @pytest.mark.parametrize("cell", ["\u22124.0", "(4.0)", "4.0-", "1 049", "12 kWh", "?"])
@@ -707,7 +872,7 @@ def test_a_value_that_seems_to_mean_missing_is_told_and_can_be_said_to(value, tm
     assert np.flatnonzero(np.isnan(known)).tolist() == [3, 50, 51, 120]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6).map(lambda x: round(x, 2)), min_size=30, max_size=60))
 def test_whatever_marks_are_used_the_numbers_come_out_or_the_file_is_refused(
     tmp_path_factory, values
@@ -774,12 +939,36 @@ def test_points_in_a_tab_file_are_decimals_where_a_number_shows_it(tmp_path):
     np.testing.assert_array_equal(one(path).values, [float(text) for text in columns["a"]])
     columns["a"] = [f"{int(20 * value):,}".replace(",", ".") for value in WAVE]  # 905, and 1.012
     assert "--thousands ." in reason(write(path, columns, "\t"))
+    assert "beside 999" in reason(write(path, columns))  # between commas, too
+    np.testing.assert_array_equal(one(path, thousands=".").values, (20 * WAVE).astype(int))
+    shown = one(path, decimal=".").values
+    np.testing.assert_array_equal(shown, [float(text) for text in columns["a"]])
 
 
 @pytest.mark.parametrize(
-    "form",
-    ["${:,.2f}", "-US${:.2f}", "EUR {:.2f}", "{:.1f} %", "{:.2f}M", "{:.1f} kWh", "({:.1f})"],
+    ("form", "unit"),
+    [
+        *(("${:,.2f}", "$"), ("-US${:,.2f}", "US$"), ("R$ {:,.2f}", "R$"), ("EUR {:.2f}", "EUR")),
+        *(("{:.1f} %", "%"), ("{:.1f}%", "%"), ("{:.1f} kWh", "kWh"), ("{:,.2f}\xa0€", "€")),
+    ],
 )
+def test_a_unit_that_all_numbers_have_is_left_out_and_told(form, unit, tmp_path):
+    values = (30 * WAVE).round(1)
+    whole = (30 * WAVE).astype(int)
+    cells = [form.format(value) for value in values]
+    path = write(tmp_path / "a.csv", {"date": HOURS, "price": cells, "volume": whole}, ";")
+    file = read(path)
+    np.testing.assert_array_equal(file.series[0].values, -values if "-" in form else values)
+    assert f"of price the unit {unit!r} is left out" in facts_of(file)
+    commas = [cell.replace(",", "x").replace(".", ",").replace("x", ".") for cell in cells]
+    path = write(path, {"date": HOURS, "price": commas, "volume": whole}, ";")
+    np.testing.assert_array_equal(one(path).values, file.series[0].values)
+    cells[5] = "12 GWh"
+    file = read(write(path, {"date": HOURS, "price": cells, "volume": whole}, ";"))
+    assert "1 cells of price are no numbers, such as '12 GWh'" in warnings_of(file)
+
+
+@pytest.mark.parametrize("form", ["{:.2f}M", "({:.1f})", "{:.0f}A"])
 def test_numbers_with_signs_are_told_before_another_column_takes_their_place(form, tmp_path):
     cells = [f'"{form.format(30 * value)}"' for value in WAVE]
     path = write(tmp_path / "a.csv", {"date": HOURS, "price": cells, "volume": WAVE})
@@ -930,15 +1119,48 @@ def test_series_in_rows_by_other_names_are_refused(first, names, tmp_path):
         ["Q1", "Q2", "Q3", "Q4"],
         [*pd.date_range("2024-01-01", periods=12, freq="MS").strftime("%B"), "Annual", "Mean"],
         ["Jan", "Feb", "Mär", "Apr", "Mai", "Jun", "Jul", "Aug", "Sep", "Okt", "Nov", "Dez"],
+        ["janv", "févr", "mars", "avr", "mai", "juin", "juil", "août", "sept", "oct", "nov", "déc"],
+        ["Gen", "Feb", "Mar", "Apr", "Mag", "Giu", "Lug", "Ago", "Set", "Ott", "Nov", "Dic"],
         [f"{month}月" for month in range(1, 13)],
         [f"h{hour}" for hour in range(1, 25)],
         [f"Hour {hour}" for hour in range(24)],
+        ["DJF", "JFM", "FMA", "MAM", "AMJ", "MJJ", "JJA", "JAS", "ASO", "SON", "OND", "NDJ"],
     ],
-    ids=["quarters", "months and means", "German", "Chinese", "h1", "Hour 0"],
+    ids=[
+        *("quarters", "months and means", "German", "French", "Italian", "Chinese"),
+        *("h1", "Hour 0", "DJF"),
+    ],
 )
 def test_columns_that_fill_a_year_or_a_day_are_series_in_rows(names, tmp_path):
     columns = {"Year": range(1900, 1960)} | {name: WAVE[n : n + 60] for n, name in enumerate(names)}
     assert "series lie in rows" in reason(write(tmp_path / "a.csv", columns))
+
+
+@pytest.mark.parametrize(
+    ("stamps", "count", "form"),
+    [
+        *((DAYS, 24, "{}"), (DAYS, 24, "{:02d}h"), (DAYS, 48, "SP{}"), (DAYS, 96, "{}")),
+        *((MONTHS, 31, "{}"), (MONTHS[::12], 12, "{}")),
+    ],
+    ids=["hours", "01h", "half hours", "quarters of hours", "days", "months"],
+)
+@pytest.mark.parametrize("first", [0, 1])
+def test_columns_that_number_the_steps_of_a_row_are_refused(first, stamps, count, form, tmp_path):
+    columns = {"date": stamps.strftime("%Y-%m-%d")}
+    if count == 31:
+        columns = {"year": stamps.year, "month": stamps.month}
+    for number in range(first, first + count):
+        columns[form.format(number)] = WAVE[: len(stamps)] + number
+    path = write(tmp_path / "a.csv", columns)
+    names = [*columns][-count:]
+    told = f"columns {names[0]}, {names[1]}, ..., {names[-1]} seem to be the steps between two rows"
+    assert told in reason(path) or "series lie in rows" in reason(path)
+    np.testing.assert_array_equal(one(path, names[3]).values, columns[names[3]])
+
+
+def test_columns_with_numbers_beside_hours_are_series(tmp_path):
+    columns = {"date": HOURS} | {str(number): WAVE + number for number in range(24)}
+    assert len(read(write(tmp_path / "a.csv", columns), "all").series) == 24
 
 
 def test_years_with_their_sign_are_series_in_rows(tmp_path):
@@ -971,6 +1193,9 @@ def test_texts_in_blocks_or_by_turns_may_tell_series_apart(city, tmp_path):
     path = write(tmp_path / "a.csv", {"date": HOURS, "value": WAVE, "city": city})
     assert "--id_columns city" in warnings_of(read(path))
     assert warnings_of(read(path, id_columns=["none"])) == ""
+    stations = [101] * 120 + [102] * 120
+    path = write(path, {"date": HOURS, "value": WAVE, "year": HOURS.year, "station": stations})
+    assert warnings_of(read(path)) == "if station tells the series apart: --id_columns station"
     flags = ["ok"] * 100 + ["bad"] * 3 + ["ok"] * 137
     path = write(path, {"date": HOURS, "value": WAVE, "flag": flags, "day": DAYS.strftime("%a")})
     assert warnings_of(read(path)) == ""
@@ -1083,12 +1308,41 @@ def test_a_table_above_the_table_is_refused_with_its_lines(above, tmp_path):
     np.testing.assert_array_equal(one(path, skip_rows=3).values, WAVE)
 
 
+def test_a_preface_as_wide_as_the_table_is_told_from_a_row_to_delete(tmp_path):
+    table = write(tmp_path / "a.csv", {"TIMESTAMP": HOURS, "Batt": WAVE}).read_text()
+    prefaces = {
+        "a logger": '"TOA5","CR1000"\n' + table.replace("Batt\n", "Batt\nTS,Volts\n,Avg\n"),
+        "marked lines": "#group,false\n#datatype,double\n#default,\n" + table,
+        "a short title, too": "Demand\nHourly Demand,,,\n"
+        + table.replace("\n", ",5,6\n").replace("Batt,5,6", "Batt,b,c"),
+        "a title and commas": "Hourly Demand,,,\nfor 2024,,,\n"
+        + table.replace("\n", ",5,6\n").replace("Batt,5,6", "Batt,b,c"),
+    }
+    lines = {"a logger": 3, "marked lines": 3, "a title and commas": 2, "a short title, too": 2}
+    for name, text in prefaces.items():
+        path = tmp_path / "b.csv"
+        path.write_text(text)
+        told = reason(path)
+        assert "delete that row" not in told, name
+        assert "--skip_rows" in told, name
+        assert str(lines[name]) in told.partition("--skip_rows")[2], name
+        skip = 1 if name == "a logger" else lines[name]
+        np.testing.assert_array_equal(one(path, skip_rows=skip).values, WAVE, err_msg=name)
+
+
 def test_a_name_that_was_decoded_is_shown(tmp_path):
     path = write(tmp_path / "a.csv", {"date": HOURS, "Temp": WAVE})
     path.write_bytes(path.read_text().replace("Temp", "Température").encode("cp1252"))
     shown = one(path).column
     assert f"read as gb18030, such as {shown!r}" in warnings_of(read(path))
     assert one(path, encoding="cp1252").column == "Température"
+
+
+def test_lines_above_that_pandas_stumbles_over_are_told(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [f"{row},{value}" for row, value in enumerate(WAVE)]
+    path.write_text("\n".join(["LabVIEW,", "Separator,Comma", "X_Value,Untitled,Comment", *rows]))
+    assert "if the table begins further down, --skip_rows" in reason(path)
 
 
 def test_the_separator_that_a_spreadsheet_writes_above_is_heard(tmp_path):
@@ -1193,6 +1447,33 @@ def test_numbers_that_count_within_a_day_are_not_only_called_ids(name, tmp_path)
     assert "such as 13:30" in told
 
 
+def test_other_stamps_without_repetition_are_named_where_stamps_repeat(tmp_path):
+    columns = {"date": HOURS.strftime("%Y-%m-%d"), "hour": HOURS.hour, "start (UTC)": HOURS}
+    path = write(tmp_path / "a.csv", columns | {"value": WAVE})
+    assert "start (UTC) holds stamps, too, each of them once: --time_column start (UTC)" in (
+        reason(path)
+    )
+    np.testing.assert_array_equal(one(path, time_column=["start (UTC)"]).values, WAVE)
+
+
+def test_numbers_in_blocks_are_called_ids_and_no_clocks(tmp_path):
+    stores = np.repeat(np.arange(24), 10)
+    columns = {"date": [*DAYS[:10]] * 24, "Store": stores, "sales": WAVE}
+    told = reason(write(tmp_path / "a.csv", columns))
+    assert "if Store tells the series apart: --id_columns Store" in told
+    assert "time of the day" not in told
+    assert "clock" not in told
+
+
+def test_year_to_minute_in_columns_of_their_own(tmp_path):
+    quarters = pd.date_range("2024-01-01", periods=ROWS, freq="15min")
+    names = ("year", "month", "day", "hour", "minute")
+    columns = {name: getattr(quarters, name) for name in names} | {"value": WAVE}
+    file = read(write(tmp_path / "a.csv", columns))
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert file.series[0].freq == "15min"
+
+
 def test_rows_without_readable_stamps_are_taken_in_their_order_with_a_warning(tmp_path):
     serials = [f"{45292 + row / 24:.6f}" for row in range(ROWS)]
     file = read(write(tmp_path / "a.csv", {"date": serials, "value": WAVE}))
@@ -1201,8 +1482,10 @@ def test_rows_without_readable_stamps_are_taken_in_their_order_with_a_warning(tm
 
 
 def test_cells_of_a_file_without_numbers_are_quoted(tmp_path):
-    path = write(tmp_path / "a.csv", {"date": HOURS, "share": [f"{value} %" for value in WAVE]})
-    assert repr(f"{WAVE[0]} %") in reason(path)
+    path = write(tmp_path / "a.csv", {"date": HOURS, "share": [f"{value} M" for value in WAVE]})
+    assert one(path).column == "share"
+    path = write(tmp_path / "a.csv", {"date": HOURS, "share": [f"{value}M" for value in WAVE]})
+    assert repr(f"{WAVE[0]}M") in reason(path)
 
 
 def test_dates_as_numbers_that_repeat_are_no_value(tmp_path):
@@ -1216,6 +1499,60 @@ def test_rows_of_one_stamp_are_the_same_only_if_all_of_them_is(tmp_path):
     columns = {"dteday": days, "hr": HOURS.hour, "working": days.str[-1].astype(int) % 2}
     path = write(tmp_path / "a.csv", columns | {"cnt": WAVE})
     assert "--time_column dteday hr" in reason(path)
+
+
+def test_a_year_that_is_missing_leaves_the_others_whole_numbers(tmp_path):
+    years = [*MONTHS.year]
+    years[100] = ""
+    file = read(write(tmp_path / "a.csv", {"year": years, "month": MONTHS.month, "value": WAVE}))
+    assert "1 of 240 stamps of year month cannot be read, such as (blank)" in warnings_of(file)
+    assert file.series[0].freq == "MS"
+    assert np.flatnonzero(np.isnan(file.series[0].values)).tolist() == [100]
+
+
+def test_stamps_in_parts_of_no_known_pattern_are_written_in_one_column(tmp_path):
+    columns = {"day": HOURS.strftime("%Y-%m-%d"), "at": HOURS.strftime("%H:%M:%S+01")}
+    columns["value"] = WAVE
+    file = read(write(tmp_path / "a.csv", columns), time_column=["day", "at"])
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    ahead = md.stamp_columns(md.steps_after(file.series[0], 1), file.times)
+    assert {name: [*texts] for name, texts in ahead.items()} == {"day": ["2024-01-11 00:00:00"]}
+
+
+def test_stamps_that_pandas_reads_by_its_own_rules_are_written_in_iso(tmp_path):
+    mixed = [f"{day:%b}. {day:%Y}" if day.month % 2 else f"{day:%B %Y}" for day in MONTHS]
+    file = read(write(tmp_path / "a.csv", {"when": mixed, "value": WAVE}))
+    ahead = md.write_stamps(md.steps_after(file.series[0], 1), file.times.form)
+    assert [*ahead] == ["2021-01-01 00:00:00"]
+
+
+@pytest.mark.parametrize(
+    ("form", "ahead"),
+    [
+        ("%Y-%m-%d %H:%M:%S+01", "2024-01-11 00:00:00+01"),
+        (" %Y-%m-%d %H:%M ", "2024-01-11 00:00"),
+        ("%Y-%m-%d %H:%M:%S.000+0100", "2024-01-11 00:00:00.000+0100"),
+    ],
+)
+def test_offsets_and_blanks_around_stamps_are_read(form, ahead, tmp_path):
+    file = read(write(tmp_path / "a.csv", {"when": HOURS.strftime(form), "value": WAVE}))
+    np.testing.assert_array_equal(file.series[0].values, WAVE)
+    assert [*md.write_stamps(md.steps_after(file.series[0], 1), file.times.form)] == [ahead]
+
+
+def test_a_date_that_does_not_exist_at_the_end_is_refused_with_the_flag(tmp_path):
+    days = HOURS + pd.Timedelta(15, "D")
+    stamps = [*days[:-1].strftime("%d/%m/%Y %H:%M"), "10/13/2024 23:00"]
+    path = write(tmp_path / "a.csv", {"when": stamps, "value": WAVE})
+    assert "such as '10/13/2024 23:00' in row 240; --time_format says" in reason(path)
+    assert "--time_format %Q: " in reason(path, time_format="%Q")
+
+
+def test_two_columns_that_tell_series_apart_are_named(tmp_path):
+    columns = long(Store=[1, 2], Dept=[1, 2, 3])
+    path = write(tmp_path / "a.csv", columns)
+    assert "--id_columns Store Dept" in reason(path)
+    assert len(read(path, id_columns=["Store", "Dept"]).series) == 6
 
 
 def test_a_clock_that_midnights_lack_is_written(tmp_path):
