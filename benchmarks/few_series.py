@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from common import (
     DEMO_TEACHER,
+    HORIZON,
     ROOT,
     STUDENT,
     data_config,
@@ -87,7 +88,7 @@ def train_student(parts, labels, flags, steps, job):
     student = md.PatchStudent(**STUDENT)
     fit(student, STUDENT, windows, parts["validation"], own_labels, flags, job)
     best = md.PatchStudent.from_pretrained(flags.save_dir).to(job.device)
-    return test_mse(md.forecaster(best, job), parts["test"], job)
+    return test_mse(md.forecaster(best, HORIZON, job), parts["test"], job)
 
 
 def test_mse(forecast, windows, job):
