@@ -511,6 +511,10 @@ RANGES = {
 # Training. Checkpoints and labels stay valid; a run that is resumed keeps its own scheduler's.
 SCHEDULER_FACTOR = 0.5  # the learning rate is multiplied by this ...
 SCHEDULER_PATIENCE = 1  # ... after more than so many epochs without a lower validation loss
+SHAPE_DECAY = 0.9  # how much less each earlier period counts at first: its shape ...
+LEVEL_DECAY = 0.8  # ... and its mean
+HALF_LIFE = 1.0  # periods after which half of what the last value is off by is left, at first
+SHARE_WINDOWS = 1024  # of validation, at most, by which the Transformer's share is set
 AVERAGE_DECAY = 9  # the averaged weights reach back over about 1/9 of all steps; larger = shorter
 MAX_FAILED = 10  # steps in a row with a non-finite loss or gradient that end the run
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # what --alpha auto tries (0 and at least one more) ...
@@ -1686,6 +1690,9 @@ CHINESE = {
         "its labels are of an earlier version (the lower of the two middle samples is not their "
         "median); start without --resume"
     ): ("其标签来自旧版本 (两个中间样本取较小者并非中位数)；请去掉 --resume 重新开始"),
+    "its student is of an earlier version, with another seasonal part; start without --resume": (
+        "其学生模型来自旧版本，季节部分不同；请去掉 --resume 重新开始"
+    ),
     "the teacher's weights are not the same": "教师权重不同",
     "an earlier run lay in {}; its files are now in {}": (
         "{} 中原有一次训练的结果；其文件已移到 {}"
@@ -6919,11 +6926,39 @@ def in_chunks(context, size):
     return F.pad(context, (missing, 0), mode="replicate").unflatten(1, (-1, size))
 
 
-def weights_digest(student):
-    """Short sha256 of a student's weights, as float32."""
+def fading(decay, count, is_cut):
+    """Weights (count,) of periods, the last one last: each times `decay` that of the next; sum 1.
+
+    Where the first period is cut by the beginning of the context, it has none.
+    """
+    weights = decay ** torch.arange(count - 1, -1, -1.0)
+    if is_cut:
+        weights[0] = 0.0
+    return weights / weights.sum()
+
+
+def completed_weights(weights):
+    """Weights of a student; what an earlier version had not is added as it then was.
+
+    The same sums were of shapes and of levels, nothing was taken off them, and all of the
+    Transformer was added.
+    """
+    if "periods" not in weights or "levels" in weights:
+        return weights
+    added = {
+        "levels": weights["periods"].clone(),
+        "fade": torch.zeros_like(weights["head.bias"]),
+        "share": torch.ones_like(weights["head.bias"][0]),
+    }
+    return weights | added
+
+
+def weights_digest(student, names=None):
+    """Short sha256 of a student's weights, as float32; of those with some names, if given."""
     digest = hashlib.sha256()
-    for weight in student.state_dict().values():
-        digest.update(weight.float().cpu().numpy().tobytes())
+    for name, weight in student.state_dict().items():
+        if names is None or name in names:
+            digest.update(weight.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -7085,9 +7120,10 @@ class PatchStudent(GoesOn, nn.Module):
     With a `quantile_width` it forecasts quantiles at LEVELS, too, by a small head beside the one of
     the points: these do not depend on it, neither their weights nor their forecasts.
 
-    A weighted sum of the context's earlier periods of `season` steps is added to what the
-    Transformer says (0 = none; with 1 it is a linear map of the whole context). `info` are plain
-    facts of its making; with the sizes they go into the config.json of a hub folder.
+    A share of what the Transformer says is added to what the context's earlier periods of `season`
+    steps say (0 = none, and all of the Transformer). The share is 1 while it learns, and what fits
+    validation best after each epoch. `info` are plain facts of its making; with the sizes they go
+    into the config.json of a hub folder.
     """
 
     LEVELS = LEVELS  # of the quantiles, in their order
@@ -7127,7 +7163,12 @@ class PatchStudent(GoesOn, nn.Module):
         if self.season:
             ahead = math.ceil(prediction_length / season)
             earlier = math.ceil(context_length / season)
-            self.periods = nn.Parameter(torch.zeros(ahead, earlier))
+            is_cut = context_length % season > 0
+            self.periods = nn.Parameter(fading(SHAPE_DECAY, earlier, is_cut).repeat(ahead, 1))
+            self.levels = nn.Parameter(fading(LEVEL_DECAY, earlier, is_cut).repeat(ahead, 1))
+            steps = torch.arange(1, prediction_length + 1)
+            self.fade = nn.Parameter(0.5 ** (steps / (HALF_LIFE * season)))
+            self.register_buffer("share", torch.ones(()))  # see `fit_share`
         self.embed = nn.Linear(patch_size, d_model)
         self.position = nn.Parameter(torch.empty(patches, d_model))
         if not self.position.is_meta:  # nothing is drawn there, but torch's compiler is imported
@@ -7174,7 +7215,7 @@ class PatchStudent(GoesOn, nn.Module):
         tokens = self.norm(self.blocks(tokens))
         forecast = self.head(tokens.flatten(1)).to(scaled.dtype)  # (B, H), as autocast changes it
         if self.season:
-            forecast = forecast + self.seasonal_part(scaled)
+            forecast = self.share * forecast + self.seasonal_part(scaled)
 
         is_constant = (context == centre).all(1, keepdim=True)
         points = torch.where(is_constant, centre, forecast * deviation + centre)
@@ -7185,10 +7226,26 @@ class PatchStudent(GoesOn, nn.Module):
         return points, torch.where(is_constant[..., None], centre[..., None], quantiles)
 
     def seasonal_part(self, scaled):
-        """Weighted sums (B, H) of earlier periods; each of their steps has the same weights."""
+        """What earlier periods say (B, H) of contexts (B, L), whose last value is 0.
+
+        Weighted sums of their shapes (what is left without their means) and of their means; each
+        step of a period has the same weights. What they would have said of the last value is what
+        they are off by: it is taken off again, less and less over the horizon.
+        """
         earlier = in_chunks(scaled, self.season)  # (B, periods in L, season)
-        ahead = (self.periods @ earlier).to(scaled.dtype)  # (B, periods in H, season)
-        return ahead.flatten(1)[:, : self.prediction_length]
+        level = earlier.mean(2, keepdim=True)  # (B, periods in L, 1)
+        ahead = self.periods @ (earlier - level) + self.levels @ level
+        ahead = ahead.to(scaled.dtype)  # (B, periods in H, season), as autocast changes it
+        of_last = ahead[:, 0, -1:]  # (B, 1): the last value ends a period
+        return ahead.flatten(1)[:, : self.prediction_length] - self.fade * of_last
+
+    @torch.no_grad()
+    def fold_share(self):
+        """Make the share 1, and the head smaller by it: the forecasts stay, all of it learns on."""
+        if self.season:
+            self.head.weight.mul_(self.share)
+            self.head.bias.mul_(self.share)
+            self.share.fill_(1.0)
 
     def forecast(self, context, horizon=None):
         """Forecasts (H,) or (B, H) of contexts (L,) or (B, L), an array for an array, no gradients.
@@ -7368,9 +7425,9 @@ def open_student(source, revision=None):
         if not all(weight.isfinite().all() for weight in weights.values()):
             raise ValueError("its weights are not finite")
         student = build_student(content)
-        student.load_state_dict(weights, assign=True)
+        student.load_state_dict(completed_weights(weights), assign=True)
         student = student.float().eval()
-        weights_id = weights_digest(student)
+        weights_id = weights_digest(student, weights)
         if content.get("weights", weights_id) != weights_id:
             raise UserError(
                 "{}: config.json and model.safetensors are of two models; export it again", source
@@ -7425,7 +7482,7 @@ def build_student(content):
     fit each other.
     """
     check_facts(content)
-    weights = content["model_state_dict"]
+    weights = completed_weights(content["model_state_dict"])
     config = content["student_config"]
     if config["num_heads"] < 1:
         raise ValueError("it has no attention heads")
@@ -7644,6 +7701,7 @@ class Scores:
     mse_by_step: list  # (H,)
     mae_by_step: list  # (H,)
     mse_by_series: list
+    mae_by_series: list
 
 
 @dataclasses.dataclass
@@ -7662,7 +7720,7 @@ class PointSums:
     def __init__(self, windows):
         self.windows = windows
         self.by_step = torch.zeros(5, windows.horizon).double()
-        self.by_series = torch.zeros(2, len(windows.seasons)).double()
+        self.by_series = torch.zeros(3, len(windows.seasons)).double()
         self.left_out = torch.zeros(1).double()
 
     def add(self, index, batch, points):
@@ -7674,7 +7732,7 @@ class PointSums:
         scaled = torch.where(has_unit, error / unit, 0.0)
         counted = (error**2, error, scaled, observed, observed * has_unit)
         self.by_step += torch.stack([values.sum(0) for values in counted])
-        sums = torch.stack([(error**2).sum(1), observed.double().sum(1)])
+        sums = torch.stack([(error**2).sum(1), error.sum(1), observed.double().sum(1)])
         self.by_series.index_add_(1, torch.from_numpy(self.windows.series[index]), sums)
         self.left_out += (~has_unit).sum()
 
@@ -7690,7 +7748,8 @@ class PointSums:
             mase_left_out=int(job.sum(self.left_out)),
             mse_by_step=(by_step[0] / by_step[3]).tolist(),
             mae_by_step=(by_step[1] / by_step[3]).tolist(),
-            mse_by_series=(by_series[0] / by_series[1]).tolist(),
+            mse_by_series=(by_series[0] / by_series[2]).tolist(),
+            mae_by_series=(by_series[1] / by_series[2]).tolist(),
         )
 
 
@@ -9453,6 +9512,7 @@ def fit(student, training, job, content=None):
             train_epoch(training, learner, progress, job)
             is_best = False
             if not progress.stopping:
+                fit_share(learner.average, training.validation, job)
                 forecast = forecaster(learner.average, training.validation.horizon, job)
                 scores = score(forecast, training.validation, EVAL_BATCH, job)
                 rate = learner.scheduler.get_last_lr()[0]
@@ -9539,6 +9599,32 @@ def like(value, example):
     if not is_right:
         raise ValueError(f"{reprlib.repr(value)} stands where {example!r} could")
     return value
+
+
+def fit_share(student, validation, job):
+    """Set the share of the Transformer in a student's forecast to what fits validation best.
+
+    Of 0 to 1, by least squares. A Transformer that has learnt by heart what training windows have
+    alone has a small one; where all of it helps, it is 1.
+    """
+    if not getattr(student, "season", 0):  # the Transformer is all there is
+        return
+    sample = some_windows(validation, SHARE_WINDOWS)
+    forecast = forecaster(student, sample.horizon, job)
+    sums = torch.zeros(2).double()  # of (Transformer * what the rest leaves, Transformer ** 2)
+    own = np.arange(job.rank, len(sample), job.world_size)
+    for first in range(0, len(own), EVAL_BATCH):
+        index = own[first : first + EVAL_BATCH]
+        context, truth, observed = sample.batch(index)
+        student.share.fill_(0.0)
+        without = forecast(index, context).double()
+        student.share.fill_(1.0)
+        added = (forecast(index, context).double() - without) * observed
+        sums += torch.stack([(added * (truth - without)).sum(), (added**2).sum()])
+    fitting, size = job.sum(sums).tolist()
+    share = fitting / size if size else 1.0
+    if math.isfinite(share):
+        student.share.fill_(min(max(share, 0.0), 1.0))
 
 
 def is_out_of_patience(progress, config):
@@ -10381,6 +10467,7 @@ def new_student(facts, parent=None):
     student = PatchStudent(**facts["student_config"])
     if parent:
         student.load_state_dict(parent.student.state_dict())
+        student.fold_share()
     return student
 
 
@@ -10409,6 +10496,14 @@ def refuse_misfit(content, facts, folder):
             differences.append(was_and_is(name, before, now))
     if content.get("data") != facts["data"]:
         differences.append(Message("the data is not the same"))
+    learned = content["model_state_dict"]
+    if completed_weights(learned) is not learned:
+        differences.append(
+            Message(
+                "its student is of an earlier version, with another seasonal part; start without"
+                " --resume"
+            )
+        )
     teacher = content.get("teacher")
     if now["alpha"] != 0 and teacher:
         name, revision = now["teacher_model"], now["teacher_revision"]

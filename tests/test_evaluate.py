@@ -80,6 +80,7 @@ def scores_of(mse, mse_by_series=()):
         mse_by_step=[],
         mae_by_step=[],
         mse_by_series=list(mse_by_series),
+        mae_by_series=[],
     )
 
 
@@ -149,6 +150,7 @@ def test_every_forecaster_is_scored_over_every_window_of_the_runs_own_split(trai
             "mse_by_step": (error**2).mean(0),
             "mae_by_step": error.mean(0),
             "mse_by_series": torch.stack([(own**2).mean() for own in of_series]),
+            "mae_by_series": torch.stack([own.mean() for own in of_series]),
         }
         for metric, value in expected.items():
             assert rows[name][metric] == pytest.approx(value.tolist(), rel=1e-6)

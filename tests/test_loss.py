@@ -99,6 +99,7 @@ def by_numpy(windows, forecasts):
         "mse_by_step": [squared[steps == step].mean() for step in range(HORIZON)],
         "mae_by_step": [errors[steps == step].mean() for step in range(HORIZON)],
         "mse_by_series": [squared[members == s].mean() for s in range(len(windows.seasons))],
+        "mae_by_series": [errors[members == s].mean() for s in range(len(windows.seasons))],
     }
 
 

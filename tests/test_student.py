@@ -31,7 +31,9 @@ def student_of(seed=0, **changes):
     torch.manual_seed(seed)
     student = PatchStudent(**CONFIG | changes).eval()
     if student.season:
-        torch.nn.init.normal_(student.periods, 0, 0.2)  # they begin at zero
+        for sums in (student.periods, student.levels, student.fade):
+            torch.nn.init.normal_(sums, 0, 0.2)  # they begin alike in all periods ahead
+        student.share.fill_(0.7)
     return student
 
 
@@ -75,13 +77,12 @@ def test_the_attention_of_a_gpu_gives_the_forecast_of_the_cpus(monkeypatch):
     torch.testing.assert_close(forecast(student_of(), contexts()), expected)
 
 
-def test_a_student_of_720_points_has_1_354_456_parameters():
+def test_a_student_of_720_points_has_1_354_672_parameters():
     """The sizes of the table in docs/guide.md, and its number of weights."""
     sizes = {"d_model": 128, "num_layers": 4, "num_heads": 8, "patch_size": 16, "dropout": 0.1}
     student = PatchStudent(context_length=720, prediction_length=96, season=24, **sizes)
     assert student.periods.shape == (4, 30)
-    assert not student.periods.any()
-    assert sum(parameter.numel() for parameter in student.parameters()) == 1_354_456
+    assert sum(parameter.numel() for parameter in student.parameters()) == 1_354_672
 
 
 def test_the_default_flags_make_a_student_that_forecasts():
@@ -91,23 +92,29 @@ def test_the_default_flags_make_a_student_that_forecasts():
     student = PatchStudent(**dataclasses.asdict(config), season=24).eval()
     if student.season:
         assert student.periods.shape == (math.ceil(horizon / 24), math.ceil(length / 24))
-        assert not student.periods.any()
     result = forecast(student, contexts(2, length))
     assert result.shape == (2, horizon)
     assert result.isfinite().all()
 
 
+def without_transformer(student):
+    """The same student, of which only the seasonal part forecasts."""
+    torch.nn.init.zeros_(student.head.weight)
+    torch.nn.init.zeros_(student.head.bias)
+    return student
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 40), st.integers(1, 30), st.integers(1, 45), st.integers(0, 99))
-def test_the_seasonal_part_weighs_the_same_step_of_each_earlier_period(
+def test_the_seasonal_part_weighs_shapes_and_levels_and_fades_from_the_last_value(
     length, horizon, season, seed
 ):
     """In deviations from the last value; what lies before the context is its first value."""
-    student = student_of(
-        seed, context_length=length, prediction_length=horizon, patch_size=1, season=season
+    student = without_transformer(
+        student_of(
+            seed, context_length=length, prediction_length=horizon, patch_size=1, season=season
+        )
     )
-    torch.nn.init.zeros_(student.head.weight)
-    torch.nn.init.zeros_(student.head.bias)
     context = contexts(3, length, seed).double()
     result = forecast(student, context) - context[:, -1:]
     if season > length:
@@ -115,13 +122,82 @@ def test_the_seasonal_part_weighs_the_same_step_of_each_earlier_period(
         assert not hasattr(student, "periods")
         assert not result.any()
         return
-    periods = student.periods.detach().double()
+    periods, levels = student.periods.detach().double(), student.levels.detach().double()
+    count = periods.shape[1]
+
+    def said(step):
+        """What the sums say of a step, before what they are off by is taken off."""
+        total = torch.zeros(3, dtype=torch.float64)
+        for period in range(count):
+            first = length - (count - period) * season
+            rows = [max(row, 0) for row in range(first, first + season)]
+            values = context[:, rows] - context[:, -1:]
+            level = values.mean(1)
+            total += periods[step // season, period] * (values[:, step % season] - level)
+            total += levels[step // season, period] * level
+        return total
+
     for step in range(horizon):
-        expected = torch.zeros(3, dtype=torch.float64)
-        for period in range(periods.shape[1]):
-            row = length - (periods.shape[1] - period) * season + step % season
-            expected += periods[step // season, period] * (context[:, max(row, 0)] - context[:, -1])
-        torch.testing.assert_close(result[:, step], expected, atol=1e-4, rtol=1e-4)
+        expected = said(step) - student.fade[step].double() * said(season - 1)
+        torch.testing.assert_close(result[:, step], expected.detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("length", "season"), [(48, 24), (60, 24), (30, 30), (10, 1)])
+def test_a_new_seasonal_part_goes_on_with_a_cycle_and_from_a_new_level(length, season):
+    """Of a cycle around a constant it says that cycle, of a level that has moved the new one."""
+    torch.manual_seed(0)
+    sizes = {"context_length": length, "patch_size": 1, "prediction_length": 20}
+    student = without_transformer(PatchStudent(**CONFIG | sizes | {"season": season}))
+    steps = torch.arange(length + 20)
+    cycle = 5 + torch.sin(2 * math.pi * steps / season) + 0.5 * (steps % season == 0)
+    if season == 1:
+        cycle = torch.where(steps < length - 1, 5.0, 6.0)
+    result = forecast(student.eval(), cycle[None, :length])[0]
+    truth = cycle[length:]
+    if season == 1:  # half of the step is left after one step
+        assert 5 < result[-1] < 5.6 < result[0] < 6
+        return
+    torch.testing.assert_close(result, truth, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["pt", "hub"])
+def test_a_student_of_one_sum_of_periods_loads_and_forecasts_as_it_did(tmp_path, kind):
+    """Of an earlier version, whose seasonal part was periods @ the context's periods."""
+    from safetensors.torch import save_file
+
+    student = student_of()
+    weights = dict(student.state_dict())
+    for name in ("levels", "fade", "share"):
+        del weights[name]
+    path = write_pt(tmp_path / "a.pt", student, weights=weights)
+    if kind == "hub":
+        path = tmp_path / "hub"
+        student.save_pretrained(path)
+        save_file(weights, path / "model.safetensors")
+        config = json.loads((path / "config.json").read_text())
+        config["info"]["weights"] = md.weights_digest(student, weights)
+        (path / "config.json").write_text(json.dumps(config))
+    loaded = md.open_student(path)
+    assert loaded.weights_id == md.weights_digest(student, weights)
+
+    context = contexts()
+    transformer = student_of(season=0)  # its season's weights draw nothing
+    transformer.load_state_dict({name: weights[name] for name in transformer.state_dict()})
+    centre, deviation = md.instance_scale(context)
+    periods = md.in_chunks((context - centre) / deviation, 24)
+    added = (weights["periods"] @ periods).flatten(1)[:, :16] * deviation
+    expected = forecast(transformer, context) + added
+    torch.testing.assert_close(forecast(loaded.student, context), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_folded_share_leaves_the_forecasts_as_they_are():
+    student = student_of()
+    context = contexts()
+    before = forecast(student, context)
+    student.fold_share()
+    assert student.share == 1
+    torch.testing.assert_close(forecast(student, context), before)
+    student_of(season=0).fold_share()  # it has none
 
 
 def test_a_student_of_before_there_was_a_season_loads_and_forecasts_as_it_did(tmp_path):
