@@ -10462,11 +10462,15 @@ def parent_facts(name, parent):
 
 
 def new_student(facts, parent=None):
-    """A student with the weights that the run's seed gives, or those of an OpenedStudent."""
+    """A student with the weights that the run's seed gives, or those of an OpenedStudent.
+
+    It has no quantiles yet, whether the other one has them or not: they are learned at the end.
+    """
     torch.manual_seed(facts["run_config"]["seed"])
     student = PatchStudent(**facts["student_config"])
     if parent:
-        student.load_state_dict(parent.student.state_dict())
+        weights = parent.student.state_dict()
+        student.load_state_dict({name: weights[name] for name in student.state_dict()})
         student.fold_share()
     return student
 

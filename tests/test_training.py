@@ -1301,6 +1301,17 @@ def test_a_run_begins_with_the_weights_of_an_earlier_student_and_names_it(data, 
     assert best(plain)["parent"] is None
 
 
+def test_a_student_may_begin_with_one_that_has_quantiles():
+    sizes = {"d_model": 16, "num_layers": 1, "num_heads": 2, "patch_size": 8, "dropout": 0.0}
+    sizes |= {"context_length": 24, "prediction_length": 8, "season": 0}
+    parent = md.PatchStudent(**sizes, quantile_width=4)
+    facts = {"run_config": {"seed": 5}, "student_config": sizes}
+    student = md.new_student(facts, md.OpenedStudent(parent, {}, "", None))
+    assert not student.has_quantiles
+    for name, weight in student.state_dict().items():
+        assert torch.equal(weight, parent.state_dict()[name])
+
+
 def test_a_run_begun_with_a_student_goes_on_as_if_it_had_never_stopped(data, plain, tmp_path):
     begun = ["--init_from", plain]
     assert run(data, tmp_path / "whole", *begun) == 0
