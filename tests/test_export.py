@@ -211,7 +211,9 @@ def test_an_export_that_differs_by_more_than_the_tolerance_is_not_kept(
     """The student forecasts so many deviations more than the file, as after a faulty export."""
     content = torch.load(best_of(trained / "distilled"), weights_only=True)
     weights = content["model_state_dict"]
-    share = weights["share"].item()  # it may be 0 here: a 1 takes its place, with the same forecasts
+    share = weights[
+        "share"
+    ].item()  # it may be 0 here: a 1 takes its place, with the same forecasts
     weights["head.weight"] *= share
     weights["head.bias"] *= share
     weights["head.bias"] += times * md.ONNX_TOLERANCE
