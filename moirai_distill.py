@@ -6927,14 +6927,15 @@ def in_chunks(context, size):
 
 
 def fading(decay, count, is_cut):
-    """Weights (count,) of periods, the last one last: each times `decay` that of the next; sum 1.
+    """Weights of periods (a list), the last one last: each `decay` times that of the next; sum 1.
 
     Where the first period is cut by the beginning of the context, it has none.
     """
-    weights = decay ** torch.arange(count - 1, -1, -1.0)
+    weights = [decay**age for age in reversed(range(count))]
     if is_cut:
         weights[0] = 0.0
-    return weights / weights.sum()
+    total = sum(weights)
+    return [weight / total for weight in weights]
 
 
 def completed_weights(weights):
@@ -7164,10 +7165,12 @@ class PatchStudent(GoesOn, nn.Module):
             ahead = math.ceil(prediction_length / season)
             earlier = math.ceil(context_length / season)
             is_cut = context_length % season > 0
-            self.periods = nn.Parameter(fading(SHAPE_DECAY, earlier, is_cut).repeat(ahead, 1))
-            self.levels = nn.Parameter(fading(LEVEL_DECAY, earlier, is_cut).repeat(ahead, 1))
-            steps = torch.arange(1, prediction_length + 1)
-            self.fade = nn.Parameter(0.5 ** (steps / (HALF_LIFE * season)))
+            shapes = [fading(SHAPE_DECAY, earlier, is_cut)] * ahead
+            levels = [fading(LEVEL_DECAY, earlier, is_cut)] * ahead
+            fade = [0.5 ** (step / HALF_LIFE / season) for step in range(1, prediction_length + 1)]
+            self.periods = nn.Parameter(torch.tensor(shapes))
+            self.levels = nn.Parameter(torch.tensor(levels))
+            self.fade = nn.Parameter(torch.tensor(fade))
             self.register_buffer("share", torch.ones(()))  # see `fit_share`
         self.embed = nn.Linear(patch_size, d_model)
         self.position = nn.Parameter(torch.empty(patches, d_model))

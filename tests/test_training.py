@@ -24,11 +24,12 @@ from conftest import SCRIPT, SMALL, answering, hourly, quiet_voice, save_module,
 
 import moirai_distill as md
 
-# Every flag that the numbers depend on, so that the script's defaults may be edited.
+# Every flag that the numbers depend on, so that the script's defaults may be edited. The season is
+# not that of the series: with 24 a student knows so much at first that no epoch adds to it.
 FIXED = f"""
 {SMALL} --dropout 0.1
 --max_files 100 --columns first --split_by time --split_ratio 8:1:1 --split_seed 0
---max_gap 16 --season auto --stride 1 --max_windows 16
+--max_gap 16 --season 23 --stride 1 --max_windows 16
 --teacher_patch_size 16 --teacher_point mean --num_samples 5
 --teacher_batch_size 8 --teacher_precision 32 --quantiles off
 --alpha 0 --batch_size 8 --num_epochs 3 --learning_rate 1e-3 --weight_decay 1e-5
@@ -583,7 +584,7 @@ def test_the_checkpoint_tells_all_of_its_making_in_plain_values(data, plain, tmp
         assert content["train_metrics"]["train_loss"] == line["train_loss"]
         assert content["validation_metrics"]["validation_mse"] == line["validation_mse"]
         assert content["student_config"]["context_length"] == 64
-        assert content["student_config"]["season"] == 24
+        assert content["student_config"]["season"] == 23
         assert content["run_config"]["learning_rate"] == 1e-3
         assert content["run_config"]["alpha"] == alpha
         assert content["versions"]["torch"] == str(torch.__version__)
@@ -1000,6 +1001,8 @@ def test_what_forecasts_is_the_mean_of_the_weights_over_the_last_steps(data, tmp
     mean = torch.cat([weight.detach().flatten() for weight in untrained.parameters()])
     for number, now in enumerate(steps):
         mean += (now - mean) * 9 / (11 + number)
+    for name in ("model_state_dict", "training_state_dict"):
+        del last[name]["share"]  # which no step moves
     averaged = flat(last["model_state_dict"])
     torch.testing.assert_close(averaged, mean, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(averaged, steps[-1], atol=1e-4)
@@ -1203,7 +1206,7 @@ def test_a_run_whose_last_epoch_was_the_best_says_that_it_was_still_learning(
 
 def test_what_a_bad_student_is_told_to_do(monkeypatch, capsys):
     def rows(mse):
-        scores = md.Scores(mse, 0.0, 0.0, 0, [], [], [])
+        scores = md.Scores(mse, 0.0, 0.0, 0, [], [], [], [])
         naive = dataclasses.replace(scores, mse=1.0)
         return {name: md.Row(naive) for name in md.BASELINES} | {"student": md.Row(scores)}
 
