@@ -3132,12 +3132,12 @@ class RawSeries:
 
 
 def is_number(column):
-    """Whether a column is one of numbers for pandas; one of true and false is none."""
+    """Whether a column (or its dtype) is of numbers for pandas; one of true and false is not."""
     return not holds_texts(column) and not pd.api.types.is_bool_dtype(column)
 
 
 def holds_texts(column):
-    """Whether a column is one of texts for pandas; one of true and false is none."""
+    """Whether a column (or its dtype) is of texts for pandas; one of true and false is not."""
     return not pd.api.types.is_numeric_dtype(column)
 
 
@@ -3600,8 +3600,8 @@ def unread_numbers(frame, thousands):
     They are without a unit, and without the mark of `thousands` that the user may state.
     """
     cells = []
-    for name in frame.columns:
-        if not holds_texts(frame[name]):
+    for name, kind in frame.dtypes.items():  # quick where there are thousands of columns
+        if not holds_texts(kind):
             continue
         sample = cells_of(frame[name]).astype("string").str.strip()
         if sample.empty:
@@ -3878,8 +3878,10 @@ def find_times(frame, ids, config):
     if config.time_column != ["auto"]:
         return times_by_name(frame, config.time_column, config.time_format)
 
+    kinds = dict(frame.dtypes)
+
     def sort_key(name):
-        has_texts = holds_texts(frame[name])
+        has_texts = holds_texts(kinds[name])
         is_constant = has_texts and frame[name].nunique() == 1
         return is_constant, name.lower() not in TIME_NAMES, not has_texts
 
@@ -4050,7 +4052,7 @@ LIKE_A_STAMP = (
 
 def refuse_clock_apart(frame):
     """Raise Unusable where a column holds the dates of the rows, and another one their clocks."""
-    texts = [name for name in frame.columns if not is_number(frame[name])]
+    texts = [name for name, kind in frame.dtypes.items() if not is_number(kind)]
     clocks = [name for name in texts if is_clock(frame[name])]
     if not clocks:
         return
@@ -5141,8 +5143,8 @@ def refuse_newest_first(frame, roles):
 
     It may stay as it is in some rows if it holds whole numbers, or years such as 2024.25.
     """
-    for name in frame.columns:
-        if name in roles.values or not is_number(frame[name]):
+    for name, kind in frame.dtypes.items():
+        if name in roles.values or not is_number(kind):
             continue
         known = frame[name].dropna()
         is_whole = (known % 1 == 0).all()
@@ -5155,8 +5157,8 @@ def refuse_newest_first(frame, roles):
 
 def refuse_clocks_that_fall(frame, roles):
     """Raise Unusable where clocks without dates mostly fall: the newest rows may come first."""
-    for name in frame.columns:
-        if name in roles.values or not holds_texts(frame[name]) or not is_clock(frame[name]):
+    for name, kind in frame.dtypes.items():
+        if name in roles.values or not holds_texts(kind) or not is_clock(frame[name]):
             continue
         clocks = frame[name].dropna().astype(str).str.strip().str.zfill(len("00:00"))
         if (clocks.iloc[1:].to_numpy() < clocks.iloc[:-1].to_numpy()).mean() > 0.5:
@@ -5233,17 +5235,17 @@ def warnings_of_possible_ids(frame, roles):
     """
     warnings = []
     taken = {*roles.values, *(roles.times.names if roles.times else [])}
-    for name in frame.columns:
-        column = frame[name]
-        is_whole = pd.api.types.is_integer_dtype(column) and name not in roles.passed_over
-        if name in taken or not (holds_texts(column) or is_whole):
+    for name, kind in frame.dtypes.items():
+        is_whole = pd.api.types.is_integer_dtype(kind) and name not in roles.passed_over
+        if name in taken or not (holds_texts(kind) or is_whole):
             continue
+        column = frame[name]
         codes = pd.factorize(column)[0]
         count = codes.max() + 1
         if not 2 <= count <= len(frame) / FEWEST_ROWS:
             continue
         is_in_blocks = 1 + np.count_nonzero(np.diff(codes)) == count
-        is_by_turns = holds_texts(column) and (codes == np.arange(len(frame)) % count).all()
+        is_by_turns = holds_texts(kind) and (codes == np.arange(len(frame)) % count).all()
         if (is_in_blocks or is_by_turns) and not is_calendar(name, column, count, roles.times):
             warnings.append(Message("if {} tells the series apart: --id_columns {}", (name, name)))
     return warnings
@@ -5678,7 +5680,7 @@ def read_series(path, name, config):
 
 def refuse_second_table(frame):
     """Raise Unusable where a row has words in all columns of values, as a header has."""
-    if any(is_number(frame[name]) for name in frame.columns):
+    if any(is_number(kind) for kind in frame.dtypes):
         return
     holds_words = []  # (rows,) bool each
     for name in frame.columns:

@@ -1139,8 +1139,8 @@ def test_columns_that_fill_a_year_or_a_day_are_series_in_rows(names, tmp_path):
 @pytest.mark.parametrize(
     ("stamps", "count", "form"),
     [
-        *((DAYS, 24, "{}"), (DAYS, 24, "{:02d}h"), (DAYS, 48, "SP{}"), (DAYS, 96, "{}")),
-        *((MONTHS, 31, "{}"), (MONTHS[::12], 12, "{}")),
+        *((DAYS[:30], 24, "{}"), (DAYS[:30], 24, "{:02d}h"), (DAYS[:30], 48, "SP{}")),
+        *((DAYS[:30], 96, "{}"), (MONTHS[:30], 31, "{}"), (MONTHS[::12], 12, "{}")),
     ],
     ids=["hours", "01h", "half hours", "quarters of hours", "days", "months"],
 )
