@@ -4298,22 +4298,12 @@ def parse_text(column, time_format="auto"):
     text, sample, form = plain_stamps(column.astype("string"))
     if sample.empty or sample.str.contains(r"\d").mean() < MOST_STAMPS:
         return None
-    if time_format == "auto":
-        patterns = [
-            (date, clock)
-            for date, clock in best_patterns(sample)
-            if read_stamps(sample, date, clock).notna().mean() >= MOST_STAMPS
-        ]
-    else:
-        patterns = [("", time_format)]
-    readings = {date + clock: read_stamps(text, date, clock) for date, clock in patterns}
-    if not readings:
+    patterns = fitting_patterns(sample, time_format)
+    if not patterns:
         return None
 
-    likely = {
-        pattern: times for pattern, times in readings.items() if not lie_far_ahead(times, pattern)
-    }
-    form.pattern = most_even_pattern(likely or readings, sample)
+    readings = {date + clock: read_stamps(text, date, clock) for date, clock in patterns}
+    form.pattern = most_even_pattern(readings, sample)
     offsets = offsets_of(sample)
     if len(offsets) > 1:
         form.notes.append(
@@ -4326,6 +4316,18 @@ def parse_text(column, time_format="auto"):
     refuse_far_years(stamps, form.pattern)
     form.example = example_of([*sample, *text.dropna().iloc[-12:]], form.pattern)
     return stamps, form
+
+
+def fitting_patterns(sample, time_format):
+    """The patterns (date, clock) that read a sample of stamps; [] without one."""
+    if time_format == "auto":
+        patterns = best_patterns(sample)
+        least = MOST_STAMPS
+    else:
+        patterns = [("", time_format)]
+        least = 1 / len(sample)  # else it is of another column
+    shares = [read_stamps(sample, date, clock).notna().mean() for date, clock in patterns]
+    return [pattern for pattern, share in zip(patterns, shares, strict=True) if share >= least]
 
 
 def plain_stamps(text):
@@ -4388,8 +4390,13 @@ def word_behind(sample):
 def most_even_pattern(readings, sample):
     """The pattern by which the stamps are most even; `readings` is pattern -> timestamps.
 
-    So 1/2/2024 is in January or in February. Raises Unusable where the stamps do not tell.
+    So 1/2/2024 is in January or in February. One that puts them far ahead is taken if no other
+    is left. Raises Unusable where the stamps do not tell.
     """
+    near = {
+        pattern: times for pattern, times in readings.items() if not lie_far_ahead(times, pattern)
+    }
+    readings = near or readings
     if len(readings) == 1:
         return next(iter(readings))
     distances = {pattern: unevenness(times) for pattern, times in readings.items()}

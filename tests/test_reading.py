@@ -644,6 +644,9 @@ def test_stamps_of_a_form_that_is_not_known_are_refused_until_it_is_given(name, 
     np.testing.assert_array_equal(series.values, WAVE)
     assert series.freq == "D"
     assert one(path, time_column=["none"]).freq == ""
+    columns = {"place": ["house 7"] * ROWS, name: [f'"{s}"' for s in stamps], "value": WAVE}
+    assert one(write(path, columns), time_format="day %d of %m in %Y, %H:%M").freq == "D"
+    assert "--time_format says how they are written" in reason(path, time_format="%Y.%m")
 
 
 def test_a_date_that_may_be_of_two_months_is_refused(tmp_path):
