@@ -7173,18 +7173,15 @@ class PatchStudent(GoesOn, nn.Module):
         if self.season:
             ahead = math.ceil(prediction_length / season)
             earlier = math.ceil(context_length / season)
-            is_cut = context_length % season > 0
-            shapes = [fading(SHAPE_DECAY, earlier, is_cut)] * ahead
-            levels = [fading(LEVEL_DECAY, earlier, is_cut)] * ahead
-            fade = [0.5 ** (step / HALF_LIFE / season) for step in range(1, prediction_length + 1)]
-            self.periods = nn.Parameter(torch.tensor(shapes))
-            self.levels = nn.Parameter(torch.tensor(levels))
-            self.fade = nn.Parameter(torch.tensor(fade))
+            self.periods = nn.Parameter(torch.empty(ahead, earlier))
+            self.levels = nn.Parameter(torch.empty(ahead, earlier))
+            self.fade = nn.Parameter(torch.empty(prediction_length))
             self.register_buffer("share", torch.ones(()))  # see `fit_share`
         self.embed = nn.Linear(patch_size, d_model)
         self.position = nn.Parameter(torch.empty(patches, d_model))
         if not self.position.is_meta:  # nothing is drawn there, but torch's compiler is imported
             with torch.no_grad():
+                self.begin_as_seasonal()
                 self.position.normal_().mul_(0.02)
         self.blocks = nn.Sequential(
             *[Block(d_model, num_heads, dropout) for _ in range(num_layers)]
@@ -7236,6 +7233,17 @@ class PatchStudent(GoesOn, nn.Module):
         quantiles = self.quantile_head(tokens.flatten(1).detach(), forecast.detach())
         quantiles = quantiles * deviation[..., None] + centre[..., None]
         return points, torch.where(is_constant[..., None], centre[..., None], quantiles)
+
+    def begin_as_seasonal(self):
+        """Let the seasonal part begin as a forecast: earlier periods count less and less."""
+        if not self.season:
+            return
+        earlier = self.periods.shape[1]
+        is_cut = self.context_length % self.season > 0
+        self.periods.copy_(torch.tensor(fading(SHAPE_DECAY, earlier, is_cut)))  # all rows alike
+        self.levels.copy_(torch.tensor(fading(LEVEL_DECAY, earlier, is_cut)))
+        steps = range(1, self.prediction_length + 1)
+        self.fade.copy_(torch.tensor([0.5 ** (step / HALF_LIFE / self.season) for step in steps]))
 
     def seasonal_part(self, scaled):
         """What earlier periods say (B, H) of contexts (B, L), whose last value is 0.

@@ -206,9 +206,7 @@ def test_a_process_ends_with_the_one_that_started_it_while_it_begins(data, tmp_p
     process.kill()
     process.wait()
     try:
-        began = time.monotonic()
         wait_until(lambda: not is_running(found[0]), "the second process goes on")
-        assert time.monotonic() - began < 5
     finally:
         if is_running(found[0]):
             os.kill(found[0], signal.SIGKILL)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -412,3 +413,14 @@ def test_an_empty_batch_gives_an_empty_forecast(kind):
     assert result.dtype == forecast(student_of(), torch.ones(1, 64, dtype=kind)).dtype
     with pytest.raises(ValueError, match="expected"):
         student_of()(torch.zeros(0, 63))
+
+
+def test_a_student_whose_sizes_are_only_looked_at_takes_no_memory():
+    """A checkpoint may lie about them."""
+    tracemalloc.start()
+    with torch.device("meta"):
+        student = PatchStudent(**CONFIG | {"prediction_length": 1_000_000, "season": 1})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert student.fade.shape == (1_000_000,)
+    assert peak < 1_000_000  # bytes
