@@ -709,7 +709,7 @@ MOST_NOTES = 20  # files whose lines are shown, and notes that are listed under 
 MOST_REASONS = 4  # series of a file that are skipped, and warnings about it
 MOST_NAMES = 8  # columns of a file that are named
 NEWS_EVERY = 180  # s between two lines on labelling, where stderr is no terminal
-INT8_TOLERANCE = 0.01  # share of its MSE by which an int8 file may be worse than float32 ...
+INT8_TOLERANCE = 0.01  # share of MSE and WQL by which an int8 file may be worse than float32 ...
 INT8_WALKS = 512  # ... on as many random walks, where the run's own test windows are not at hand
 FEWEST_ROUNDED = 64  # numbers of a tensor of an int8 file; smaller ones stay float32
 ONNX_TOLERANCE = 1e-4  # deviations of a context by which an ONNX file may differ from PyTorch
@@ -963,11 +963,8 @@ CHINESE = {
     "Largest difference from PyTorch on {} contexts: {:.1e} of their deviation": (
         "与 PyTorch 在 {} 个上下文上的最大差异: {:.1e} 个标准差"
     ),
-    "MSE on {:,} windows: {:.4f} in float32, {:.4f} in int8 ({:+.2f} %)": (
-        "{:,} 个窗口上的 MSE: float32 {:.4f}，int8 {:.4f} ({:+.2f} %)"
-    ),
-    "WQL of the quantiles: {:.4f} in float32, {:.4f} in int8 ({:+.2f} %)": (
-        "分位数的 WQL: float32 {:.4f}，int8 {:.4f} ({:+.2f} %)"
+    "{} on {:,} windows: {:.4f} in float32, {:.4f} in int8 ({:+.2f} %)": (
+        "{} ({:,} 个窗口): float32 {:.4f}，int8 {:.4f} ({:+.2f} %)"
     ),
     "Size: {:.2f} MB": "大小: {:.2f} MB",
     "the run's own test windows are not at hand, random walks are taken: {}": (
@@ -1725,8 +1722,8 @@ CHINESE = {
     "{}: not kept: it differs from PyTorch by {:.1e} deviations": (
         "{}: 未保存: 与 PyTorch 相差 {:.1e} 个标准差"
     ),
-    "{}: not kept: the MSE of int8 is {:.2f} % above that of float32, more than {:g} %": (
-        "{}: 未保存: int8 的 MSE 比 float32 高 {:.2f} %，超过 {:g} %"
+    "{}: not kept: the {} of int8 is {:.2f} % above that of float32, more than {:g} %": (
+        "{}: 未保存: int8 的 {} 比 float32 高 {:.2f} %，超过 {:g} %"
     ),
     "--int8: a hub folder has float32; give --format onnx": (
         "--int8: hub 文件夹为 float32；请用 --format onnx"
@@ -12050,7 +12047,7 @@ def shorten_names(graph):
 
 
 def refuse_worse(content, opened, path, job):
-    """Say what int8 does to the errors. Raises UserError where the MSE is too much higher."""
+    """Say what int8 does to MSE and WQL. Raises UserError where one is too much higher."""
     voice = job.voice
     windows = own_test_windows(opened, voice)
     if windows is None:
@@ -12060,21 +12057,20 @@ def refuse_worse(content, opened, path, job):
         answer = student_answers(student, windows.horizon, job)
         found.append(score_answers(answer, windows, EVAL_BATCH, job))
     (scores, quantiles), (int8_scores, int8_quantiles) = found
-    voice.say(
-        "MSE on {:,} windows: {:.4f} in float32, {:.4f} in int8 ({:+.2f} %)",
-        *(len(windows), scores.mse, int8_scores.mse, per_cent_more(int8_scores.mse, scores.mse)),
-    )
+    errors = {"MSE": (scores.mse, int8_scores.mse)}
     if quantiles:
-        change = per_cent_more(int8_quantiles.wql, quantiles.wql)
+        errors["WQL"] = (quantiles.wql, int8_quantiles.wql)
+    for name, (exact, rounded) in errors.items():
         voice.say(
-            "WQL of the quantiles: {:.4f} in float32, {:.4f} in int8 ({:+.2f} %)",
-            *(quantiles.wql, int8_quantiles.wql, change),
+            "{} on {:,} windows: {:.4f} in float32, {:.4f} in int8 ({:+.2f} %)",
+            *(name, len(windows), exact, rounded, per_cent_more(rounded, exact)),
         )
-    if not int8_scores.mse <= (1 + INT8_TOLERANCE) * scores.mse:
-        raise UserError(
-            "{}: not kept: the MSE of int8 is {:.2f} % above that of float32, more than {:g} %",
-            *(path, per_cent_more(int8_scores.mse, scores.mse), 100 * INT8_TOLERANCE),
-        )
+    for name, (exact, rounded) in errors.items():
+        if not rounded <= (1 + INT8_TOLERANCE) * exact:
+            raise UserError(
+                "{}: not kept: the {} of int8 is {:.2f} % above that of float32, more than {:g} %",
+                *(path, name, per_cent_more(rounded, exact), 100 * INT8_TOLERANCE),
+            )
     voice.say("Size: {:.2f} MB", 1e-6 * len(content))
 
 

@@ -294,8 +294,9 @@ def test_int8_is_small_as_good_and_says_so(trained, ready_made, onnx_file, tmp_p
     for row, context in enumerate(contexts[:3]):  # whatever else is in the batch
         alone, _ = session.run(None, {"context": context[None]})
         np.testing.assert_allclose(alone[0], points[row], atol=1e-5)
-    exact, _ = session_of(onnx_file).run(None, {"context": walks(20)})
-    difference = np.abs(points[:20] - exact).max()
+    exact, exact_quantiles = session_of(onnx_file).run(None, {"context": walks(20)})
+    np.testing.assert_allclose(points[:20], exact, atol=0.1 * walks(20).std(1).max())
+    difference = np.abs(quantiles[:20] - exact_quantiles).max()
     assert 0 < difference < 0.1 * walks(20).std(1).max()
 
 
@@ -324,7 +325,7 @@ def test_int8_that_costs_more_than_it_may_is_not_kept(
     monkeypatch.setattr(md, "rounded_weights", round_badly)
     assert export(run, "onnx", "--int8") == 2
     error = capsys.readouterr().err.strip()
-    assert "student_int8.onnx: not kept: the MSE of int8 is " in error
+    assert re.search(r"student_int8\.onnx: not kept: the (MSE|WQL) of int8 is ", error)
     assert len(error.splitlines()) == 1
     assert {*os.listdir(run)} == before
 
@@ -367,7 +368,7 @@ def test_an_onnx_file_is_scored_as_its_run_is(
     for metric in ("mse", "mae", "mase", "wql", "coverage_80"):
         assert rows[str(onnx_file)][metric] == pytest.approx(truth[metric], rel=1e-4)
         assert rows[str(small)][metric] == pytest.approx(truth[metric], rel=0.02)
-    assert rows[str(small)]["mse"] != rows[str(onnx_file)]["mse"]
+    assert rows[str(small)]["wql"] != rows[str(onnx_file)]["wql"]
     assert rows[str(small)]["parameters"] == truth["parameters"]
     assert rows[str(small)]["bytes"] == small.stat().st_size
 
