@@ -125,7 +125,7 @@ DEMO = {
     "save_dir": "checkpoints/demo/run",
     "teacher_model": str(Path(__file__).resolve().parent / "checkpoints" / "demo_teacher"),
     "max_windows": 100,
-    "num_epochs": 8,
+    "num_epochs": 6,
     "learning_rate": 1e-3,
 }
 
