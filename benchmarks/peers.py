@@ -8,14 +8,15 @@ None of the further packages is needed for anything else here. All models have r
 which changes no time: the student at the script's sizes (torch, ONNX, ONNX with int8 weights),
 Chronos-Bolt (tiny), TTM (context 512, as published), PatchTST of transformers (the student's sizes)
 and MOIRAI 1 (small, 100 samples). A step of training is that of the student and of neuralforecast's
-PatchTST of the same sizes, batch 32. Everything is timed in turn in one process; a time is the
-median over the turns, in milliseconds a window. A row whose package is not there says so.
+PatchTST of the same sizes, batch 32. All models take turns of half a second in one process; a time
+is the median of their calls, in milliseconds a window. A row whose package is not there says so.
 """
 
 import argparse
 import contextlib
 import io
 import logging
+import math
 import os
 import platform
 import statistics
@@ -32,6 +33,8 @@ from torch import nn
 
 BATCHES = (1, 64)
 PATCH = 32  # of MOIRAI
+TURN = 0.5  # s of a model in each turn ...
+UNCOUNTED = 5  # ... after so many calls
 
 
 # -- Forecasters -----------------------------------------------------------------------------------
@@ -289,16 +292,20 @@ def built(table):
 
 
 def take_turns(calls, seconds):
-    """key -> median seconds of a call; each is called for about `seconds` in all, by turns."""
-    for call in calls.values():  # once for what is set up at first
-        call()
+    """key -> median seconds of a call; each is called for about `seconds` in all, by turns.
+
+    A turn begins with calls that do not count: the models before it took caches and memory.
+    """
     took = {key: [] for key in calls}
-    ends = time.perf_counter() + seconds * len(calls)
-    while time.perf_counter() < ends:
+    for _ in range(math.ceil(seconds / TURN)):
         for key, call in calls.items():
-            began = time.perf_counter()
-            call()
-            took[key].append(time.perf_counter() - began)
+            for _ in range(UNCOUNTED):
+                call()
+            ends = time.perf_counter() + TURN
+            while time.perf_counter() < ends:
+                began = time.perf_counter()
+                call()
+                took[key].append(time.perf_counter() - began)
     return {key: statistics.median(times) for key, times in took.items()}
 
 
