@@ -226,23 +226,28 @@ FORECASTERS = {
 # -- Training --------------------------------------------------------------------------------------
 
 
-def student_step():
-    """(weights, call of a step) of the student, points alone, by the script's optimizer."""
-    model = student_model().train()
+def step_of(model, ask):
+    """(weights, call of a step) of a model; `ask(contexts (B, L))` gives its forecasts (B, H)."""
+    model.train()
     optimizer = optimizer_of(model)
-    windows = series_windows(BATCH)
-    context, truth, _ = windows.batch(np.arange(BATCH))
+    context, truth, _ = series_windows(BATCH).batch(np.arange(BATCH))
 
     def step():
         optimizer.zero_grad()
-        nn.functional.mse_loss(model(context), truth).backward()
+        nn.functional.mse_loss(ask(context), truth).backward()
         optimizer.step()
 
     return count_weights(model), step
 
 
+def student_step():
+    """The student, points alone."""
+    model = student_model()
+    return step_of(model, model)
+
+
 def neural_step():
-    """The same of neuralforecast's PatchTST of the same sizes."""
+    """neuralforecast's PatchTST of the student's sizes."""
     from neuralforecast.losses.pytorch import MSE
     from neuralforecast.models import PatchTST
 
@@ -257,18 +262,8 @@ def neural_step():
         n_heads=STUDENT["num_heads"],
         loss=MSE(),
         max_steps=1,
-    ).train()
-    optimizer = optimizer_of(model)
-    windows = series_windows(BATCH)
-    context, truth, _ = windows.batch(np.arange(BATCH))
-
-    def step():
-        optimizer.zero_grad()
-        forecast = model({"insample_y": context[..., None]})
-        nn.functional.mse_loss(forecast[..., 0], truth).backward()
-        optimizer.step()
-
-    return count_weights(model), step
+    )
+    return step_of(model, lambda contexts: model({"insample_y": contexts[..., None]})[..., 0])
 
 
 STEPS = {
