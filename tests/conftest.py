@@ -242,6 +242,16 @@ def csv_folder(tmp_path):
     return folder
 
 
+@pytest.fixture
+def few_csvs(tmp_path):
+    """Folder of 6 hourly CSVs of 300 rows: the fewer files a run reads, the sooner it is over."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(6):
+        hourly(300, seed=number).to_csv(folder / f"s{number:02d}.csv", index=False)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def trained(teacher_folder, tmp_path_factory):
     """Folder with data (12 hourly CSVs), a distilled run, its alpha-0 twin, and the label cache."""

@@ -215,16 +215,16 @@ def test_moe_takes_so_few_windows_a_call_that_its_samples_fit(folders, monkeypat
     assert seen == [4, 4, 1]
 
 
-def test_each_generation_has_its_own_labels_in_one_cache(folders, csv_folder, tmp_path, capsys):
+def test_each_generation_has_its_own_labels_in_one_cache(folders, few_csvs, tmp_path, capsys):
     asked = ["--teacher_point", "median", "--num_samples", "10"]
     labels = {}
     for kind, folder in folders.items():
-        assert label(folder, csv_folder, tmp_path, *asked) == 0
+        assert label(folder, few_csvs, tmp_path, *asked) == 0
         out = capsys.readouterr().out
         assert "Label cache hit" not in out
         place = out.rsplit("windows: ", 1)[1].strip()
         labels[kind] = np.fromfile(f"{place}/labels.bin", "<f4")[: 10 * 2 * 16]
-        assert label(folder, csv_folder, tmp_path, *asked) == 0
+        assert label(folder, few_csvs, tmp_path, *asked) == 0
         assert f"Label cache hit, no teacher call: {place}" in capsys.readouterr().out
     assert len(list((tmp_path / "cache").iterdir())) == 3
     assert all(np.isfinite(values).all() for values in labels.values())
@@ -232,21 +232,21 @@ def test_each_generation_has_its_own_labels_in_one_cache(folders, csv_folder, tm
     assert not np.array_equal(labels["1.x"], labels["2.0"])
 
 
-def test_labels_of_2_0_are_used_whatever_num_samples_is(folders, csv_folder, tmp_path, capsys):
+def test_labels_of_2_0_are_used_whatever_num_samples_is(folders, few_csvs, tmp_path, capsys):
     """It gives its quantiles; the others' median is one of samples."""
     asked = ["--teacher_point", "median", "--num_samples"]
     for kind, is_hit in (("2.0", True), ("1.x", False)):
-        assert label(folders[kind], csv_folder, tmp_path, *asked, "10") == 0
+        assert label(folders[kind], few_csvs, tmp_path, *asked, "10") == 0
         capsys.readouterr()
-        assert label(folders[kind], csv_folder, tmp_path, *asked, "7") == 0
+        assert label(folders[kind], few_csvs, tmp_path, *asked, "7") == 0
         assert ("Label cache hit" in capsys.readouterr().out) == is_hit
 
 
-def test_a_run_on_labels_of_2_0_with_other_num_samples_is_resumed(folders, csv_folder, tmp_path):
+def test_a_run_on_labels_of_2_0_with_other_num_samples_is_resumed(folders, few_csvs, tmp_path):
     asked = ["--teacher_point", "median", "--num_samples"]
-    assert label(folders["2.0"], csv_folder, tmp_path, *asked, "7") == 0
+    assert label(folders["2.0"], few_csvs, tmp_path, *asked, "7") == 0
     words = ["train", *SMALL.split(), *SMALL_RUN.split(), "--alpha", "0.5", *asked, "10"]
-    words += ["--data_dir", str(csv_folder), "--label_cache", str(tmp_path / "cache")]
+    words += ["--data_dir", str(few_csvs), "--label_cache", str(tmp_path / "cache")]
     words += ["--teacher_model", str(folders["2.0"]), "--save_dir", str(tmp_path / "run")]
     words += ["--num_epochs"]
     assert md.main([*words, "1"]) == 0
@@ -255,10 +255,10 @@ def test_a_run_on_labels_of_2_0_with_other_num_samples_is_resumed(folders, csv_f
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_generation_cannot_do_is_one_clear_line(folders, csv_folder, tmp_path, capsys, kind):
+def test_what_a_generation_cannot_do_is_one_clear_line(folders, few_csvs, tmp_path, capsys, kind):
     def refusal(folder, *more):
         """Last line that a refused labelling prints."""
-        assert label(folder, csv_folder, tmp_path, *more) == 2
+        assert label(folder, few_csvs, tmp_path, *more) == 2
         return capsys.readouterr().err.splitlines()[-1]
 
     folder = folders[kind]

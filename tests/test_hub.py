@@ -163,7 +163,7 @@ class Net:
         self.root = root
         self.data = root / "data"
         self.data.mkdir()
-        for number in range(12):
+        for number in range(4):
             hourly(300, seed=number).to_csv(self.data / f"s{number:02d}.csv", index=False)
         sizes = {"d_model": 16, "num_layers": 1, "num_heads": 2, "patch_size": 8, "dropout": 0.1}
         student = md.PatchStudent(64, 16, **sizes, info={"freqs": ["h"]})

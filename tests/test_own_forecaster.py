@@ -45,9 +45,9 @@ def labels_of(windows, file, cache, **changes):
     return md.get_labels(task, make_job())
 
 
-def test_it_gets_contexts_in_the_units_of_the_series(csv_folder, tmp_path):
+def test_it_gets_contexts_in_the_units_of_the_series(few_csvs, tmp_path):
     """The labels of the last value, by a file of the user's, are the last values."""
-    windows = split_folder(csv_folder).windows["train"]
+    windows = split_folder(few_csvs).windows["train"]
     labels = labels_of(windows, write(tmp_path, LAST_VALUE), tmp_path / "cache")
     context, _, _ = windows.batch(np.arange(len(windows)))
     expected = context[:, -1:].expand(-1, windows.horizon)
@@ -94,8 +94,8 @@ def test_the_file_and_its_version_make_the_key(tmp_path):
     assert len({first, second, third}) == 3
 
 
-def test_its_labels_are_a_cache_hit_whatever_the_flags_of_moirai_are(csv_folder, tmp_path):
-    windows = split_folder(csv_folder).windows["train"]
+def test_its_labels_are_a_cache_hit_whatever_the_flags_of_moirai_are(few_csvs, tmp_path):
+    windows = split_folder(few_csvs).windows["train"]
     file = write(tmp_path, LAST_VALUE)
     labels = labels_of(windows, file, tmp_path / "cache")
     assert labels.manifest["licence"] == "Apache-2.0"
@@ -118,8 +118,8 @@ def forecast(context, horizon):
 """
 
 
-def test_its_quantiles_are_labels(csv_folder, tmp_path):
-    windows = split_folder(csv_folder).windows["train"]
+def test_its_quantiles_are_labels(few_csvs, tmp_path):
+    windows = split_folder(few_csvs).windows["train"]
     labels = labels_of(windows, write(tmp_path, FAN), tmp_path / "cache", quantiles="on")
     index = np.arange(len(windows))
     context, _, _ = windows.batch(index)
@@ -142,8 +142,8 @@ def forecast(context, horizon):
 """
 
 
-def test_it_is_asked_once_about_each_window_for_points_and_quantiles(csv_folder, tmp_path):
-    windows = split_folder(csv_folder).windows["test"]
+def test_it_is_asked_once_about_each_window_for_points_and_quantiles(few_csvs, tmp_path):
+    windows = split_folder(few_csvs).windows["test"]
     other = md.own_forecaster(str(write(tmp_path, COUNTING)))
     answer = md.other_answers(other, windows)
     scores, quantiles = md.score_answers(answer, windows, 64, make_job())
@@ -153,19 +153,19 @@ def test_it_is_asked_once_about_each_window_for_points_and_quantiles(csv_folder,
     assert 0.9 < quantiles.coverage_80 <= 1  # steps of a whole unit
 
 
-def test_one_that_gives_quantiles_now_and_then_is_one_line(csv_folder, tmp_path):
+def test_one_that_gives_quantiles_now_and_then_is_one_line(few_csvs, tmp_path):
     text = FAN + "    quantiles = context[:, -1:, None] + steps\n"
     text += "    return quantiles if len(context) > 1 else quantiles[:, 4]\n"
     text = text.replace("    return context[:, -1:, None] + steps\n", "")
-    windows = split_folder(csv_folder).windows["test"]
+    windows = split_folder(few_csvs).windows["test"]
     other = md.own_forecaster(str(write(tmp_path, text)))
     other.answer_windows(windows, np.arange(2))
     with pytest.raises(md.UserError, match="quantiles for some contexts, and points for others"):
         other.answer_windows(windows, np.arange(1))
 
 
-def test_a_file_without_quantiles_is_not_asked_for_them_again(csv_folder, tmp_path):
-    windows = split_folder(csv_folder).windows["train"]
+def test_a_file_without_quantiles_is_not_asked_for_them_again(few_csvs, tmp_path):
+    windows = split_folder(few_csvs).windows["train"]
     file = write(tmp_path, LAST_VALUE)
     for quantiles in ("off", "on"):
         labels = labels_of(windows, file, tmp_path / "cache", quantiles=quantiles)
@@ -227,8 +227,8 @@ def test_a_hub_id_that_ends_like_a_file_is_not_run(tmp_path, monkeypatch):
     assert md.is_own_file("missing.py")  # which is said at once, not after a look at the hub
 
 
-def test_a_missing_file_is_one_line(csv_folder, tmp_path, capsys):
-    words = ["label", "--lang", "en", "--data_dir", str(csv_folder), "--device", "cpu"]
+def test_a_missing_file_is_one_line(few_csvs, tmp_path, capsys):
+    words = ["label", "--lang", "en", "--data_dir", str(few_csvs), "--device", "cpu"]
     words += ["--teacher_model", str(tmp_path / "mine.py")]
     for cache in (tmp_path / "new", tmp_path):  # carried labels may lie in one that is there
         assert md.main([*words, *SMALL.split()[:4], "--label_cache", str(cache)]) == 2

@@ -513,9 +513,7 @@ def test_to_predict_imports_nothing_that_a_forecast_does_not_need(run, tmp_path)
     assert len(pd.read_csv(output)) == H
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], ["predict", "--help"], ["--data_dir", "nope", "--alpha", "5"]]
-)
+@pytest.mark.parametrize("words", [["predict", "--help"], ["--data_dir", "nope", "--alpha", "5"]])
 def test_help_and_an_argument_error_import_nothing_slow(words):
     assert modules_after(*words) & SLOW == set()
 

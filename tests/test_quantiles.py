@@ -58,9 +58,9 @@ def wild_student(seed=0):
 
 
 @pytest.fixture
-def windows(csv_folder):
+def windows(few_csvs):
     """40 training windows."""
-    return split_folder(csv_folder, max_windows=4).windows["train"]
+    return split_folder(few_csvs, max_windows=4).windows["train"]
 
 
 def labels_of(windows, teacher_folder, cache, **changes):
@@ -349,8 +349,8 @@ def test_a_mirrored_window_has_its_levels_reversed():
     assert torch.equal(mirrored.observed, batch.observed)
 
 
-def test_wql_and_coverage_are_those_of_their_definitions(csv_folder):
-    windows = split_folder(csv_folder).windows["test"]
+def test_wql_and_coverage_are_those_of_their_definitions(few_csvs):
+    windows = split_folder(few_csvs).windows["test"]
     _, truth, observed = windows.batch(np.arange(len(windows)))
     spread = torch.linspace(-1, 1, 9)[:, None] * torch.linspace(0.1, 0.6, H)
 
@@ -390,8 +390,8 @@ def training_of(data, tmp_path, **changes):
     return md.Training(parts["train"], parts["validation"], None, config, {}, tmp_path)
 
 
-def test_learning_lowers_the_loss_and_leaves_the_point_as_it_is(csv_folder, tmp_path):
-    training = training_of(csv_folder, tmp_path)
+def test_learning_lowers_the_loss_and_leaves_the_point_as_it_is(few_csvs, tmp_path):
+    training = training_of(few_csvs, tmp_path)
     student = student_of()
     plain = copy.deepcopy(student)
     job = make_job()
@@ -466,9 +466,9 @@ def test_a_calibration_that_does_not_help_is_not_kept(csv_folder, tmp_path, monk
     assert student.quantile_head.calibration.tolist() == [1] * H
 
 
-def test_with_alpha_one_the_quantiles_are_the_teachers(csv_folder, teacher_folder, tmp_path):
+def test_with_alpha_one_the_quantiles_are_the_teachers(few_csvs, teacher_folder, tmp_path):
     """And with other levels of the teacher they would be others."""
-    training = training_of(csv_folder, tmp_path, alpha=1.0, augment="off")
+    training = training_of(few_csvs, tmp_path, alpha=1.0, augment="off")
     labels = labels_of(training.windows, teacher_folder, tmp_path, num_samples=20)
     training.labels = labels
     index = np.arange(len(training.windows))
