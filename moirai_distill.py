@@ -3816,7 +3816,8 @@ def read_frame(content, layout, config):
     refuse_surplus(frame)
     for place in positions:
         cells = frame.iloc[:, place].astype(object)
-        frame.isetitem(place, cells.map(without_mark))
+        as_written = {cell: without_mark(cell) for cell in cells.unique()}  # ids repeat
+        frame.isetitem(place, cells.map(as_written))
     names = [str(name).strip() for name in frame.columns]
     if len(set(names)) == len(names):
         frame.columns = names
@@ -11814,9 +11815,10 @@ def save_forecasts(output, forecasts, file, levels):
         stamps = stamp_columns(table.index, file.times)
     stamps = {as_text_cell(str(name)): texts for name, texts in stamps.items()}
     layout = file.layout
-    separator = layout.separator
     frame = pd.concat([pd.DataFrame(stamps), table.reset_index(drop=True)], axis=1)
-    content = frame.to_csv(index=False, sep=separator, decimal=layout.decimal).encode()
+    if layout.decimal == ".":  # Python's own numbers are written in half of the time, all the same
+        frame = frame.astype(object)
+    content = frame.to_csv(index=False, sep=layout.separator, decimal=layout.decimal).encode()
     if str(output).lower().endswith(".gz"):
         content = gzip.compress(content)
     with output_file(output) as target:
