@@ -10733,9 +10733,10 @@ class Panel:
 
 def draw(path, panels):
     """Write a picture of panels, one below the other, with one legend beside them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 1 + 2.4 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(10, 1 + 2.4 * len(panels)), dpi=110, layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     colours = colours_of(panels)
     lines = {}  # name -> a line of it, for the legend
@@ -10763,7 +10764,7 @@ def draw(path, panels):
     for text in legend.get_texts():
         text.set_parse_math(False)
     with atomic(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+        FigureCanvasAgg(figure).print_png(file)  # figure.savefig would draw it twice
 
 
 def colours_of(panels):
