@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import data_config, files_read, raw_series
-from matplotlib.figure import Figure
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import moirai_distill as md
 
@@ -18,12 +18,12 @@ def figures(monkeypatch):
     """The Figures that are drawn, laid out, in place of their files."""
     drawn = []
 
-    def keep(figure, file, **_settings):
-        figure.draw_without_rendering()
-        drawn.append(figure)
+    def keep(canvas, file):
+        canvas.figure.draw_without_rendering()
+        drawn.append(canvas.figure)
         file.write(b"picture")
 
-    monkeypatch.setattr(Figure, "savefig", keep)
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", keep)
     return drawn
 
 
