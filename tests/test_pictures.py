@@ -19,7 +19,7 @@ def figures(monkeypatch):
     drawn = []
 
     def keep(canvas, file):
-        canvas.figure.draw_without_rendering()
+        canvas.draw()  # which lays it out
         drawn.append(canvas.figure)
         file.write(b"picture")
 
