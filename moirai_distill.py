@@ -11084,16 +11084,7 @@ def compare(entrants, data, folder, job):
         rows[name] = Row(*score_answers(answer, test, EVAL_BATCH, job))
     if job.rank != 0:
         return None
-    for name, opened in entrants.students.items():
-        rows[name].alpha = opened.content.get("run_config", {}).get("alpha")
-        rows[name].weights_id = opened.weights_id
-        rows[name].making = making_of(opened.content)
-        rows[name].cost = student_cost(opened, test)
-    if labels:
-        rows["teacher"].cost = teacher_cost(entrants.teacher, labels, test, job.voice)
-    for name, other in entrants.others.items():
-        rows[name].cost = other_cost(other, test)
-        rows[name].is_other = True
+    add_facts(rows, entrants, labels, test, job.voice)
 
     tell_rows(rows, len(test), job.voice)
     tell_quantiles(rows, job.voice)
@@ -11102,6 +11093,21 @@ def compare(entrants, data, folder, job):
     draw_evaluation(folder, rows, answers, test)
     job.voice.say("Table and pictures: {}", folder)
     return rows
+
+
+def add_facts(rows, entrants, labels, test, voice):
+    """Add to the Rows of Entrants what they are, and what their forecasts cost."""
+    for name, opened in entrants.students.items():
+        row = rows[name]
+        row.alpha = opened.content.get("run_config", {}).get("alpha")
+        row.weights_id = opened.weights_id
+        row.making = making_of(opened.content)
+        row.cost = student_cost(opened, test)
+    if labels:
+        rows["teacher"].cost = teacher_cost(entrants.teacher, labels, test, voice)
+    for name, other in entrants.others.items():
+        rows[name].cost = other_cost(other, test)
+        rows[name].is_other = True
 
 
 def answers_of(entrants, labels, test, job):
@@ -12617,29 +12623,19 @@ def main(argv=None):
     for output in (sys.stdout, sys.stderr):
         if hasattr(output, "reconfigure"):  # a console that cannot print Chinese shows escapes
             output.reconfigure(errors="backslashreplace")
-    commands = {
-        "train": train,
-        "evaluate": evaluate,
-        "predict": predict,
-        "export": export,
-        "label": label,
-    }
     if is_started_by_fabric():
         threading.Thread(target=end_with_parent, daemon=True).start()
     words = sys.argv[1:] if argv is None else argv
     language = language_of(words)  # of what ends the program, perhaps before all flags are read
     stop = Stop(language)
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():  # Python allows no other one
-        for signum in stopping_signals():
-            handlers[signum] = signal.signal(signum, stop)
+    with caught_signals(stop):
+        return exit_code_of(words, stop, language)
+
+
+def exit_code_of(words, stop, language):
+    """Do what a command line says, and tell in one line what ends it early."""
     try:
-        if sys.version_info < OLDEST_PYTHON:
-            oldest = ".".join(map(str, OLDEST_PYTHON))
-            found = sys.version.split()[0]
-            raise UserError("this is Python {}; it takes {} or newer", found, oldest)
-        args = parse_arguments(words)
-        commands[args.command](args, Voice(args.lang), stop)
+        run_command(words, stop)
         return 0
     except Interrupted as interruption:
         signum = interruption.args[0]
@@ -12660,11 +12656,39 @@ def main(argv=None):
     except OSError as error:
         where = error.filename or Message("input or output")
         problem = Message("{}: {}", (where, error.strerror or error))
+    tell_end(Message("error: {}", (problem,)), language)
+    return 2
+
+
+def run_command(words, stop):
+    """Do what a command line says. Raises UserError and whatever the command raises."""
+    if sys.version_info < OLDEST_PYTHON:
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        found = sys.version.split()[0]
+        raise UserError("this is Python {}; it takes {} or newer", found, oldest)
+    commands = {
+        "train": train,
+        "evaluate": evaluate,
+        "predict": predict,
+        "export": export,
+        "label": label,
+    }
+    args = parse_arguments(words)
+    commands[args.command](args, Voice(args.lang), stop)
+
+
+@contextlib.contextmanager
+def caught_signals(stop):
+    """Inside, signals that stop a program are told to `stop`; in a thread, Python allows none."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for signum in stopping_signals():
+            handlers[signum] = signal.signal(signum, stop)
+    try:
+        yield
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
-    tell_end(Message("error: {}", (problem,)), language)
-    return 2
 
 
 def stopping_signals():

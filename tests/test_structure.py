@@ -216,10 +216,10 @@ def test_import_prints_nothing_writes_nothing_and_changes_nothing(tmp_path):
 # -- Flags -----------------------------------------------------------------------------------------
 
 
-def test_every_flag_is_read_by_a_command_or_main():
+def test_every_flag_is_read_by_a_command_or_what_runs_it():
     """A check of its range is no use of a flag."""
     readers = [function for function in FUNCTIONS if room_of(function.lineno) == "Commands"]
-    readers += [function for function in FUNCTIONS if function.name == "main"]
+    readers += [function for function in FUNCTIONS if function.name == "run_command"]
     read = names_read(readers).union(*picked().values())
     assert len(ALL_FLAGS) > 35
     assert ALL_FLAGS.keys() - read == set()
