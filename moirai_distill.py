@@ -672,6 +672,8 @@ FEWEST_ROWS = 3  # of a series of the long format, in the mean
 SHORTEST_FILE = 5  # rows; with fewer no column is the value by default
 FEWEST_KNOWN = 0.02  # share of the cells that holds a number in a column that is a value by default
 FEW_VALUES = 5  # so many different ones, or fewer, seem to be of a flag or a class
+CYCLE_WINDOWS = 256  # of training, at most, by which a cycle is looked for
+CLEAR_CYCLE = 0.4  # mean similarity of windows to themselves later, from which on they repeat
 FEWEST_SENTINELS = 2  # times that a value far from the rest seems to mean "missing"
 MOST_IN_PHASE = 0.8  # length of the mean phase of stamps that keep to one step; 1 = exactly
 MUCH_MISSING = 0.05  # share of the steps of a file without a row that is warned of
@@ -1668,6 +1670,10 @@ CHINESE = {
     ),
     "files without timestamps are taken as hourly: season 24 (--season changes it)": (
         "没有时间戳的文件视为每小时一行: 季节周期 24 (用 --season 更改)"
+    ),
+    "rows without timestamps seem to repeat about every {} steps: --season {} lets the student and"
+    " seasonal-naive know it": (
+        "没有时间戳的行似乎约每 {} 步重复一次: 用 --season {} 告诉学生模型和季节性朴素预测"
     ),
     "{} windows have a non-finite label; where they train, they train on truth alone": (
         "{} 个窗口的标签不是有限值；训练时这些窗口只用真值"
@@ -6683,6 +6689,53 @@ def make_windows(chosen, config):
     )
 
 
+def other_season(windows, usual):
+    """About the number of steps after which windows without timestamps seem to repeat.
+
+    None where none do, or where the `usual` number is nearly as good. It is the first peak of their
+    mean similarity to themselves so many steps later that is about as high as the highest one, and
+    stands clearly above what comes before it. A straight line is taken off each window before, as
+    a trend looks like a long cycle.
+    """
+    index = np.flatnonzero(windows.freq_of(np.arange(len(windows))) == "")
+    spread = np.linspace(0, len(index) - 1, min(len(index), CYCLE_WINDOWS))
+    context, truth, _ = windows.batch(index[spread.astype(np.int64)])
+    values = torch.cat([context, truth], 1).double().numpy()  # (W, T)
+    time = np.linspace(-1, 1, values.shape[1])
+    values = values - values.mean(1, keepdims=True)
+    values = values - np.outer(values @ time / (time @ time), time)
+    varies = values.std(1) > 0
+    if not varies.any() or values.shape[1] < 4 * (usual + 1):  # four cycles are to be seen
+        return None
+
+    similar = self_similarity(values[varies]).mean(0)  # (T // 4,)
+    lowest_before = np.minimum.accumulate(similar)
+    is_peak = np.zeros(len(similar), bool)
+    is_peak[1:-1] = (similar[1:-1] > similar[:-2]) & (similar[1:-1] >= similar[2:])
+    is_peak &= (similar >= CLEAR_CYCLE) & (similar - lowest_before >= CLEAR_CYCLE)
+    if not is_peak.any():
+        return None
+    highest = similar[is_peak].max()
+    if similar[usual] >= 0.5 * highest:  # a week of hours repeats better than a day
+        return None
+    return int(np.flatnonzero(is_peak & (similar >= 0.9 * highest))[0])
+
+
+def self_similarity(values):
+    """How alike windows (W, T) are to themselves k steps later, (W, T // 4) for k = 0, 1, ...
+
+    1 is the same, 0 unrelated, -1 mirrored: 2 * sum(a * b) / sum(a ** 2 + b ** 2).
+    """
+    length = values.shape[1]
+    count = length // 4
+    spectrum = np.abs(np.fft.rfft(values, 2 * length)) ** 2
+    products = np.fft.irfft(spectrum)[:, :count]
+    energy = np.cumsum(values**2, axis=1)
+    until = energy[:, ::-1][:, :count]  # of all but the last k
+    since = energy[:, -1:] - np.pad(energy, ((0, 0), (1, 0)))[:, :count]  # of all but the first k
+    return 2 * products / np.maximum(until + since, np.finfo(np.float64).tiny)
+
+
 def label_digest(series, starts, length):
     """Bytes that identify what the labels of the windows of one series depend on.
 
@@ -10153,7 +10206,19 @@ def split_and_tell(files, config, voice):
     )
     if config.season == "auto" and "" in windows.freqs:
         voice.note("files without timestamps are taken as hourly: season 24 (--season changes it)")
+        warn_of_season(windows, voice)
     return data
+
+
+def warn_of_season(windows, voice):
+    """Say it where windows without timestamps seem to have another season than they are given."""
+    season = other_season(windows, usual=season_of(""))
+    if season:
+        voice.warn(
+            "rows without timestamps seem to repeat about every {} steps: --season {} lets the"
+            " student and seasonal-naive know it",
+            *(season, season),
+        )
 
 
 def tell_files(data, voice):

@@ -1415,3 +1415,50 @@ def test_the_error_of_data_that_is_too_short_ends_with_a_command_that_works(tmp_
     assert "--context_length 48 --prediction_length 12" in command
     assert "--patch_size 48" in command  # it was given, and is too long now
     assert md.main(shlex.split(command)[2:]) == 0
+
+
+# -- A season without timestamps -------------------------------------------------------------------
+
+
+def season_found(values):
+    """What `other_season` finds in a series without timestamps whose season is taken to be 24."""
+    files = files_read({"a.csv": [raw_series("a", values, "")]})
+    config = data_config(context_length=300, prediction_length=60, split_by="time")
+    return md.other_season(md.split_data(files, config).windows["train"], usual=24)
+
+
+@settings(deadline=None, max_examples=25)
+@given(period=st.integers(5, 85), seed=st.integers(0, 2**32 - 1))
+def test_the_cycle_of_rows_without_timestamps_is_found_unless_24_is_as_good(period, seed):
+    random = np.random.default_rng(seed)
+    cycle = random.permutation(period) / period  # no two steps of it are alike
+    values = np.resize(cycle, 900) + random.normal(0, 0.05, 900) + 0.001 * np.arange(900)
+    assert season_found(values) == (None if 24 % period == 0 else period)
+
+
+@pytest.mark.parametrize("memory", [0, 0.9, 1])
+def test_rows_without_a_cycle_have_no_season(memory):
+    values = np.random.default_rng(5).normal(size=900)
+    for row in range(1, 900):
+        values[row] += memory * values[row - 1]
+    assert season_found(values) is None
+
+
+def test_a_trend_and_a_constant_have_no_season():
+    assert season_found(np.exp(np.arange(900) / 300)) is None
+    half = np.where(np.arange(900) < 450, 1.0, 2.0)  # constant in many windows
+    assert season_found(half) is None
+
+
+def test_a_run_says_which_season_its_rows_seem_to_have(tmp_path, capsys):
+    wave = np.sin(2 * np.pi * np.arange(900) / 48) + NOISE[:900] / 1000
+    pd.DataFrame({"value": wave}).to_csv(tmp_path / "a.csv", index=False)
+    words = ["--data_dir", str(tmp_path / "a.csv"), "--device", "cpu", "--lang", "en"]
+    words += ["--save_dir", str(tmp_path / "run"), "--alpha", "0", "--num_epochs", "1"]
+    words += ["--d_model", "8", "--num_heads", "1", "--num_layers", "1", "--split_ratio", "8:1:1"]
+    words += ["--context_length", "300", "--prediction_length", "60", "--max_windows", "20"]
+    words += ["--split_by", "time", "--quantiles", "off"]
+    for season, is_told in (("auto", True), ("48", False)):
+        assert md.main([*words, "--season", season]) == 0
+        err = capsys.readouterr().err
+        assert ("repeat about every 48 steps: --season 48" in err) == is_told
