@@ -178,9 +178,8 @@ def test_a_process_that_dies_ends_the_run_with_its_error(data, tmp_path):
 @pytest.mark.skipif(
     not Path("/proc/self/task").exists(), reason="finds the second process in /proc"
 )
-@pytest.mark.parametrize("seconds", [0.3, 2])
-def test_a_process_ends_with_the_one_that_started_it_while_it_begins(data, tmp_path, seconds):
-    """Whether it imports, or waits for the first one: no signal reaches it then."""
+def test_a_process_ends_with_the_one_that_started_it_while_it_begins(data, tmp_path):
+    """No signal reaches it while it imports."""
     words = command(data, tmp_path / "run", "none", "--alpha", 0, "--devices", 2)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([*PYTHON, str(SCRIPT), *words], **quiet)
@@ -192,7 +191,7 @@ def test_a_process_ends_with_the_one_that_started_it_while_it_begins(data, tmp_p
         return found
 
     wait_until(has_begun, "the second process does not begin")
-    time.sleep(seconds)
+    time.sleep(0.3)
     assert is_running(found[0])
     process.kill()
     process.wait()

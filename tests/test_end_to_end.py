@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 from conftest import SCRIPT, SMALL, hourly, split_folder
@@ -190,7 +189,9 @@ def test_alpha_0_needs_no_uni2ts_and_loads_no_teacher(elsewhere):
     assert "教师" not in unescaped(done.stdout)
 
 
-def test_the_demo_compares_student_teacher_and_naive_and_writes_in_its_folder_alone(tmp_path):
+def test_the_demo_compares_student_teacher_and_naive_and_writes_in_its_folder_alone(
+    tmp_path, monkeypatch, capsys
+):
     home = tmp_path / "home"
     cwd = tmp_path / "cwd"
     home.mkdir()
@@ -198,9 +199,10 @@ def test_the_demo_compares_student_teacher_and_naive_and_writes_in_its_folder_al
     flags = f"--demo {QUICK} --max_files 10 --num_epochs 1 --max_windows 4 --num_samples 3"
     flags += " --season auto"
     flags += " --teacher_patch_size auto --teacher_point median --alpha 0.5 --lang en"
-    done = run_script(flags.split(), cwd, HOME=home, MPLCONFIGDIR=matplotlib.get_configdir())
-    assert done.returncode == 0, done.stderr.decode()
-    out = done.stdout.decode()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(cwd)
+    assert main(flags.split()) == 0
+    out = capsys.readouterr().out
     assert "Found 20 CSV files" in out
     found = re.findall(rf"^ *(\S+) +MSE {NUMBER}", out[out.index("Epoch 1/1") :], re.M)
     mse = {name: float(value) for name, value in found}

@@ -6,12 +6,12 @@ import dataclasses
 import io
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -263,26 +263,18 @@ def test_a_run_stopped_twice_with_a_teacher_and_dropout_goes_on_as_if_it_had_nev
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-SLOWLY = """
-import sys
-import time
+def run_slowly(words, steps_file):
+    """Run the script in this process, with a byte in a file for each step that has begun."""
+    real = md.distillation_loss
 
-import moirai_distill as md
+    def slow_loss(*parts):
+        with open(steps_file, "ab") as file:
+            file.write(b".")
+        time.sleep(0.15)
+        return real(*parts)
 
-real = md.distillation_loss
-steps_file = sys.argv.pop(1)  # holds a byte for each step that has begun
-
-
-def slow_loss(*parts):
-    with open(steps_file, "ab") as file:
-        file.write(b".")
-    time.sleep(0.15)
-    return real(*parts)
-
-
-md.distillation_loss = slow_loss
-sys.exit(md.main(sys.argv[1:]))
-"""
+    md.distillation_loss = slow_loss
+    sys.exit(md.main(words))
 
 
 @pytest.mark.parametrize(
@@ -294,15 +286,15 @@ def test_a_process_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_never_
     run_folder = tmp_path / "run"
     steps_file = tmp_path / "steps"
     steps_file.touch()
-    words = [sys.executable, "-c", SLOWLY, str(steps_file), *command(data, run_folder)]
+    words = (command(data, run_folder), steps_file)
+    process = multiprocessing.get_context("fork").Process(target=run_slowly, args=words)
+    process.start()
     in_the_middle = (epoch - 1) * STEPS + 2  # steps
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, cwd=SCRIPT.parent, **pipes) as process:
-        while steps_file.stat().st_size < in_the_middle and process.poll() is None:
-            time.sleep(0.02)
-        process.send_signal(signum)
-        errors = process.stderr.read()
-    assert process.returncode == code, errors.decode()
+    while steps_file.stat().st_size < in_the_middle and process.is_alive():
+        time.sleep(0.02)
+    os.kill(process.pid, signum)
+    process.join(100)
+    assert process.exitcode == code
     loop = load(run_folder)["loop"]
     assert loop["epoch"] == epoch - 1
     if signum == signal.SIGTERM:
