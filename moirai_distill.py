@@ -4195,7 +4195,8 @@ def parse_digits(column, bounds, time_format):
     pattern = time_format
     if time_format == "auto":
         lowest, highest = map(str, bounds)
-        pattern = PATTERN_OF_LENGTH.get(len(lowest)) if len(lowest) == len(highest) else None
+        are_of_one_length = bounds[0] >= 0 and len(lowest) == len(highest)
+        pattern = PATTERN_OF_LENGTH.get(len(lowest)) if are_of_one_length else None
     if not pattern:
         return None
     known = column.dropna()
