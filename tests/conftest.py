@@ -241,33 +241,31 @@ def teacher_folder(tmp_path_factory):
     return save_module(tmp_path_factory.mktemp("teacher") / "tiny")
 
 
+def write_hourly(folder, count):
+    """A new folder of `count` hourly CSVs of 300 rows."""
+    folder.mkdir()
+    for number in range(count):
+        hourly(300, seed=number).to_csv(folder / f"s{number:02d}.csv", index=False)
+    return folder
+
+
 @pytest.fixture
 def csv_folder(tmp_path):
     """Folder of 12 hourly CSVs of 300 rows."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for number in range(12):
-        hourly(300, seed=number).to_csv(folder / f"s{number:02d}.csv", index=False)
-    return folder
+    return write_hourly(tmp_path / "data", 12)
 
 
 @pytest.fixture
 def few_csvs(tmp_path):
     """Folder of 6 hourly CSVs of 300 rows: the fewer files a run reads, the sooner it is over."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for number in range(6):
-        hourly(300, seed=number).to_csv(folder / f"s{number:02d}.csv", index=False)
-    return folder
+    return write_hourly(tmp_path / "data", 6)
 
 
 @pytest.fixture(scope="session")
 def trained(teacher_folder, tmp_path_factory):
     """Folder with data (12 hourly CSVs), a distilled run, its alpha-0 twin, and the label cache."""
     root = tmp_path_factory.mktemp("trained")
-    (root / "data").mkdir()
-    for number in range(12):
-        hourly(300, seed=number).to_csv(root / "data" / f"s{number:02d}.csv", index=False)
+    write_hourly(root / "data", 12)
     flags = [*SMALL.split(), *SMALL_RUN.split()]
     flags += ["--data_dir", str(root / "data"), "--label_cache", str(root / "labels")]
     flags += ["--teacher_model", str(teacher_folder)]
