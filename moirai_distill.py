@@ -672,8 +672,6 @@ FEWEST_ROWS = 3  # of a series of the long format, in the mean
 SHORTEST_FILE = 5  # rows; with fewer no column is the value by default
 FEWEST_KNOWN = 0.02  # share of the cells that holds a number in a column that is a value by default
 FEW_VALUES = 5  # so many different ones, or fewer, seem to be of a flag or a class
-CYCLE_WINDOWS = 256  # of training, at most, by which a cycle is looked for
-CLEAR_CYCLE = 0.4  # mean similarity of windows to themselves later, from which on they repeat
 FEWEST_SENTINELS = 2  # times that a value far from the rest seems to mean "missing"
 MOST_IN_PHASE = 0.8  # length of the mean phase of stamps that keep to one step; 1 = exactly
 MUCH_MISSING = 0.05  # share of the steps of a file without a row that is warned of
@@ -698,6 +696,8 @@ USUAL_LENGTHS = {
     5: (260, 20),  # a business day
     7: (364, 28),  # a day
 }
+CYCLE_WINDOWS = 256  # of training, at most, by which a cycle is looked for
+CLEAR_CYCLE = 0.4  # mean similarity of windows to themselves later, from which on they repeat
 MANY_FILES = 10  # from so many usable files on, --split_by auto holds out whole files
 JUDGED_WINDOWS = 64  # training windows per sampling frequency that choose the teacher's patch size
 
@@ -4162,9 +4162,10 @@ UNITS_OF_EPOCH = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # unit -> how 
 
 
 def known_numbers(column):
-    """Those of a column of numbers that are not missing, an array: pandas takes 30 times as long.
+    """Those of a column of numbers that are not missing, as an array.
 
-    Of a table of ten thousand columns without a time column, each is asked whether it is one.
+    Of a table of ten thousand columns without a time column, each is asked whether it is one, and
+    pandas takes many times as long for each question.
     """
     values = column.to_numpy()
     return values[~np.isnan(values)]
@@ -6695,18 +6696,16 @@ def other_season(windows, usual):
 
     None where none do, or where the `usual` number is nearly as good. It is the first peak of their
     mean similarity to themselves so many steps later that is about as high as the highest one, and
-    stands clearly above what comes before it. A straight line is taken off each window before, as
-    a trend looks like a long cycle.
+    stands clearly above what comes before it.
     """
+    if windows.context_length + windows.horizon < 4 * (usual + 1):  # four cycles are to be seen
+        return None
     index = np.flatnonzero(windows.freq_of(np.arange(len(windows))) == "")
     spread = np.linspace(0, len(index) - 1, min(len(index), CYCLE_WINDOWS))
     context, truth, _ = windows.batch(index[spread.astype(np.int64)])
-    values = torch.cat([context, truth], 1).double().numpy()  # (W, T)
-    time = np.linspace(-1, 1, values.shape[1])
-    values = values - values.mean(1, keepdims=True)
-    values = values - np.outer(values @ time / (time @ time), time)
+    values = without_lines(torch.cat([context, truth], 1).double().numpy())  # (W, T)
     varies = values.std(1) > 0
-    if not varies.any() or values.shape[1] < 4 * (usual + 1):  # four cycles are to be seen
+    if not varies.any():
         return None
 
     similar = self_similarity(values[varies]).mean(0)  # (T // 4,)
@@ -6720,6 +6719,14 @@ def other_season(windows, usual):
     if similar[usual] >= 0.5 * highest:  # a week of hours repeats better than a day
         return None
     return int(np.flatnonzero(is_peak & (similar >= 0.9 * highest))[0])
+
+
+def without_lines(values):
+    """Windows (W, T) less the straight line that fits each: a trend looks like a long cycle."""
+    time = np.linspace(-1, 1, values.shape[1])
+    values = values - values.mean(1, keepdims=True)
+    slopes = values @ time / (time @ time)
+    return values - np.outer(slopes, time)
 
 
 def self_similarity(values):
@@ -9706,7 +9713,7 @@ def fit_share(student, validation, job):
     if not getattr(student, "season", 0):  # the Transformer is all there is
         return
     sample = some_windows(validation, SHARE_WINDOWS)
-    student.share.fill_(1.0)
+    student.share.fill_(1.0)  # what is added is all of it
     forecast = forecaster(student, sample.horizon, job)
     sums = torch.zeros(2).double()  # of (Transformer * what the rest leaves, Transformer ** 2)
     own = np.arange(job.rank, len(sample), job.world_size)

@@ -1457,7 +1457,7 @@ def test_a_run_says_which_season_its_rows_seem_to_have(tmp_path, capsys):
     words += ["--save_dir", str(tmp_path / "run"), "--alpha", "0", "--num_epochs", "1"]
     words += ["--d_model", "8", "--num_heads", "1", "--num_layers", "1", "--split_ratio", "8:1:1"]
     words += ["--context_length", "300", "--prediction_length", "60", "--max_windows", "20"]
-    words += ["--split_by", "time", "--quantiles", "off"]
+    words += ["--split_by", "time", "--quantiles", "off", "--stride", "1", "--columns", "first"]
     for season, is_told in (("auto", True), ("48", False)):
         assert md.main([*words, "--season", season]) == 0
         err = capsys.readouterr().err

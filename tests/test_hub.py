@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPT, SMALL, hourly
+from conftest import SCRIPT, SMALL, hourly, write_hourly
 
 import moirai_distill as md
 
@@ -161,10 +161,7 @@ class Net:
 
     def __init__(self, root, teacher):
         self.root = root
-        self.data = root / "data"
-        self.data.mkdir()
-        for number in range(4):
-            hourly(300, seed=number).to_csv(self.data / f"s{number:02d}.csv", index=False)
+        self.data = write_hourly(root / "data", 4)
         sizes = {"d_model": 16, "num_layers": 1, "num_heads": 2, "patch_size": 8, "dropout": 0.1}
         student = md.PatchStudent(64, 16, **sizes, info={"freqs": ["h"]})
         student.save_pretrained(root / "exported")
